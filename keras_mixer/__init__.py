@@ -1,0 +1,69 @@
+"""MLP-Mixer (arXiv 2105.01601) for Keras 3.
+
+    model = keras_mixer.MixerB16()
+
+Layers and models need keras and numpy alone and run under every Keras backend.
+The modules that need TensorFlow (data, trainer, evaluate ...) are imported
+when they are first used, as `keras_mixer.data` or by an import of their own.
+"""
+
+import importlib
+from typing import Any
+
+from keras_mixer import layers, models
+from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
+from keras_mixer.models import (
+    Mixer,
+    MixerB16,
+    MixerB32,
+    MixerH14,
+    MixerL16,
+    MixerL32,
+    MixerS8,
+    MixerS16,
+    MixerS32,
+    decode_predictions,
+    preprocess_input,
+)
+
+__version__ = "0.1.0"
+
+_LAZY_MODULES = (
+    "checkpoint",
+    "config",
+    "data",
+    "distribute",
+    "evaluate",
+    "images",
+    "objective",
+    "optim",
+    "progress",
+    "recipes",
+    "trainer",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"keras_mixer.{name}")
+    raise AttributeError(f"module 'keras_mixer' has no attribute {name!r}")
+
+
+__all__ = [
+    "Mixer",
+    "MixerB16",
+    "MixerB32",
+    "MixerBlock",
+    "MixerH14",
+    "MixerL16",
+    "MixerL32",
+    "MixerS16",
+    "MixerS32",
+    "MixerS8",
+    "MlpBlock",
+    "StochasticDepth",
+    "decode_predictions",
+    "layers",
+    "models",
+    "preprocess_input",
+]

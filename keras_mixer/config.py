@@ -1,0 +1,415 @@
+"""What a run is: frozen dataclasses, read, typed and saved by OmegaConf.
+
+A recipe (recipes.py) returns a `Config`; overrides such as `optim.lr=3e-3`
+change single fields; `resolve` turns epochs into steps once the size of the
+data set is known. The resolved config lies in the workdir as `config.json`
+and can be run again from there.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import omegaconf
+from omegaconf import OmegaConf
+
+
+class ConfigError(ValueError):
+    """A field is unknown, of the wrong type, or has a value not allowed."""
+
+
+def _require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} must be {allowed}. Received: {value!r}")
+
+
+def _require_at_least(section: Any, name: str, bounds: dict[str, float]) -> None:
+    for field, low in bounds.items():
+        value = getattr(section, field)
+        if value is not None and not (math.isfinite(value) and value >= low):
+            kind = "positive" if low == 1 else f"at least {low}"
+            raise ConfigError(
+                f"{name}.{field} must be {kind}. Received: {value!r}"
+            )
+
+
+def _doc(default: Any, text: str) -> Any:
+    """A dataclass field with its line of `--help`."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    name: str = _doc(
+        "digits",
+        "digits (bundled), a TFDS name (cifar10, imagenet2012:5.1.0), or "
+        "folder:/path with one folder per class",
+    )
+    data_dir: str | None = _doc(None, "where TFDS looks for the data set")
+    train_split: str = _doc("train", "TFDS split expression, train[:99%]")
+    eval_split: str = _doc("test", "split of the accuracy that is reported")
+    shuffle_buffer: int = _doc(
+        50_000, "records in the shuffle buffer (encoded, not decoded)"
+    )
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "data.name", self.name, "a data set's name")
+        _require_at_least(self, "data", {"shuffle_buffer": 1})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which Mixer. A dimension that is set replaces the variant's own."""
+
+    variant: str = _doc("S/16", "S/32 ... H/14, or custom: give all five below")
+    patch_size: int | None = _doc(None, "pixels per patch side")
+    num_blocks: int | None = _doc(None, "Mixer layers")
+    hidden_dim: int | None = _doc(None, "channels per token (C)")
+    tokens_mlp_dim: int | None = _doc(None, "token-mixing width (D_S)")
+    channels_mlp_dim: int | None = _doc(None, "channel-mixing width (D_C)")
+    image_size: int | None = _doc(
+        None, "side of the square images; by default the data set's own"
+    )
+    stoch_depth: float = _doc(0.0, "drop probability of the last block")
+    stoch_depth_rescale: bool = _doc(
+        False, "divide kept branches by the probability of keeping them"
+    )
+    dropout: float = _doc(0.0, "dropout rate inside the MLPs")
+    gelu: Literal["tanh", "exact"] = _doc("tanh", "GELU, tanh or exact")
+    precision: Literal["float32", "bfloat16"] = _doc(
+        "float32",
+        "of the computation; weights, optimizer and logits stay float32",
+    )
+
+    def __post_init__(self) -> None:
+        positive = [
+            "patch_size",
+            "num_blocks",
+            "hidden_dim",
+            "tokens_mlp_dim",
+            "channels_mlp_dim",
+            "image_size",
+        ]
+        _require_at_least(self, "model", dict.fromkeys(positive, 1))
+        for field in ("stoch_depth", "dropout"):
+            rate = getattr(self, field)
+            _require(0 <= rate < 1, f"model.{field}", rate, "in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to an image on its way to the model."""
+
+    policy: str = _doc(
+        "resize",
+        "training: steps joined by |, for example inception_crop|flip or "
+        "pad_crop(4)|flip",
+    )
+    eval_policy: str = _doc(
+        "resize", "evaluation, for example resize_small(256)|central_crop"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, on how many examples at once."""
+
+    batch_size: int = _doc(4096, "examples per update, over all devices")
+    steps: int | None = _doc(None, "updates; or give train.epochs")
+    epochs: float | None = _doc(None, "passes over the training split")
+    seed: int = _doc(0, "of weights, order and augmentation")
+    loss: Literal["softmax", "sigmoid"] = _doc("softmax", "cross-entropy")
+    label_smoothing: float = _doc(0.0, "share spread over all classes")
+    head_bias_init: float = _doc(0.0, "start of the head's bias")
+    steps_per_call: int = _doc(10, "updates per call of the device function")
+    xla: bool = _doc(True, "compile forward and backward pass with XLA")
+    log_every: int = _doc(50, "steps between training lines")
+    eval_every: int | None = _doc(
+        None, "steps between evaluations; the end is always evaluated"
+    )
+    eval_every_epochs: float | None = _doc(None, "the same in epochs")
+    checkpoint_every: int | None = _doc(
+        None, "steps between checkpoints; the end is always saved"
+    )
+    checkpoint_every_epochs: float | None = _doc(None, "the same in epochs")
+    keep_checkpoints: int = _doc(2, "newest checkpoints that are kept")
+
+    def __post_init__(self) -> None:
+        positive = [
+            "batch_size",
+            "steps",
+            "steps_per_call",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ]
+        _require_at_least(self, "train", dict.fromkeys(positive, 1))
+        for field in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
+            value = getattr(self, field)
+            _require(
+                value is None or 0 < value < math.inf,
+                f"train.{field}",
+                value,
+                "a positive number",
+            )
+        _require(
+            0 <= self.label_smoothing < 1,
+            "train.label_smoothing",
+            self.label_smoothing,
+            "in [0, 1)",
+        )
+        _require(
+            math.isfinite(self.head_bias_init),
+            "train.head_bias_init",
+            self.head_bias_init,
+            "finite",
+        )
+        _require(
+            0 <= self.seed < 2**31,
+            "train.seed",
+            self.seed,
+            "an integer from 0 to 2**31 - 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule (paper, App. B and Table 4)."""
+
+    name: Literal["adamw", "sgd"] = _doc("adamw", "adamw or sgd")
+    lr: float = _doc(1e-3, "peak learning rate")
+    weight_decay: float = _doc(
+        0.1, "decoupled, times the learning rate, on kernels alone"
+    )
+    b1: float = _doc(0.9, "Adam's decay of the mean")
+    b2: float = _doc(0.999, "Adam's decay of the square")
+    eps: float = _doc(1e-8, "Adam's epsilon")
+    momentum: float = _doc(0.9, "SGD's momentum")
+    schedule: Literal["linear", "cosine", "constant"] = _doc(
+        "linear", "decay after the warm-up"
+    )
+    warmup_steps: int | None = _doc(None, "linear warm-up; default none")
+    warmup_epochs: float | None = _doc(None, "the same in epochs")
+    end_lr_factor: float = _doc(1e-5, "share of lr at the end (linear)")
+    clip_norm: float | None = _doc(
+        1.0, "global gradient norm, over all devices; null: no clipping"
+    )
+
+    def __post_init__(self) -> None:
+        _require_at_least(
+            self,
+            "optim",
+            {"lr": 0, "weight_decay": 0, "warmup_steps": 0, "end_lr_factor": 0},
+        )
+        for field in ("b1", "b2", "momentum"):
+            value = getattr(self, field)
+            _require(0 <= value < 1, f"optim.{field}", value, "in [0, 1)")
+        for field in ("eps", "clip_norm"):
+            value = getattr(self, field)
+            _require(
+                value is None or 0 < value < math.inf,
+                f"optim.{field}",
+                value,
+                "a positive number",
+            )
+        epochs = self.warmup_epochs
+        _require(
+            epochs is None or 0 <= epochs < math.inf,
+            "optim.warmup_epochs",
+            epochs,
+            "at least 0",
+        )
+
+
+# The durations that may be given in steps or in epochs.
+_DURATIONS = (
+    ("train", "steps", "epochs"),
+    ("train", "eval_every", "eval_every_epochs"),
+    ("train", "checkpoint_every", "checkpoint_every_epochs"),
+    ("optim", "warmup_steps", "warmup_epochs"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run; a recipe makes one."""
+
+    recipe: str = ""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for section, steps, epochs in _DURATIONS:
+            values = getattr(self, section)
+            if None not in (getattr(values, steps), getattr(values, epochs)):
+                raise ConfigError(
+                    f"Give {section}.{steps} or {section}.{epochs}, not both. "
+                    f"Received: {getattr(values, steps)} and "
+                    f"{getattr(values, epochs)}. To replace a recipe's, set "
+                    "the other to null."
+                )
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns `config` with fields replaced, `section.field=value` each.
+
+    Setting a duration in steps unsets the recipe's in epochs, and the other
+    way round.
+
+    Raises:
+      ConfigError: A field is unknown (the nearest is named), or a value has
+        the wrong type or is not allowed.
+    """
+    assignments: list[str] = []
+    for text in overrides:
+        field, equals, _ = text.partition("=")
+        if not equals or not field.strip():
+            raise ConfigError(
+                f"Cannot read {text!r}: an override is section.field=value, "
+                "for example optim.lr=3e-3"
+            )
+        for section, steps, epochs in _DURATIONS:
+            for ours, other in ((steps, epochs), (epochs, steps)):
+                if field == f"{section}.{ours}" and not any(
+                    o.startswith(f"{section}.{other}=") for o in overrides
+                ):
+                    assignments.append(f"{section}.{other}=null")
+        assignments.append(text)
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(config), OmegaConf.from_dotlist(assignments)
+        )
+        return typing.cast(Config, OmegaConf.to_object(merged))
+    except omegaconf.errors.OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
+    """Rewrites an OmegaConf error for people who have not read its manual."""
+    message = str(error).splitlines()[0]
+    full_key = str(getattr(error, "full_key", "") or "")
+    if not isinstance(error, omegaconf.errors.ConfigKeyError):
+        return f"{full_key}: {message}" if full_key else message
+    section = full_key.rpartition(".")[0]
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    if section in sections and section != "recipe":
+        owner: Any = sections[section]
+    else:
+        owner, section = Config, ""
+    prefix = f"{section}." if section else ""
+    allowed = [prefix + field.name for field in dataclasses.fields(owner)]
+    hint = message.partition("Did you mean: ")[2].strip("'?")
+    return (
+        f"Unknown field {full_key!r}."
+        + (f" Did you mean {prefix + hint!r}?" if hint else "")
+        + f" Fields: {', '.join(allowed)}"
+    )
+
+
+def resolve(config: Config, *, num_examples: int) -> Config:
+    """Returns `config` with every duration in steps.
+
+    Args:
+      config: A config with durations in steps or epochs.
+      num_examples: Examples in the training split: an epoch is
+        `num_examples / train.batch_size` steps.
+
+    Raises:
+      ConfigError: The run has no length, or the warm-up is longer than it.
+    """
+    if config.train.steps is None and config.train.epochs is None:
+        raise ConfigError("Give the length of the run: train.epochs=<number>")
+    epoch = num_examples / config.train.batch_size
+    sections = {
+        name: dataclasses.asdict(getattr(config, name))
+        for name in ("train", "optim")
+    }
+    for section, steps, epochs in _DURATIONS:
+        values = sections[section]
+        if values[epochs] is not None:
+            values[steps] = max(round(values[epochs] * epoch), 1)
+            values[epochs] = None
+    train = TrainConfig(**sections["train"])
+    optim = OptimConfig(**sections["optim"])
+    assert train.steps is not None
+    if (optim.warmup_steps or 0) >= train.steps:
+        raise ConfigError(
+            f"The warm-up, {optim.warmup_steps} steps, must be shorter than "
+            f"the run, {train.steps} steps: lower optim.warmup_steps or raise "
+            "train.steps."
+        )
+    return dataclasses.replace(config, train=train, optim=optim)
+
+
+def save(config: Config, path: str | os.PathLike[str]) -> None:
+    """Writes `config` as JSON, by way of a temporary file."""
+    target = pathlib.Path(path)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(
+        json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    )
+    os.replace(temporary, target)
+
+
+def load(path: str | os.PathLike[str]) -> Config:
+    """Reads a config that `save` wrote (JSON) or a person did (YAML).
+
+    Raises:
+      ConfigError: The file is missing, cannot be parsed, or has a field or
+        value that is not allowed.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+        merged = OmegaConf.merge(OmegaConf.structured(Config()), loaded)
+        return typing.cast(Config, OmegaConf.to_object(merged))
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no config file {path}") from error
+    except omegaconf.errors.OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read {path}: {error}") from error
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Names the fields in which two configs differ, one line each."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        a, b = getattr(ours, section.name), getattr(theirs, section.name)
+        if not dataclasses.is_dataclass(a):
+            continue
+        for field in dataclasses.fields(a):
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            if x != y:
+                lines.append(f"{section.name}.{field.name}: {y!r} -> {x!r}")
+    return lines
+
+
+def describe(config: Config) -> str:
+    """Returns `config` as YAML, for people."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config)).rstrip()
+
+
+def field_help() -> str:
+    """Returns a table of all fields, their defaults and meanings."""
+    lines = []
+    for section in dataclasses.fields(Config):
+        if section.name == "recipe":
+            continue
+        owner: Any = section.default_factory
+        lines.append(f"{section.name}: {owner.__doc__}")
+        for field in dataclasses.fields(owner):
+            default = "null" if field.default is None else field.default
+            name = f"{section.name}.{field.name}={default}"
+            lines.append(f"  {name:<36} {field.metadata['help']}")
+    return "\n".join(lines)

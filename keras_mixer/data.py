@@ -1,0 +1,419 @@
+"""A data set's name becomes batches.
+
+Three kinds of data set: `digits` (bundled with scikit-learn), any TFDS name,
+and `folder:/path`. Each split is a fixed order of raw records; everything
+random is a function of (seed, epoch) for the order and of (seed, position in
+the training stream) for the augmentation. So the batches of a step depend on
+the seed and the step alone: not on the number of devices, nor on where the
+run was interrupted.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer import images
+
+_FOLDER_ORDER_SEED = 0
+_GRAPH_SEED = 1
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_DIGITS_TEST_EXAMPLES = 360
+
+
+class DataError(ValueError):
+    """A data set is missing, or not what the run needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+      name: For people, "cifar10 train[:99%]".
+      num_examples: Length of `records()`.
+      class_names: One name per class, in the order of the labels.
+      image_size: Side in pixels if all images are squares of one size.
+      records: Makes the data set of records in a fixed order, `{"image":
+        encoded bytes or uint8 [height, width, 3], "label": int64 []}`.
+    """
+
+    name: str
+    num_examples: int
+    class_names: tuple[str, ...]
+    image_size: int | None
+    records: Callable[[], tf.data.Dataset]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
+    """Finds one split of a data set, and downloads what TFDS can download.
+
+    Args:
+      name: "digits", "folder:/path", or a TFDS name ("imagenet2012:5.1.0").
+      split: A TFDS split expression, "train[:99%]".
+      data_dir: Where TFDS keeps prepared data sets; its default if None.
+
+    Raises:
+      DataError: The data set or the split does not exist, is empty, cannot be
+        downloaded, or has no image and label. The message says what to do.
+    """
+    if name == "digits":
+        found = _digits(split)
+    elif name.startswith("folder:"):
+        found = _folder(name.removeprefix("folder:"), split)
+    else:
+        found = _tfds(name, split, data_dir)
+    if not found.num_examples:
+        raise DataError(
+            f"The split {split!r} of {name!r} has no examples. Check the "
+            "expression: https://www.tensorflow.org/datasets/splits"
+        )
+    return found
+
+
+def _select(
+    split: str, lengths: Mapping[str, int], name: str
+) -> tuple[str, slice]:
+    """Evaluates a split expression over splits that lie in memory."""
+    import tensorflow_datasets as tfds
+
+    infos = {
+        key: tfds.core.SplitInfo(
+            name=key, shard_lengths=[length], num_bytes=0
+        )
+        for key, length in lengths.items()
+    }
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise DataError(
+            f"Cannot use the split {split!r} of {name!r}: its splits are "
+            f"{', '.join(lengths)}, and parts of one are written as in "
+            "train[:80%] (https://www.tensorflow.org/datasets/splits)"
+        ) from error
+    if len(parts) != 1:
+        raise DataError(
+            f"Cannot use the split {split!r}: {name!r} takes one part of one "
+            "split, without '+'."
+        )
+    return parts[0].splitname, slice(parts[0].from_, parts[0].to)
+
+
+@functools.cache
+def _load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns the UCI handwritten digits: split -> images, labels."""
+    from sklearn import datasets, model_selection
+
+    bundle = datasets.load_digits()
+    grey = np.round(bundle.images * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
+    rgb = np.repeat(grey[..., None], 3, axis=-1)  # [n, 8, 8, 3]
+    labels = bundle.target.astype(np.int64)
+    train, test = model_selection.train_test_split(
+        np.arange(len(labels)),
+        test_size=_DIGITS_TEST_EXAMPLES,
+        random_state=0,
+        stratify=labels,
+    )
+    return {
+        "train": (rgb[train], labels[train]),
+        "test": (rgb[test], labels[test]),
+    }
+
+
+def _digits(split: str) -> Split:
+    arrays = _load_digits()
+    lengths = {key: len(labels) for key, (_, labels) in arrays.items()}
+    key, part = _select(split, lengths, "digits")
+    pixels, labels = arrays[key][0][part], arrays[key][1][part]
+    return Split(
+        name=f"digits {split}",
+        num_examples=len(labels),
+        class_names=tuple(str(i) for i in range(10)),
+        image_size=8,
+        records=lambda: tf.data.Dataset.from_tensor_slices(
+            {"image": pixels, "label": labels}
+        ),
+    )
+
+
+def _list_folder(
+    root: pathlib.Path, class_names: list[str]
+) -> tuple[list[str], list[int]]:
+    """Lists the images of class folders in a fixed, mixed order."""
+    files, labels = [], []
+    for label, class_name in enumerate(class_names):
+        found = sorted(
+            str(path)
+            for path in (root / class_name).rglob("*")
+            if path.suffix.lower() in _IMAGE_SUFFIXES
+        )
+        if not found:
+            raise DataError(
+                f"The class folder {root / class_name} has no image "
+                f"({', '.join(_IMAGE_SUFFIXES)}). Remove it or fill it."
+            )
+        files += found
+        labels += [label] * len(found)
+    order = np.random.default_rng(_FOLDER_ORDER_SEED).permutation(len(files))
+    return [files[i] for i in order], [labels[i] for i in order]
+
+
+def _subfolders(path: pathlib.Path) -> list[str]:
+    return sorted(
+        p.name
+        for p in path.iterdir()
+        if p.is_dir() and not p.name.startswith(".")
+    )
+
+
+def _folder(path: str, split: str) -> Split:
+    """Reads `path/<class>/*.jpg`, or `path/<split>/<class>/*.jpg`.
+
+    Without split folders everything is the split "train", in an order that
+    mixes the classes: train[:80%] and train[80%:] make two parts.
+    """
+    root = pathlib.Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(f"There is no image folder {root}")
+    folders = _subfolders(root)
+    has_splits = bool(folders) and all(_subfolders(root / f) for f in folders)
+    roots = {f: root / f for f in folders} if has_splits else {"train": root}
+    names = {key: _subfolders(r) for key, r in roots.items()}
+    if not any(names.values()):
+        raise DataError(
+            f"The image folder {root} has no folders. It should hold one "
+            "folder of images per class, <class>/*.jpg, or train/<class>/"
+            "*.jpg and test/<class>/*.jpg."
+        )
+    class_names = next(iter(names.values()))
+    for key, theirs in names.items():
+        if theirs != class_names:
+            different = sorted(set(theirs) ^ set(class_names))
+            raise DataError(
+                f"The splits of {root} have different classes: {key} and "
+                f"{next(iter(names))} differ in {', '.join(different[:5])}"
+            )
+    lists = {key: _list_folder(r, class_names) for key, r in roots.items()}
+    lengths = {key: len(files) for key, (files, _) in lists.items()}
+    key, part = _select(split, lengths, f"folder:{path}")
+    files, labels = lists[key][0][part], lists[key][1][part]
+
+    def records() -> tf.data.Dataset:
+        paths = tf.data.Dataset.from_tensor_slices(
+            {"path": np.array(files), "label": np.array(labels, np.int64)}
+        )
+        return paths.map(
+            lambda x: {
+                "image": tf.io.read_file(x["path"]),
+                "label": x["label"],
+            },
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+    return Split(
+        name=f"folder:{path} {split}",
+        num_examples=len(files),
+        class_names=tuple(class_names),
+        image_size=None,
+        records=records,
+    )
+
+
+def _prepare(name: str, data_dir: str | None) -> Any:
+    """Returns the TFDS builder of a data set that is on disk."""
+    import tensorflow_datasets as tfds
+
+    data_dir = os.path.expanduser(data_dir) if data_dir else None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, AssertionError) as error:
+        raise DataError(
+            f"{name!r} is no data set of TFDS "
+            f"{tfds.__version__}: {str(error).splitlines()[0]} Names: "
+            "https://www.tensorflow.org/datasets/catalog. Without TFDS: "
+            "data.name=digits, or data.name=folder:/path with one folder of "
+            "images per class."
+        ) from error
+    if builder.is_prepared():
+        return builder
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # whatever the network or the host raises
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        where = pathlib.Path(builder.data_path)
+        raise DataError(
+            f"{name!r} is not in {where} and could not be downloaded "
+            f"({type(error).__name__}: {reason[0][:200]}). Ways out: (1) "
+            "point data.data_dir at a folder that has it; (2) where there is "
+            f"a network, run `tfds build {builder.name} --data_dir=DIR` and "
+            "copy DIR here; (3) train on data.name=digits, which is bundled, "
+            "or on data.name=folder:/path."
+        ) from error
+    return builder
+
+
+def _tfds(name: str, split: str, data_dir: str | None) -> Split:
+    import tensorflow_datasets as tfds
+
+    builder = _prepare(name, data_dir)
+    features = builder.info.features
+
+    def key_of(kind: type, preferred: str) -> str:
+        keys = [k for k, f in features.items() if type(f) is kind]
+        if preferred in keys:
+            return preferred
+        if len(keys) != 1:
+            raise DataError(
+                f"{name!r} has no single {kind.__name__} feature: its "
+                f"features are {', '.join(features)}. Image classification "
+                "needs one image and one label."
+            )
+        return str(keys[0])
+
+    image_key = key_of(tfds.features.Image, "image")
+    label_key = key_of(tfds.features.ClassLabel, "label")
+    try:
+        info = builder.info.splits[split]
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f"Cannot use the split {split!r} of {name!r}: "
+            f"{str(error).splitlines()[0]} Splits: "
+            f"{', '.join(builder.info.splits)}; parts are written as in "
+            "train[:99%]"
+        ) from error
+    height, width, _ = features[image_key].shape
+
+    def records() -> tf.data.Dataset:
+        dataset = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders={image_key: tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(try_autocache=False),
+        )
+        return dataset.map(
+            lambda x: {"image": x[image_key], "label": x[label_key]}
+        )
+
+    return Split(
+        name=f"{name} {split}",
+        num_examples=info.num_examples,
+        class_names=tuple(features[label_key].names),
+        image_size=height if height == width else None,
+        records=records,
+    )
+
+
+def _prepare_example(
+    record: Mapping[str, tf.Tensor],
+    seed: tf.Tensor,
+    policy: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    image = record["image"]
+    if image.dtype == tf.string:
+        image = images.decode(image)
+    return {
+        "image": policy(image, seed),  # uint8 [side, side, 3]
+        "label": tf.cast(record["label"], tf.int32),
+    }
+
+
+def train_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    policy: str,
+    seed: int,
+    start_step: int = 0,
+    shuffle_buffer: int = 50_000,
+) -> tf.data.Dataset:
+    """Returns the endless training stream, from `start_step` on.
+
+    Epochs follow one another without a gap, each in an order of its own; a
+    batch may straddle two. Order and augmentation depend on `seed` and the
+    position in the stream alone. An interrupted run skips to its position
+    before anything is decoded.
+
+    Returns:
+      Batches `{"image": uint8 [batch, side, side, 3], "label": int32
+      [batch]}`.
+
+    Raises:
+      ValueError: `policy` cannot be read.
+    """
+    apply = images.parse_policy(policy, image_size)
+    records = split.records()
+    start = start_step * batch_size
+    first_epoch, offset = divmod(start, split.num_examples)
+    buffer = min(shuffle_buffer, split.num_examples)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        # Of this function's graph alone: without it the order would depend on
+        # the global seed of the process (and a global seed of 0 would fail).
+        tf.random.set_seed(_GRAPH_SEED)
+        return records.shuffle(
+            buffer,
+            seed=number * 2**31 + seed,
+            reshuffle_each_iteration=False,
+        )
+
+    def prepare(
+        position: tf.Tensor, record: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        key = tf.stack([tf.constant(seed, tf.int64), position])
+        return _prepare_example(record, key, apply)
+
+    return (
+        tf.data.Dataset.counter(first_epoch)
+        .flat_map(epoch)
+        .skip(offset)
+        .enumerate(start)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def eval_batches(
+    split: Split, *, batch_size: int, image_size: int, policy: str
+) -> tf.data.Dataset:
+    """Returns every example of a split once, the last batch filled up.
+
+    Returns:
+      Batches `{"image": uint8 [batch, side, side, 3], "label": int32 [batch],
+      "mask": float32 [batch]}`; the mask is 0 for filling, 1 otherwise.
+
+    Raises:
+      ValueError: `policy` cannot be read.
+    """
+    apply = images.parse_policy(policy, image_size)
+
+    def prepare(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
+        return {
+            **_prepare_example(record, seed, apply),
+            "mask": tf.ones([]),
+        }
+
+    real = split.records().map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    filling = tf.data.Dataset.from_tensors(
+        {
+            "image": tf.zeros([image_size, image_size, 3], tf.uint8),
+            "label": tf.zeros([], tf.int32),
+            "mask": tf.zeros([]),
+        }
+    ).repeat(-split.num_examples % batch_size)
+    return (
+        real.concatenate(filling)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -1,0 +1,80 @@
+"""Picks the `tf.distribute` strategy of a run, and says which it is."""
+
+import tensorflow as tf
+
+STRATEGIES = ("auto", "one_device", "mirrored")
+
+
+class DistributeError(ValueError):
+    """The machine or the batch does not fit the strategy that was asked for."""
+
+
+def split_cpu(count: int) -> None:
+    """Makes `count` virtual devices of the CPU, to rehearse several replicas.
+
+    Raises:
+      DistributeError: TensorFlow has initialised its devices already.
+    """
+    if count < 1:
+        raise DistributeError(
+            f"virtual_devices must be positive. Received: {count}"
+        )
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError as error:
+        raise DistributeError(
+            "The CPU can be split only before TensorFlow is first used in a "
+            "process; start a new one."
+        ) from error
+
+
+def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
+    """Returns a strategy over the devices of this machine.
+
+    Args:
+      name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
+        else all (virtual) CPUs. "auto": mirrored if there are several
+        devices of the better kind, one_device otherwise.
+
+    Raises:
+      DistributeError: `name` is unknown.
+    """
+    if name not in STRATEGIES:
+        raise DistributeError(
+            f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
+        )
+    devices = [
+        device.name
+        for device in tf.config.list_logical_devices("GPU")
+        or tf.config.list_logical_devices("CPU")
+    ]
+    if name == "auto":
+        name = "mirrored" if len(devices) > 1 else "one_device"
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Returns for example "MirroredStrategy, 2 replicas on CPU"."""
+    replicas = strategy.num_replicas_in_sync
+    kind = strategy.extended.worker_devices[0].split("device:")[-1]
+    return (
+        f"{type(strategy).__name__}, {replicas} "
+        f"replica{'s' if replicas > 1 else ''} on {kind.split(':')[0]}"
+    )
+
+
+def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
+    """Raises DistributeError unless every replica gets as many examples."""
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        low = batch_size // replicas * replicas
+        sizes = [str(s) for s in (low, low + replicas) if s]
+        raise DistributeError(
+            f"train.batch_size={batch_size} does not divide over {replicas} "
+            f"replicas; the nearest sizes are {' and '.join(sizes)}."
+        )

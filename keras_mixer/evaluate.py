@@ -1,0 +1,102 @@
+"""Exact accuracy: every example of a split counts once."""
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import keras
+import tensorflow as tf
+
+from keras_mixer import data, images, objective
+
+
+class Scores(TypedDict):
+    """Of one split: `accuracy` in [0, 1], mean `loss`, number of examples."""
+
+    accuracy: float
+    loss: float
+    count: int
+
+
+def padded_batch_size(
+    wanted: int, num_examples: int, strategy: tf.distribute.Strategy
+) -> int:
+    """Returns a batch size at most `wanted` that divides over the replicas."""
+    replicas = strategy.num_replicas_in_sync
+    whole = -(-num_examples // replicas) * replicas
+    return min(max(wanted // replicas, 1) * replicas, whole)
+
+
+def make_evaluator(
+    model: keras.Model,
+    split: data.Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    policy: str,
+    loss: str,
+    strategy: tf.distribute.Strategy,
+    xla: bool,
+) -> Callable[[], Scores]:
+    """Returns a function that evaluates `model` on `split`.
+
+    The function is traced once and may be called as often as wanted. The last
+    batch is filled up and the filling masked, so that the count is exact for
+    any batch size and any number of replicas.
+
+    Args:
+      model: Maps images in [-1, 1] to logits `[batch, classes]`.
+      split: What to evaluate on.
+      batch_size: Examples per step, over all replicas.
+      image_size: Side of the images that `model` takes.
+      policy: Preprocessing, see `images.parse_policy`.
+      loss: A name of `objective.LOSSES`.
+      strategy: Where to evaluate.
+      xla: Whether to compile the forward pass.
+    """
+    batch_size = padded_batch_size(batch_size, split.num_examples, strategy)
+    batches = data.eval_batches(
+        split, batch_size=batch_size, image_size=image_size, policy=policy
+    )
+    distributed = strategy.experimental_distribute_dataset(batches)
+    loss_fn = objective.LOSSES[loss]
+
+    def score(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        logits = model(images.to_value_range(batch["image"]), training=False)
+        labels, mask = batch["label"], batch["mask"]
+        one_hot = tf.one_hot(labels, logits.shape[-1])
+        losses = loss_fn(one_hot, logits)
+        predicted = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        correct = tf.cast(predicted == labels, tf.float32)
+        return (
+            tf.reduce_sum(correct * mask),
+            tf.reduce_sum(losses * mask),
+            tf.reduce_sum(mask),
+        )
+
+    replica_fn = tf.function(score, jit_compile=True) if xla else score
+
+    @tf.function
+    def step(batch: Any) -> tuple[tf.Tensor, ...]:
+        sums = strategy.run(replica_fn, args=(batch,))
+        return tuple(
+            strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+            for value in sums
+        )
+
+    def evaluate() -> Scores:
+        correct = count = 0
+        loss_sum = 0.0
+        for batch in distributed:
+            # Whole numbers below 2**24 are exact in float32.
+            batch_correct, batch_loss, batch_count = step(batch)
+            correct += int(batch_correct)
+            loss_sum += float(batch_loss)
+            count += int(batch_count)
+        assert count == split.num_examples, (count, split)
+        return {
+            "accuracy": correct / count,
+            "loss": loss_sum / count,
+            "count": count,
+        }
+
+    return evaluate

@@ -1,0 +1,169 @@
+"""Per-image TensorFlow ops, and the policies that name them.
+
+A policy is a line such as `inception_crop|flip`: the steps between decoding
+and the map to [-1, 1], each `name` or `name(number, ...)`. Random steps are
+stateless: the same seed gives the same image, in eager mode and in tf.data.
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+# [2] int32 or int64: one key per image.
+Seed = tf.Tensor
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes JPEG, PNG, GIF or BMP bytes to uint8 `[height, width, 3]`."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def to_value_range(image: tf.Tensor) -> tf.Tensor:
+    """Maps 0..255 to float32 in [-1, 1]."""
+    return tf.cast(image, tf.float32) / 127.5 - 1.0
+
+
+def resize(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
+    """Resizes both sides to `side`, bilinear.
+
+    An image of this size is returned as it is. Without antialiasing, as the
+    authors' code resizes (big_vision, pp/ops_image.py).
+    """
+    del seed
+    return _resize(image, (side, side), "bilinear")
+
+
+def _resize(image: tf.Tensor, size: Any, method: str) -> tf.Tensor:
+    resized = tf.image.resize(image, size, method=method)
+    resized = tf.clip_by_value(resized, 0.0, 255.0)
+    return tf.cast(resized, image.dtype)  # truncates, as the reference does
+
+
+def resize_small(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
+    """Resizes the smaller side to `side` and keeps the aspect ratio (area)."""
+    del seed
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    factor = tf.cast(side, tf.float32) / tf.reduce_min(size)
+    return _resize(image, tf.cast(tf.round(size * factor), tf.int32), "area")
+
+
+def central_crop(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
+    """Cuts the middle `side` x `side` pixels out."""
+    del seed
+    offset = (tf.shape(image)[:2] - side) // 2
+    return tf.image.crop_to_bounding_box(
+        image, offset[0], offset[1], side, side
+    )
+
+
+def flip(image: tf.Tensor, seed: Seed) -> tf.Tensor:
+    """Mirrors left and right with probability 1/2."""
+    return tf.image.stateless_random_flip_left_right(image, seed)
+
+
+def pad_crop(image: tf.Tensor, seed: Seed, padding: int = 4) -> tf.Tensor:
+    """Shifts by up to `padding` pixels, showing black where nothing was."""
+    shape = tf.shape(image)
+    padded = tf.image.pad_to_bounding_box(
+        image,
+        padding,
+        padding,
+        shape[0] + 2 * padding,
+        shape[1] + 2 * padding,
+    )
+    return tf.image.stateless_random_crop(padded, shape, seed)
+
+
+def inception_crop(
+    image: tf.Tensor, seed: Seed, side: int, area_min: int = 5
+) -> tf.Tensor:
+    """Cuts out a random box and resizes it to `side` x `side`.
+
+    The box has `area_min` to 100 percent of the area and an aspect ratio of
+    3/4 to 1.33 (Szegedy 2015; big_vision, pp/ops_image.py).
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        tf.zeros([0, 0, 4]),
+        seed=seed,
+        area_range=(area_min / 100, 1.0),
+        min_object_covered=0.0,
+        use_image_if_no_bounding_boxes=True,
+    )
+    crop = tf.slice(image, begin, size)
+    crop = tf.ensure_shape(crop, (None, None, image.shape[-1]))
+    return _resize(crop, (side, side), "bilinear")
+
+
+_STEPS: dict[str, Callable[..., tf.Tensor]] = {
+    f.__name__: f
+    for f in (
+        resize,
+        resize_small,
+        central_crop,
+        flip,
+        pad_crop,
+        inception_crop,
+    )
+}
+
+
+def _step_help(name: str) -> str:
+    arguments = list(inspect.signature(_STEPS[name]).parameters)[2:]
+    return f"{name}({', '.join(arguments)})" if arguments else name
+
+
+def parse_policy(
+    policy: str, image_size: int
+) -> Callable[[tf.Tensor, Seed], tf.Tensor]:
+    """Compiles a policy into a function of an image and a seed.
+
+    Args:
+      policy: Steps joined by `|`. `side` is `image_size` where left out;
+        other arguments have the defaults of the step's function.
+      image_size: Side of the images that the model takes.
+
+    Returns:
+      `f(image, seed)`: uint8 `[height, width, 3]` and two integers to uint8
+      `[image_size, image_size, 3]`.
+
+    Raises:
+      ValueError: A step is unknown or its arguments do not fit it.
+    """
+    steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
+    for text in policy.split("|"):
+        match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+        name = match[1] if match else text
+        if match is None or name not in _STEPS:
+            raise ValueError(
+                f"Unknown step {text!r} in the policy {policy!r}. Steps: "
+                f"{', '.join(map(_step_help, _STEPS))}"
+            )
+        function = _STEPS[name]
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+        try:
+            arguments = [int(a) for a in (match[2] or "").split(",") if a]
+        except ValueError:
+            arguments = [0]  # refused below
+        if not arguments and parameters and parameters[0].name == "side":
+            arguments = [image_size]
+        if len(arguments) > len(parameters) or not all(
+            a > 0 for a in arguments
+        ):
+            raise ValueError(
+                f"Cannot use {text!r} in the policy {policy!r}: it is "
+                f"{_step_help(name)}, with positive whole numbers."
+            )
+        steps.append((function, arguments))
+
+    def apply(image: tf.Tensor, seed: Seed) -> tf.Tensor:
+        seeds = tf.random.experimental.stateless_split(seed, len(steps))
+        for i, (function, arguments) in enumerate(steps):
+            image = function(image, seeds[i], *arguments)
+        return tf.ensure_shape(image, (image_size, image_size, 3))
+
+    return apply

@@ -1,0 +1,271 @@
+"""The layers of MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601, sect. 2).
+
+Written with `keras.ops` alone, so that they run under every Keras backend.
+Sublayers carry the names of the released checkpoints' parameters.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+# flax.linen.LayerNorm's default, which the released models were trained with.
+LAYER_NORM_EPSILON = 1e-6
+
+
+def _check_rate(name: str, rate: float) -> float:
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be in [0, 1). Received: {name}={rate}")
+    return float(rate)
+
+
+def layer_norm(name: str, dtype: Any = None) -> keras.layers.LayerNormalization:
+    """Returns a LayerNorm as the released models have it."""
+    return keras.layers.LayerNormalization(
+        epsilon=LAYER_NORM_EPSILON, name=name, dtype=dtype
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_mixer")
+class MlpBlock(keras.layers.Layer):
+    """Dense, GELU, Dense over the last axis (paper, sect. 2 and eq. 1).
+
+    Input and output: `[..., features]`. Kernels start lecun-normal and biases
+    zero, as in flax, where the released models come from.
+
+    Args:
+      mlp_dim: Width of the hidden layer.
+      dropout: Rate of the dropout behind the GELU and behind the second Dense
+        layer. 0 in every published model.
+      gelu_approximate: The tanh approximation of GELU (the released models)
+        if true, the exact function (timm) otherwise.
+      **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: `mlp_dim` is not positive, or `dropout` not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        mlp_dim: int,
+        *,
+        dropout: float = 0.0,
+        gelu_approximate: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if mlp_dim < 1:
+            raise ValueError(
+                f"mlp_dim must be a positive integer. Received: {mlp_dim}"
+            )
+        self.mlp_dim = mlp_dim
+        self.dropout = _check_rate("dropout", dropout)
+        self.gelu_approximate = gelu_approximate
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        def dense(units: int, name: str) -> keras.layers.Dense:
+            return keras.layers.Dense(
+                units,
+                kernel_initializer="lecun_normal",
+                name=name,
+                dtype=self.dtype_policy,
+            )
+
+        self.dense_0 = dense(self.mlp_dim, "Dense_0")
+        self.dense_1 = dense(input_shape[-1], "Dense_1")
+        self.dense_0.build(input_shape)
+        self.dense_1.build((*input_shape[:-1], self.mlp_dim))
+        if self.dropout:
+            self.dropout_layer = keras.layers.Dropout(
+                self.dropout, name="dropout", dtype=self.dtype_policy
+            )
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        x = self.dense_0(inputs)  # [..., mlp_dim]
+        x = ops.gelu(x, approximate=self.gelu_approximate)
+        if self.dropout:
+            x = self.dropout_layer(x, training=training)
+        x = self.dense_1(x)  # [..., features]
+        if self.dropout:
+            x = self.dropout_layer(x, training=training)
+        return x
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "mlp_dim": self.mlp_dim,
+            "dropout": self.dropout,
+            "gelu_approximate": self.gelu_approximate,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_mixer")
+class StochasticDepth(keras.layers.Layer):
+    """Drops the whole input of some examples while training (Huang 2016).
+
+    Each example of the batch is kept with probability `1 - rate` and replaced
+    by zeros otherwise. Input and output: `[batch, ...]`.
+
+    Args:
+      rate: Probability of dropping an example, in [0, 1).
+      rescale: Divides what is kept by `1 - rate`, so that the mean over draws
+        is the input (scenic, timm). False multiplies by the mask alone
+        (big_vision, the authors' public training code).
+      seed: Seed of the draws.
+      **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: `rate` is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        *,
+        rescale: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.rate = _check_rate("rate", rate)
+        self.rescale = rescale
+        self.seed = seed
+        if self.rate:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if not training or not self.rate:
+            return inputs
+        shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        # float32 draws: bfloat16 has too few values in [0, 1) for the rate.
+        draw = keras.random.uniform(
+            shape, dtype="float32", seed=self.seed_generator
+        )
+        keep = ops.cast(draw >= self.rate, inputs.dtype)  # [batch, 1, ...]
+        if self.rescale:
+            keep = keep / (1.0 - self.rate)
+        return inputs * keep
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "rescale": self.rescale,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_mixer")
+class MixerBlock(keras.layers.Layer):
+    """One Mixer layer: token mixing, then channel mixing (paper, eq. 1).
+
+        x = x + token_mixing(LayerNorm_0(x)^T)^T
+        x = x + channel_mixing(LayerNorm_1(x))
+
+    Input and output: `[batch, tokens, hidden_dim]`. The number of tokens is
+    part of the weights and must be known when the layer is built.
+
+    Args:
+      tokens_mlp_dim: Hidden width of the token-mixing MLP (D_S).
+      channels_mlp_dim: Hidden width of the channel-mixing MLP (D_C).
+      dropout: Dropout rate inside the MLPs.
+      stoch_depth: Probability of dropping each of the two branches.
+      stoch_depth_rescale: See `StochasticDepth.rescale`.
+      gelu_approximate: See `MlpBlock`.
+      **kwargs: Arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: A rate is not in [0, 1), a width is not positive, or the
+        number of tokens is unknown.
+    """
+
+    def __init__(
+        self,
+        tokens_mlp_dim: int,
+        channels_mlp_dim: int,
+        *,
+        dropout: float = 0.0,
+        stoch_depth: float = 0.0,
+        stoch_depth_rescale: bool = False,
+        gelu_approximate: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.tokens_mlp_dim = tokens_mlp_dim
+        self.channels_mlp_dim = channels_mlp_dim
+        self.dropout = _check_rate("dropout", dropout)
+        self.stoch_depth = _check_rate("stoch_depth", stoch_depth)
+        self.stoch_depth_rescale = stoch_depth_rescale
+        self.gelu_approximate = gelu_approximate
+
+        def mlp(mlp_dim: int, name: str) -> MlpBlock:
+            return MlpBlock(
+                mlp_dim,
+                dropout=dropout,
+                gelu_approximate=gelu_approximate,
+                name=name,
+                dtype=self.dtype_policy,
+            )
+
+        self.norm_0 = layer_norm("LayerNorm_0", self.dtype_policy)
+        self.norm_1 = layer_norm("LayerNorm_1", self.dtype_policy)
+        self.token_mixing = mlp(tokens_mlp_dim, "token_mixing")
+        self.channel_mixing = mlp(channels_mlp_dim, "channel_mixing")
+        # One layer for both branches: each call draws anew.
+        self.drop = StochasticDepth(
+            stoch_depth,
+            rescale=stoch_depth_rescale,
+            name="stochastic_depth",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        batch, tokens, hidden_dim = input_shape
+        if tokens is None or hidden_dim is None:
+            raise ValueError(
+                "MixerBlock needs a fixed number of tokens and channels, "
+                "because token mixing is a Dense layer over the tokens. "
+                f"Received: input_shape={input_shape}"
+            )
+        self.norm_0.build(input_shape)
+        self.norm_1.build(input_shape)
+        self.token_mixing.build((batch, hidden_dim, tokens))
+        self.channel_mixing.build(input_shape)
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        x = inputs  # [batch, tokens, hidden_dim]
+        y = ops.transpose(self.norm_0(x), (0, 2, 1))  # [batch, hidden, tokens]
+        y = self.token_mixing(y, training=training)
+        y = ops.transpose(y, (0, 2, 1))  # [batch, tokens, hidden_dim]
+        x = x + self.drop(y, training=training)
+        y = self.channel_mixing(self.norm_1(x), training=training)
+        return x + self.drop(y, training=training)
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "tokens_mlp_dim": self.tokens_mlp_dim,
+            "channels_mlp_dim": self.channels_mlp_dim,
+            "dropout": self.dropout,
+            "stoch_depth": self.stoch_depth,
+            "stoch_depth_rescale": self.stoch_depth_rescale,
+            "gelu_approximate": self.gelu_approximate,
+        }

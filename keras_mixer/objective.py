@@ -1,0 +1,46 @@
+"""Losses.
+
+Losses come per example, `[batch]` float32: whoever sums them knows the global
+batch, over which the mean is taken.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+LossFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def smooth_labels(labels: tf.Tensor, amount: float) -> tf.Tensor:
+    """Spreads a share `amount` of `labels` `[batch, classes]` evenly."""
+    if not amount:
+        return labels
+    classes = tf.cast(tf.shape(labels)[-1], labels.dtype)
+    return labels * (1.0 - amount) + amount / classes
+
+
+def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the cross-entropy of each example, in nats, `[batch]`.
+
+    Args:
+      labels: Distribution over the classes, float32 `[batch, classes]`.
+      logits: `[batch, classes]`.
+    """
+    logits = tf.cast(logits, tf.float32)
+    return tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+
+
+def sigmoid_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the binary cross-entropies summed over the classes, `[batch]`.
+
+    The loss of big_vision's ImageNet recipe, used with a head bias of -6.9.
+    """
+    logits = tf.cast(logits, tf.float32)
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+    return tf.reduce_sum(losses, axis=-1)
+
+
+LOSSES: dict[str, LossFn] = {
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+}

@@ -1,0 +1,180 @@
+"""Named runs. Each docstring gives the result, the cost and the command.
+
+The paper's ImageNet rows need RandAugment and mixup, and come with them.
+"""
+
+import difflib
+from collections.abc import Callable
+
+from keras_mixer.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+
+DEFAULT_RECIPE = "digits"
+
+
+def digits() -> Config:
+    """Handwritten digits, bundled: from scratch in a minute.
+
+    1437 training and 360 test images of 8 x 8 pixels (UCI, by scikit-learn).
+    Command: python train.py
+    """
+    return Config(
+        recipe="digits",
+        data=DataConfig(name="digits"),
+        model=ModelConfig(
+            variant="custom",
+            patch_size=2,
+            num_blocks=4,
+            hidden_dim=64,
+            tokens_mlp_dim=32,
+            channels_mlp_dim=128,
+        ),
+        augment=AugmentConfig(policy="pad_crop(1)"),
+        train=TrainConfig(
+            batch_size=64,
+            epochs=60,
+            log_every=100,
+            eval_every_epochs=10,
+            checkpoint_every_epochs=10,
+        ),
+        optim=OptimConfig(
+            lr=3e-3, schedule="cosine", warmup_epochs=3, weight_decay=0.1
+        ),
+    )
+
+
+def cifar10_scratch() -> Config:
+    """CIFAR-10 from scratch in half an hour on two CPU cores.
+
+    A Mixer of 4 blocks, 128 wide, on 4 x 4 patches.
+    Command: python train.py --recipe=cifar10_scratch
+    """
+    return Config(
+        recipe="cifar10_scratch",
+        data=DataConfig(name="cifar10"),
+        model=ModelConfig(
+            variant="custom",
+            patch_size=4,
+            num_blocks=4,
+            hidden_dim=128,
+            tokens_mlp_dim=64,
+            channels_mlp_dim=256,
+        ),
+        augment=AugmentConfig(policy="pad_crop(4)|flip"),
+        train=TrainConfig(
+            batch_size=64,
+            epochs=22,
+            steps_per_call=50,
+            log_every=200,
+            eval_every_epochs=4,
+            checkpoint_every_epochs=4,
+        ),
+        optim=OptimConfig(
+            lr=2.5e-3, schedule="cosine", warmup_epochs=1, weight_decay=0.1
+        ),
+    )
+
+
+def _jft300m(
+    recipe: str, *, variant: str, epochs: float, lr: float
+) -> Config:
+    """Paper, Table 4, JFT rows: crop and flip alone, no regularisation."""
+    return Config(
+        recipe=recipe,
+        data=DataConfig(name=""),
+        model=ModelConfig(
+            variant=variant, image_size=224, precision="bfloat16"
+        ),
+        augment=AugmentConfig(
+            policy="inception_crop|flip",
+            eval_policy="resize_small(256)|central_crop",
+        ),
+        train=TrainConfig(
+            batch_size=4096,
+            epochs=epochs,
+            # The paper does not name the loss. JFT has several labels per
+            # image; big_vision pre-trains Mixer so on ImageNet.
+            loss="sigmoid",
+            head_bias_init=-6.9,
+            steps_per_call=50,
+            eval_every=10_000,
+            checkpoint_every=5_000,
+        ),
+        optim=OptimConfig(
+            lr=lr, weight_decay=0.03, warmup_steps=10_000, schedule="linear"
+        ),
+    )
+
+
+def jft300m_s() -> Config:
+    """Paper, Table 4: S on JFT-300M, 5 epochs. Not run here.
+
+    ImageNet top-1 after fine-tuning (paper, Table 3): S/32 68.70, S/16 73.83.
+    Command: python train.py --recipe=jft300m_s data.name=... \
+[model.variant=S/32]
+    """
+    return _jft300m("jft300m_s", variant="S/16", epochs=5, lr=3e-3)
+
+
+def jft300m_b() -> Config:
+    """Paper, Table 4: B on JFT-300M, 7 epochs. Not run here.
+
+    ImageNet top-1 after fine-tuning (paper, Table 3): B/32 75.53, B/16 80.00.
+    Command: python train.py --recipe=jft300m_b data.name=... \
+[model.variant=B/32]
+    """
+    return _jft300m("jft300m_b", variant="B/16", epochs=7, lr=3e-3)
+
+
+def jft300m_l() -> Config:
+    """Paper, Table 4: L on JFT-300M, 7 epochs (or 14). Not run here.
+
+    ImageNet top-1 after fine-tuning (paper, Table 3): L/32 80.67, L/16 84.05.
+    Command: python train.py --recipe=jft300m_l data.name=... \
+[model.variant=L/32] [train.epochs=14]
+    """
+    return _jft300m("jft300m_l", variant="L/16", epochs=7, lr=1e-3)
+
+
+def jft300m_h() -> Config:
+    """Paper, Table 4: H on JFT-300M, 14 epochs. Not run here.
+
+    ImageNet top-1 after fine-tuning (paper, Table 3): H/14 86.32.
+    Command: python train.py --recipe=jft300m_h data.name=...
+    """
+    return _jft300m("jft300m_h", variant="H/14", epochs=14, lr=1e-3)
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        digits,
+        cifar10_scratch,
+        jft300m_s,
+        jft300m_b,
+        jft300m_l,
+        jft300m_h,
+    )
+}
+
+
+def get_recipe(name: str) -> Config:
+    """Returns the config of a recipe.
+
+    Raises:
+      ValueError: There is no such recipe; the nearest is named.
+    """
+    if name in RECIPES:
+        return RECIPES[name]()
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"Unknown recipe {name!r}.{hint} Recipes: {', '.join(RECIPES)}"
+    )
+

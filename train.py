@@ -1,0 +1,12 @@
+"""python train.py --help: the program itself is keras_mixer/train.py."""
+
+import os
+
+# Before TensorFlow is imported. Without a GPU its errors are about the GPU.
+quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", quiet)
+
+from keras_mixer.train import run  # noqa: E402
+
+if __name__ == "__main__":
+    run()
