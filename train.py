@@ -6,7 +6,7 @@ import os
 quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", quiet)
 
-from keras_mixer.train import run  # noqa: E402
+from keras_mixer.train import run
 
 if __name__ == "__main__":
     run()

@@ -40,6 +40,7 @@ _LAZY_MODULES = (
     "progress",
     "recipes",
     "trainer",
+    "workdir",
 )
 
 
@@ -57,9 +58,9 @@ __all__ = [
     "MixerH14",
     "MixerL16",
     "MixerL32",
+    "MixerS8",
     "MixerS16",
     "MixerS32",
-    "MixerS8",
     "MlpBlock",
     "StochasticDepth",
     "decode_predictions",

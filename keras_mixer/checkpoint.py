@@ -58,7 +58,9 @@ class Checkpoints:
         try:
             status = self._tracked.restore(path)
             status.assert_existing_objects_matched()
-            if not partial:
+            if partial:
+                status.expect_partial()
+            else:
                 status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
             reason = str(error).strip().splitlines()[0][:200]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import omegaconf
+import yaml
 from omegaconf import OmegaConf
 
 
@@ -28,7 +29,9 @@ def _require(condition: bool, field: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"{field} must be {allowed}. Received: {value!r}")
 
 
-def _require_at_least(section: Any, name: str, bounds: dict[str, float]) -> None:
+def _require_at_least(
+    section: Any, name: str, bounds: dict[str, float]
+) -> None:
     for field, low in bounds.items():
         value = getattr(section, field)
         if value is not None and not (math.isfinite(value) and value >= low):
@@ -60,7 +63,6 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(bool(self.name), "data.name", self.name, "a data set's name")
         _require_at_least(self, "data", {"shuffle_buffer": 1})
 
 
@@ -261,6 +263,23 @@ class Config:
                 )
 
 
+# name -> the section's dataclass
+_SECTIONS: dict[str, Any] = {
+    field.name: field.default_factory
+    for field in dataclasses.fields(Config)
+    if field.name != "recipe"
+}
+
+
+def _field_names(section: str = "") -> list[str]:
+    """Returns "section.field" of a section, or the names of all sections."""
+    if not section:
+        return list(_SECTIONS)
+    return [
+        f"{section}.{f.name}" for f in dataclasses.fields(_SECTIONS[section])
+    ]
+
+
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """Returns `config` with fields replaced, `section.field=value` each.
 
@@ -278,6 +297,11 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             raise ConfigError(
                 f"Cannot read {text!r}: an override is section.field=value, "
                 "for example optim.lr=3e-3"
+            )
+        if field in _SECTIONS:
+            raise ConfigError(
+                f"{field} is a section. Set one of its fields: "
+                + ", ".join(_field_names(field))
             )
         for section, steps, epochs in _DURATIONS:
             for ours, other in ((steps, epochs), (epochs, steps)):
@@ -302,18 +326,14 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
     if not isinstance(error, omegaconf.errors.ConfigKeyError):
         return f"{full_key}: {message}" if full_key else message
     section = full_key.rpartition(".")[0]
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config)}
-    if section in sections and section != "recipe":
-        owner: Any = sections[section]
-    else:
-        owner, section = Config, ""
+    if section not in _SECTIONS:
+        section = ""
     prefix = f"{section}." if section else ""
-    allowed = [prefix + field.name for field in dataclasses.fields(owner)]
     hint = message.partition("Did you mean: ")[2].strip("'?")
     return (
         f"Unknown field {full_key!r}."
         + (f" Did you mean {prefix + hint!r}?" if hint else "")
-        + f" Fields: {', '.join(allowed)}"
+        + f" Fields: {', '.join(_field_names(section))}"
     )
 
 
@@ -370,28 +390,26 @@ def load(path: str | os.PathLike[str]) -> Config:
         value that is not allowed.
     """
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(pathlib.Path(path))
         merged = OmegaConf.merge(OmegaConf.structured(Config()), loaded)
         return typing.cast(Config, OmegaConf.to_object(merged))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config file {path}") from error
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"Cannot read {path}: {error}") from error
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Names the fields in which two configs differ, one line each."""
     lines = []
-    for section in dataclasses.fields(Config):
-        a, b = getattr(ours, section.name), getattr(theirs, section.name)
-        if not dataclasses.is_dataclass(a):
-            continue
-        for field in dataclasses.fields(a):
-            x, y = getattr(a, field.name), getattr(b, field.name)
+    for section, owner in _SECTIONS.items():
+        for field in dataclasses.fields(owner):
+            x = getattr(getattr(ours, section), field.name)
+            y = getattr(getattr(theirs, section), field.name)
             if x != y:
-                lines.append(f"{section.name}.{field.name}: {y!r} -> {x!r}")
+                lines.append(f"{section}.{field.name}: {y!r} -> {x!r}")
     return lines
 
 
@@ -403,13 +421,10 @@ def describe(config: Config) -> str:
 def field_help() -> str:
     """Returns a table of all fields, their defaults and meanings."""
     lines = []
-    for section in dataclasses.fields(Config):
-        if section.name == "recipe":
-            continue
-        owner: Any = section.default_factory
-        lines.append(f"{section.name}: {owner.__doc__}")
+    for section, owner in _SECTIONS.items():
+        lines.append(f"{section}: {owner.__doc__}")
         for field in dataclasses.fields(owner):
             default = "null" if field.default is None else field.default
-            name = f"{section.name}.{field.name}={default}"
+            name = f"{section}.{field.name}={default}"
             lines.append(f"  {name:<36} {field.metadata['help']}")
     return "\n".join(lines)

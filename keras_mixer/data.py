@@ -87,9 +87,7 @@ def _select(
     import tensorflow_datasets as tfds
 
     infos = {
-        key: tfds.core.SplitInfo(
-            name=key, shard_lengths=[length], num_bytes=0
-        )
+        key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
         for key, length in lengths.items()
     }
     try:
@@ -360,10 +358,11 @@ def train_batches(
         # Of this function's graph alone: without it the order would depend on
         # the global seed of the process (and a global seed of 0 would fail).
         tf.random.set_seed(_GRAPH_SEED)
+        order = tf.random.stateless_uniform(
+            [], (seed, number), 0, 2**31 - 1, dtype=tf.int64
+        )
         return records.shuffle(
-            buffer,
-            seed=number * 2**31 + seed,
-            reshuffle_each_iteration=False,
+            buffer, seed=order, reshuffle_each_iteration=False
         )
 
     def prepare(

@@ -1,5 +1,7 @@
 """Picks the `tf.distribute` strategy of a run, and says which it is."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 STRATEGIES = ("auto", "one_device", "mirrored")
@@ -31,6 +33,17 @@ def split_cpu(count: int) -> None:
         ) from error
 
 
+def mirror(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """Returns a strategy with one replica on each of `devices`."""
+    if "CPU" not in devices[0].upper():
+        return tf.distribute.MirroredStrategy(devices)
+    # TensorFlow's collectives allow one set of CPUs per process only; sums on
+    # one of them allow any number of strategies, as in the tests.
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
 def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
     """Returns a strategy over the devices of this machine.
 
@@ -55,7 +68,7 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
         name = "mirrored" if len(devices) > 1 else "one_device"
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
-    return tf.distribute.MirroredStrategy(devices)
+    return mirror(devices)
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:

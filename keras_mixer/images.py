@@ -2,7 +2,8 @@
 
 A policy is a line such as `inception_crop|flip`: the steps between decoding
 and the map to [-1, 1], each `name` or `name(number, ...)`. Random steps are
-stateless: the same seed gives the same image, in eager mode and in tf.data.
+stateless: the same seed, two integers, gives the same image, in eager mode and
+in tf.data.
 """
 
 import inspect
@@ -11,9 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-
-# [2] int32 or int64: one key per image.
-Seed = tf.Tensor
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -27,7 +25,7 @@ def to_value_range(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(image, tf.float32) / 127.5 - 1.0
 
 
-def resize(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
+def resize(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
     """Resizes both sides to `side`, bilinear.
 
     An image of this size is returned as it is. Without antialiasing, as the
@@ -43,7 +41,7 @@ def _resize(image: tf.Tensor, size: Any, method: str) -> tf.Tensor:
     return tf.cast(resized, image.dtype)  # truncates, as the reference does
 
 
-def resize_small(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
+def resize_small(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
     """Resizes the smaller side to `side` and keeps the aspect ratio (area)."""
     del seed
     size = tf.cast(tf.shape(image)[:2], tf.float32)
@@ -51,7 +49,7 @@ def resize_small(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
     return _resize(image, tf.cast(tf.round(size * factor), tf.int32), "area")
 
 
-def central_crop(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
+def central_crop(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
     """Cuts the middle `side` x `side` pixels out."""
     del seed
     offset = (tf.shape(image)[:2] - side) // 2
@@ -60,12 +58,12 @@ def central_crop(image: tf.Tensor, seed: Seed, side: int) -> tf.Tensor:
     )
 
 
-def flip(image: tf.Tensor, seed: Seed) -> tf.Tensor:
+def flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Mirrors left and right with probability 1/2."""
     return tf.image.stateless_random_flip_left_right(image, seed)
 
 
-def pad_crop(image: tf.Tensor, seed: Seed, padding: int = 4) -> tf.Tensor:
+def pad_crop(image: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:
     """Shifts by up to `padding` pixels, showing black where nothing was."""
     shape = tf.shape(image)
     padded = tf.image.pad_to_bounding_box(
@@ -79,7 +77,7 @@ def pad_crop(image: tf.Tensor, seed: Seed, padding: int = 4) -> tf.Tensor:
 
 
 def inception_crop(
-    image: tf.Tensor, seed: Seed, side: int, area_min: int = 5
+    image: tf.Tensor, seed: tf.Tensor, side: int, area_min: int = 5
 ) -> tf.Tensor:
     """Cuts out a random box and resizes it to `side` x `side`.
 
@@ -119,7 +117,7 @@ def _step_help(name: str) -> str:
 
 def parse_policy(
     policy: str, image_size: int
-) -> Callable[[tf.Tensor, Seed], tf.Tensor]:
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Compiles a policy into a function of an image and a seed.
 
     Args:
@@ -160,7 +158,7 @@ def parse_policy(
             )
         steps.append((function, arguments))
 
-    def apply(image: tf.Tensor, seed: Seed) -> tf.Tensor:
+    def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         seeds = tf.random.experimental.stateless_split(seed, len(steps))
         for i, (function, arguments) in enumerate(steps):
             image = function(image, seeds[i], *arguments)

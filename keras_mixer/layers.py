@@ -63,6 +63,13 @@ class MlpBlock(keras.layers.Layer):
         self.gelu_approximate = gelu_approximate
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        features = input_shape[-1]
+        if features is None:
+            raise ValueError(
+                "The last axis of MlpBlock's input must be known. Received: "
+                f"input_shape={input_shape}"
+            )
+
         def dense(units: int, name: str) -> keras.layers.Dense:
             return keras.layers.Dense(
                 units,
@@ -72,7 +79,7 @@ class MlpBlock(keras.layers.Layer):
             )
 
         self.dense_0 = dense(self.mlp_dim, "Dense_0")
-        self.dense_1 = dense(input_shape[-1], "Dense_1")
+        self.dense_1 = dense(features, "Dense_1")
         self.dense_0.build(input_shape)
         self.dense_1.build((*input_shape[:-1], self.mlp_dim))
         if self.dropout:

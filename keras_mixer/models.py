@@ -201,9 +201,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     if classes < 1:
         raise ValueError(f"classes must be positive. Received: {classes}")
 
-    policy = keras.dtype_policies.get(
-        dtype or keras.config.dtype_policy()
-    )
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     half = policy.compute_dtype in ("bfloat16", "float16")
     top_dtype = "float32" if half else policy
 

@@ -1,6 +1,7 @@
 """Learning-rate schedules, and Keras optimizers that clip over all replicas."""
 
 import math
+import threading
 from typing import Any
 
 import keras
@@ -88,19 +89,27 @@ class _ClipsOverReplicas:
     """
 
     clip_norm: float | None = None
-    # The norm of the summed gradients before clipping, set by `apply` inside
-    # the traced step that reads it.
-    gradient_norm: tf.Tensor | None = None
+    # MirroredStrategy traces each replica in a thread of its own.
+    _traced: Any = threading.local()
+
+    @property
+    def gradient_norm(self) -> tf.Tensor:
+        """The norm of the summed gradients, before clipping.
+
+        To be read by the traced step that has just called `apply`.
+        """
+        return self._traced.gradient_norm
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         reduced = super()._all_reduce_sum_gradients(  # type: ignore[misc]
             grads_and_vars
         )
         grads, variables = zip(*reduced, strict=True)
-        self.gradient_norm = tf.linalg.global_norm(grads)
+        norm = tf.linalg.global_norm(grads)
+        self._traced.gradient_norm = norm
         if self.clip_norm is not None:
             grads, _ = tf.clip_by_global_norm(
-                grads, self.clip_norm, use_norm=self.gradient_norm
+                grads, self.clip_norm, use_norm=norm
             )
         return list(zip(grads, variables, strict=True))
 
@@ -113,9 +122,20 @@ class _SGD(_ClipsOverReplicas, keras.optimizers.SGD):
     pass
 
 
+def make_schedule(config: OptimConfig, *, total_steps: int) -> WarmupDecay:
+    """Returns the learning rate of a run of `total_steps` updates."""
+    return WarmupDecay(
+        config.lr,
+        total_steps=total_steps,
+        warmup_steps=config.warmup_steps or 0,
+        decay=config.schedule,
+        end_factor=config.end_lr_factor,
+    )
+
+
 def make_optimizer(
-    config: OptimConfig, *, total_steps: int, variables: list[Any]
-) -> keras.optimizers.Optimizer:
+    config: OptimConfig, *, schedule: WarmupDecay, variables: list[Any]
+) -> Any:
     """Builds the optimizer of a run for `variables`.
 
     Weight decay is decoupled, multiplied by the scheduled learning rate and
@@ -127,8 +147,11 @@ def make_optimizer(
 
     Args:
       config: The resolved `optim` section.
-      total_steps: Updates of the whole run.
+      schedule: The learning rate.
       variables: The model's trainable variables.
+
+    Returns:
+      A Keras optimizer, built, with the attribute `gradient_norm`.
 
     Raises:
       RuntimeError: This Keras does not reduce gradients where expected.
@@ -141,13 +164,6 @@ def make_optimizer(
             "them. Train with KERAS_BACKEND=tensorflow and a Keras version "
             "that setup.cfg allows."
         )
-    schedule = WarmupDecay(
-        config.lr,
-        total_steps=total_steps,
-        warmup_steps=config.warmup_steps or 0,
-        decay=config.schedule,
-        end_factor=config.end_lr_factor,
-    )
     decay = config.weight_decay or None
     optimizer: Any
     if config.name == "adamw":

@@ -66,14 +66,15 @@ def cifar10_scratch() -> Config:
             tokens_mlp_dim=64,
             channels_mlp_dim=256,
         ),
-        augment=AugmentConfig(policy="pad_crop(4)|flip"),
+        augment=AugmentConfig(policy="inception_crop(32,50)|flip"),
         train=TrainConfig(
             batch_size=64,
-            epochs=22,
+            epochs=18,
+            label_smoothing=0.1,
             steps_per_call=50,
             log_every=200,
-            eval_every_epochs=4,
-            checkpoint_every_epochs=4,
+            eval_every_epochs=6,
+            checkpoint_every_epochs=3,
         ),
         optim=OptimConfig(
             lr=2.5e-3, schedule="cosine", warmup_epochs=1, weight_decay=0.1
@@ -81,9 +82,7 @@ def cifar10_scratch() -> Config:
     )
 
 
-def _jft300m(
-    recipe: str, *, variant: str, epochs: float, lr: float
-) -> Config:
+def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
     """Paper, Table 4, JFT rows: crop and flip alone, no regularisation."""
     return Config(
         recipe=recipe,
@@ -177,4 +176,3 @@ def get_recipe(name: str) -> Config:
     raise ValueError(
         f"Unknown recipe {name!r}.{hint} Recipes: {', '.join(RECIPES)}"
     )
-

@@ -6,8 +6,9 @@ The program behind train.py, `keras-mixer-train` and
 
 import os
 import sys
+from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from keras_mixer import config as config_lib, recipes
 
@@ -41,17 +42,8 @@ def help_text() -> str:
     )
 
 
-def define_flags() -> None:
-    """Defines the flags of this program."""
-    flags.DEFINE_string(
-        "recipe", recipes.DEFAULT_RECIPE, "Which recipe to train."
-    )
-    flags.DEFINE_string(
-        "config", None, "A config.json to train again, in place of a recipe."
-    )
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run; runs/<recipe> by default."
-    )
+def define_device_flags() -> None:
+    """Defines the flags that say where to compute."""
     flags.DEFINE_enum(
         "strategy",
         "auto",
@@ -65,6 +57,36 @@ def define_flags() -> None:
     )
 
 
+def make_strategy() -> Any:
+    """Returns the `tf.distribute` strategy that the flags ask for."""
+    from keras_mixer import distribute
+
+    if FLAGS.virtual_devices is not None:
+        distribute.split_cpu(FLAGS.virtual_devices)
+    return distribute.make_strategy(FLAGS.strategy)
+
+
+def fail(error: Exception) -> NoReturn:
+    """Ends the program with one line in place of a traceback."""
+    if os.environ.get("KERAS_MIXER_TRACEBACK"):
+        raise error
+    sys.exit(f"error: {error}")
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_device_flags()
+    flags.DEFINE_string(
+        "recipe", recipes.DEFAULT_RECIPE, "Which recipe to train."
+    )
+    flags.DEFINE_string(
+        "config", None, "A config.json to train again, in place of a recipe."
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run; runs/<recipe> by default."
+    )
+
+
 def _config(overrides: list[str]) -> config_lib.Config:
     if FLAGS.config is None:
         return config_lib.override(recipes.get_recipe(FLAGS.recipe), overrides)
@@ -74,21 +96,19 @@ def _config(overrides: list[str]) -> config_lib.Config:
 
 
 def main(argv: list[str]) -> None:
-    from keras_mixer import distribute, trainer
+    """Reads the flags and overrides, trains, prints the accuracy."""
+    from keras_mixer import trainer
 
+    logging.set_verbosity(logging.WARNING)
     try:
         config = _config(argv[1:])
-        if FLAGS.virtual_devices is not None:
-            distribute.split_cpu(FLAGS.virtual_devices)
         result = trainer.fit(
             config,
             workdir=FLAGS.workdir or os.path.join("runs", config.recipe),
-            strategy=distribute.make_strategy(FLAGS.strategy),
+            strategy=make_strategy(),
         )
     except (ValueError, trainer.NonFiniteError) as error:
-        if FLAGS.pdb or os.environ.get("KERAS_MIXER_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
+        fail(error)
     print(
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"

@@ -5,8 +5,6 @@ A step, traced once: forward, loss, one gradient reduction, clip, apply.
 """
 
 import dataclasses
-import json
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -23,19 +21,15 @@ from keras_mixer import (
     distribute,
     evaluate,
     images,
-    models,
     objective,
     optim,
     progress,
+    workdir as workdir_lib,
 )
 from keras_mixer.config import Config, ConfigError
 
 # (losses, gradient norms), each float32 [steps], of several updates.
 TrainSteps = Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-
-
-class WorkdirError(ValueError):
-    """The workdir holds another run, or cannot be used."""
 
 
 class NonFiniteError(RuntimeError):
@@ -87,50 +81,6 @@ def resolve(config: Config, split: data.Split) -> Config:
             ),
         )
     return config
-
-
-def _dimensions(config: config_lib.ModelConfig) -> models.Variant:
-    """Returns the variant with the dimensions that the config sets."""
-    fields = [field.name for field in dataclasses.fields(models.Variant)]
-    chosen = {
-        name: getattr(config, name)
-        for name in fields
-        if getattr(config, name) is not None
-    }
-    if config.variant != "custom":
-        return dataclasses.replace(models.get_variant(config.variant), **chosen)
-    missing = [name for name in fields if name not in chosen]
-    if missing:
-        raise ConfigError(
-            "model.variant=custom needs all five dimensions; missing: "
-            + ", ".join(f"model.{name}" for name in missing)
-        )
-    return models.Variant(**chosen)
-
-
-def build_model(config: Config, num_classes: int) -> keras.Model:
-    """Builds the model of a resolved config; it returns logits.
-
-    Raises:
-      ValueError: The image size does not fit the patches, or a dimension is
-        missing.
-    """
-    options = config.model
-    assert options.image_size is not None
-    return models.Mixer(
-        _dimensions(options),
-        input_shape=(options.image_size, options.image_size, 3),
-        classes=num_classes,
-        classifier_activation=None,
-        dropout=options.dropout,
-        stoch_depth=options.stoch_depth,
-        stoch_depth_rescale=options.stoch_depth_rescale,
-        gelu_approximate=options.gelu == "tanh",
-        head_bias_init=config.train.head_bias_init,
-        dtype={"float32": "float32", "bfloat16": "mixed_bfloat16"}[
-            options.precision
-        ],
-    )
 
 
 def _compile(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
@@ -195,50 +145,6 @@ def make_train_steps(
     return train_steps
 
 
-def _claim_workdir(
-    workdir: pathlib.Path, config: Config
-) -> dict[str, Any] | None:
-    """Makes the workdir this run's; returns the result of a finished run.
-
-    Raises:
-      WorkdirError: It holds a run of another config, or cannot be written.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        # The same data set may lie elsewhere on another machine.
-        theirs = config_lib.load(path)
-        theirs = dataclasses.replace(
-            theirs,
-            data=dataclasses.replace(
-                theirs.data, data_dir=config.data.data_dir
-            ),
-        )
-        changes = config_lib.differences(config, theirs)
-        if changes:
-            raise WorkdirError(
-                f"{workdir} holds a run of another config. Give this run a "
-                "--workdir of its own. What differs (there -> here): "
-                + "; ".join(changes)
-            )
-        result = workdir / "result.json"
-        if result.exists():
-            return dict(json.loads(result.read_text()))
-        return None
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if any(workdir.iterdir()):
-            raise WorkdirError(
-                f"{workdir} is not empty and holds no run (no config.json). "
-                "Give a --workdir that is new or empty."
-            )
-        config_lib.save(config, path)
-    except OSError as error:
-        raise WorkdirError(
-            f"Cannot write to the workdir {workdir}: {error.strerror}"
-        ) from error
-    return None
-
-
 def _next_stop(step: int, total: int, *intervals: int | None) -> int:
     """Returns the first step after `step` at which something is due."""
     return min(
@@ -268,6 +174,160 @@ def _check_finite(
     )
 
 
+class _Loop:
+    """Model, optimizer, data and reports of a run, and the loop over them."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        workdir: pathlib.Path,
+        strategy: tf.distribute.Strategy,
+        train_split: data.Split,
+        eval_split: data.Split,
+    ):
+        run = config.train
+        assert run.steps is not None and config.model.image_size is not None
+        self.config, self.workdir, self.strategy = config, workdir, strategy
+        self.train_split, self.total_steps = train_split, run.steps
+        # Spent on the run so far, up to the checkpoint that holds it.
+        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        keras.utils.set_random_seed(run.seed)
+        self.schedule = optim.make_schedule(config.optim, total_steps=run.steps)
+        with strategy.scope():
+            self.model = workdir_lib.build_model(
+                config, train_split.num_classes
+            )
+            self.optimizer = optim.make_optimizer(
+                config.optim,
+                schedule=self.schedule,
+                variables=self.model.trainable_variables,
+            )
+        self.evaluate = evaluate.make_evaluator(
+            self.model,
+            eval_split,
+            batch_size=run.batch_size,
+            image_size=config.model.image_size,
+            policy=config.augment.eval_policy,
+            loss=run.loss,
+            strategy=strategy,
+            xla=run.xla,
+        )
+        self.train_steps = make_train_steps(
+            self.model, self.optimizer, config, strategy
+        )
+
+    def start(self) -> int:
+        """Opens the workdir's files; returns the step to go on from."""
+        run = self.config.train
+        self.clock = time.perf_counter()
+        self.checkpoints = checkpoint.Checkpoints(
+            self.workdir,
+            keep=run.keep_checkpoints,
+            model=self.model,
+            optimizer=self.optimizer,
+            seconds=self.seconds,
+        )
+        step = 0
+        if self.checkpoints.restore():
+            step = int(self.optimizer.iterations)
+            print(f"Going on from step {step:,} ({self.checkpoints.latest})")
+        self.report = progress.Progress(
+            self.workdir,
+            total_steps=self.total_steps,
+            start_step=step,
+            batch_size=run.batch_size,
+            cores=self.strategy.num_replicas_in_sync,
+        )
+        assert self.config.model.image_size is not None
+        batches = data.train_batches(
+            self.train_split,
+            batch_size=run.batch_size,
+            image_size=self.config.model.image_size,
+            policy=self.config.augment.policy,
+            seed=run.seed,
+            start_step=step,
+            shuffle_buffer=self.config.data.shuffle_buffer,
+        )
+        self.iterator = iter(
+            self.strategy.experimental_distribute_dataset(batches)
+        )
+        return step
+
+    def train(self, step: int) -> evaluate.Scores | None:
+        """Trains from `step` to the end; returns the last scores, if any."""
+        run = self.config.train
+        watch = progress.Stopwatch()
+        losses: list[np.ndarray] = []
+        norms: list[np.ndarray] = []
+        scores = None
+        compiled = False
+        while step < self.total_steps:
+            stop = _next_stop(
+                step,
+                self.total_steps,
+                run.log_every,
+                run.eval_every,
+                run.checkpoint_every,
+            )
+            count = min(stop - step, run.steps_per_call)
+            watch.start()
+            results = self.train_steps(self.iterator, tf.constant(count))
+            new_losses, new_norms = (np.asarray(r) for r in results)
+            if compiled:
+                watch.stop(count * run.batch_size)
+            compiled = True
+            _check_finite(
+                step,
+                new_losses,
+                new_norms,
+                self.schedule,
+                self.checkpoints.latest,
+            )
+            losses.append(new_losses)
+            norms.append(new_norms)
+            step += count
+
+            if self._is_due(step, run.log_every):
+                self.report.train(
+                    step,
+                    loss=float(np.concatenate(losses).mean()),
+                    lr=float(self.schedule(step - 1)),
+                    grad_norm=float(np.concatenate(norms).mean()),
+                    images_per_second=watch.rate(),
+                )
+                losses, norms = [], []
+                watch.reset()
+            if self._is_due(step, run.eval_every):
+                scores = self._evaluate(step)
+            if self._is_due(step, run.checkpoint_every):
+                self._save(step)
+        return scores
+
+    def _is_due(self, step: int, interval: int | None) -> bool:
+        """Everything is due at the end, whatever its interval."""
+        return step == self.total_steps or bool(
+            interval and step % interval == 0
+        )
+
+    def _evaluate(self, step: int) -> evaluate.Scores:
+        begun = time.perf_counter()
+        scores = self.evaluate()
+        self.report.evaluation(
+            step,
+            split=self.config.data.eval_split,
+            seconds=time.perf_counter() - begun,
+            **scores,
+        )
+        return scores
+
+    def _save(self, step: int) -> None:
+        now = time.perf_counter()
+        self.seconds.assign_add(now - self.clock)
+        self.clock = now
+        self.checkpoints.save(step)
+
+
 def fit(
     config: Config,
     *,
@@ -284,159 +344,53 @@ def fit(
 
     Returns:
       What result.json holds: `step`, `split`, `accuracy`, `loss`, `count` of
-      the last evaluation, and `seconds` of the run.
+      the last evaluation, and `seconds` that the run took.
 
     Raises:
       ConfigError, DataError, DistributeError, WorkdirError, CheckpointError:
-        The run cannot start.
+        The run cannot start; all of them are ValueErrors.
       NonFiniteError: The loss or gradient stopped being a number.
     """
-    started = time.perf_counter()
     workdir = pathlib.Path(workdir)
     train_split, eval_split = open_data(config)
     config = resolve(config, train_split)
-    run = config.train
-    assert run.steps is not None and config.model.image_size is not None
-    distribute.check_batch_size(run.batch_size, strategy)
-    images.parse_policy(config.augment.policy, config.model.image_size)
-    images.parse_policy(config.augment.eval_policy, config.model.image_size)
-
-    keras.utils.set_random_seed(run.seed)
-    with strategy.scope():
-        model = build_model(config, train_split.num_classes)
-        optimizer: Any = optim.make_optimizer(
-            config.optim,
-            total_steps=run.steps,
-            variables=model.trainable_variables,
-        )
-        seconds_before = tf.Variable(0.0, dtype=tf.float64, trainable=False)
-
-    finished = _claim_workdir(workdir, config)
+    finished = workdir_lib.read_result(workdir, config)
     if finished is not None:
         print(
-            f"The run in {workdir} is finished: step {finished['step']}, "
-            f"{finished['split']} accuracy {finished['accuracy']:.4f}. To "
-            "train again, give another --workdir."
+            f"The run in {workdir} is finished. To train again, give another "
+            "--workdir."
         )
         return finished
-
-    print(config_lib.describe(config))
+    assert config.model.image_size is not None
+    images.parse_policy(config.augment.policy, config.model.image_size)
+    distribute.check_batch_size(config.train.batch_size, strategy)
+    loop = _Loop(
+        config,
+        workdir=workdir,
+        strategy=strategy,
+        train_split=train_split,
+        eval_split=eval_split,
+    )
+    workdir_lib.claim(workdir, config, train_split.class_names)
     print(
-        f"\n{train_split.name}: {train_split.num_examples:,} examples, "
+        f"{config_lib.describe(config)}\n\n"
+        f"{train_split.name}: {train_split.num_examples:,} examples, "
         f"{train_split.num_classes} classes; {eval_split.name}: "
         f"{eval_split.num_examples:,} examples\n"
-        f"{model.count_params():,} parameters; "
+        f"{loop.model.count_params():,} parameters; "
         f"{distribute.describe(strategy)}; workdir {workdir}",
         flush=True,
     )
-    checkpoints = checkpoint.Checkpoints(
-        workdir,
-        keep=run.keep_checkpoints,
-        model=model,
-        optimizer=optimizer,
-        seconds=seconds_before,
-    )
-    step = 0
-    if checkpoints.restore():
-        step = int(optimizer.iterations)
-        print(f"Going on from step {step:,} ({checkpoints.latest})")
-
-    batches = data.train_batches(
-        train_split,
-        batch_size=run.batch_size,
-        image_size=config.model.image_size,
-        policy=config.augment.policy,
-        seed=run.seed,
-        start_step=step,
-        shuffle_buffer=config.data.shuffle_buffer,
-    )
-    iterator = iter(strategy.experimental_distribute_dataset(batches))
-    train_steps = make_train_steps(model, optimizer, config, strategy)
-    evaluator = evaluate.make_evaluator(
-        model,
-        eval_split,
-        batch_size=run.batch_size,
-        image_size=config.model.image_size,
-        policy=config.augment.eval_policy,
-        loss=run.loss,
-        strategy=strategy,
-        xla=run.xla,
-    )
-    report = progress.Progress(
-        workdir,
-        total_steps=run.steps,
-        start_step=step,
-        batch_size=run.batch_size,
-        cores=strategy.num_replicas_in_sync,
-    )
-    schedule = optimizer._learning_rate
-    losses: list[np.ndarray] = []
-    norms: list[np.ndarray] = []
-    watch = progress.Stopwatch()
-    scores: evaluate.Scores | None = None
-    compiled = False
-    if step < run.steps:
-        print("Compiling the training step ...", flush=True)
-
-    while step < run.steps:
-        stop = _next_stop(
-            step,
-            run.steps,
-            run.log_every,
-            run.eval_every,
-            run.checkpoint_every,
-        )
-        count = min(stop - step, run.steps_per_call)
-        watch.start()
-        results = train_steps(iterator, tf.constant(count))
-        new_losses, new_norms = (np.asarray(r) for r in results)
-        if compiled:
-            watch.stop(count * run.batch_size)
-        compiled = True
-        _check_finite(
-            step, new_losses, new_norms, schedule, checkpoints.latest
-        )
-        losses.append(new_losses)
-        norms.append(new_norms)
-        step += count
-        at_end = step == run.steps
-
-        if step % run.log_every == 0 or at_end:
-            report.train(
-                step,
-                loss=float(np.concatenate(losses).mean()),
-                lr=float(schedule(step - 1)),
-                grad_norm=float(np.concatenate(norms).mean()),
-                images_per_second=watch.rate(),
-            )
-            losses, norms = [], []
-            watch.reset()
-        if at_end or (run.eval_every and step % run.eval_every == 0):
-            begun = time.perf_counter()
-            scores = evaluator()
-            report.evaluation(
-                step,
-                split=config.data.eval_split,
-                seconds=time.perf_counter() - begun,
-                **scores,
-            )
-        if at_end or (
-            run.checkpoint_every and step % run.checkpoint_every == 0
-        ):
-            seconds = time.perf_counter() - started
-            seconds_before.assign_add(seconds)
-            started += seconds
-            checkpoints.save(step)
-
-    report.close()
-    if scores is None:  # stopped between the last checkpoint and the result
-        scores = evaluator()
+    step = loop.start()
+    print("Compiling the training step ...", flush=True)
+    scores = loop.train(step)
+    loop.report.close()
+    # None where the run had stopped between its last checkpoint and here.
     result = {
-        "step": step,
+        "step": loop.total_steps,
         "split": config.data.eval_split,
-        **scores,
-        "seconds": float(seconds_before) + time.perf_counter() - started,
+        **(scores or loop.evaluate()),
+        "seconds": float(loop.seconds),
     }
-    assert math.isfinite(result["seconds"])
     progress.write_json(workdir / "result.json", result)
     return result

@@ -1,0 +1,139 @@
+"""What a run is on disk: its config, its classes, its result, its model."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import keras
+
+from keras_mixer import checkpoint, config as config_lib, models, progress
+from keras_mixer.config import Config, ConfigError
+
+
+class WorkdirError(ValueError):
+    """The workdir holds another run, or cannot be used."""
+
+
+def _dimensions(config: config_lib.ModelConfig) -> models.Variant:
+    """Returns the variant with the dimensions that the config sets."""
+    fields = [field.name for field in dataclasses.fields(models.Variant)]
+    chosen = {
+        name: getattr(config, name)
+        for name in fields
+        if getattr(config, name) is not None
+    }
+    if config.variant != "custom":
+        return dataclasses.replace(models.get_variant(config.variant), **chosen)
+    missing = [name for name in fields if name not in chosen]
+    if missing:
+        raise ConfigError(
+            "model.variant=custom needs all five dimensions; missing: "
+            + ", ".join(f"model.{name}" for name in missing)
+        )
+    return models.Variant(**chosen)
+
+
+def build_model(config: Config, num_classes: int) -> keras.Model:
+    """Builds the model of a resolved config; it returns logits.
+
+    Raises:
+      ValueError: The image size does not fit the patches, or a dimension is
+        missing.
+    """
+    options = config.model
+    assert options.image_size is not None
+    return models.Mixer(
+        _dimensions(options),
+        input_shape=(options.image_size, options.image_size, 3),
+        classes=num_classes,
+        classifier_activation=None,
+        dropout=options.dropout,
+        stoch_depth=options.stoch_depth,
+        stoch_depth_rescale=options.stoch_depth_rescale,
+        gelu_approximate=options.gelu == "tanh",
+        head_bias_init=config.train.head_bias_init,
+        dtype={"float32": "float32", "bfloat16": "mixed_bfloat16"}[
+            options.precision
+        ],
+    )
+
+
+def read_result(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
+    """Returns the result of a finished run of `config`, None if it is not.
+
+    Raises:
+      WorkdirError: The workdir holds something other than a run of `config`.
+    """
+    if not (workdir / "config.json").exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise WorkdirError(
+                f"{workdir} is not empty and holds no run (no config.json). "
+                "Give a --workdir that is new or empty."
+            )
+        return None
+    theirs = config_lib.load(workdir / "config.json")
+    # The same data set may lie elsewhere on another machine.
+    theirs = dataclasses.replace(
+        theirs,
+        data=dataclasses.replace(theirs.data, data_dir=config.data.data_dir),
+    )
+    changes = config_lib.differences(config, theirs)
+    if changes:
+        raise WorkdirError(
+            f"{workdir} holds a run of another config. Give this run a "
+            "--workdir of its own. What differs (there -> here): "
+            + "; ".join(changes)
+        )
+    result = workdir / "result.json"
+    return dict(json.loads(result.read_text())) if result.exists() else None
+
+
+def claim(
+    workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
+) -> None:
+    """Writes what the run is into its workdir.
+
+    Raises:
+      WorkdirError: It cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        progress.write_json(workdir / "classes.json", list(class_names))
+        config_lib.save(config, workdir / "config.json")
+    except OSError as error:
+        raise WorkdirError(
+            f"Cannot write to the workdir {workdir}: {error.strerror}"
+        ) from error
+
+
+def load_model(
+    workdir: str | os.PathLike[str],
+) -> tuple[keras.Model, Config, tuple[str, ...]]:
+    """Loads what a run trained, from its newest checkpoint.
+
+    Returns:
+      The model (images in [-1, 1] to logits), the run's config, and the names
+      of the classes.
+
+    Raises:
+      WorkdirError: The folder is not a workdir.
+      CheckpointError: It has no checkpoint, or one that cannot be read.
+    """
+    workdir = pathlib.Path(workdir)
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(
+            f"{workdir} is not the workdir of a run: it has no config.json."
+        )
+    config = config_lib.load(workdir / "config.json")
+    class_names = tuple(json.loads((workdir / "classes.json").read_text()))
+    model = build_model(config, len(class_names))
+    checkpoints = checkpoint.Checkpoints(workdir, model=model)
+    if not checkpoints.restore(partial=True):
+        raise checkpoint.CheckpointError(
+            f"{workdir} has no checkpoint yet. Go on training with "
+            f"train.py --config={workdir / 'config.json'} "
+            f"--workdir={workdir}"
+        )
+    return model, config, class_names

@@ -1,0 +1,51 @@
+"""Fixtures. Devices are split before TensorFlow is first used."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import pytest
+import tensorflow as tf
+
+from keras_mixer import distribute
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 4,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture
+def cifar10_dir() -> pathlib.Path:
+    """Folder of the prepared TFDS data set cifar10."""
+    path = SHARED / "tfds"
+    if not (path / "cifar10").is_dir():
+        pytest.skip("needs the prepared data set ../shared/tfds/cifar10")
+    return path
+
+
+@pytest.fixture
+def photos_dir() -> pathlib.Path:
+    """Image folder of JPEGs of many sizes, two classes."""
+    path = SHARED / "photos"
+    if not path.is_dir():
+        pytest.skip("needs the image folder ../shared/photos")
+    return path
+
+
+@pytest.fixture
+def strategy_of():
+    """Makes a strategy over the first n virtual CPUs."""
+
+    def make(replicas: int) -> tf.distribute.Strategy:
+        devices = [f"/cpu:{i}" for i in range(replicas)]
+        if replicas == 1:
+            return tf.distribute.OneDeviceStrategy(devices[0])
+        return distribute.mirror(devices)
+
+    return make

@@ -1,0 +1,302 @@
+import collections
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mixer import data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten 6 x 6 images in two classes; the red value is the image's number."""
+    for i in range(10):
+        path = tmp_path / ("cats" if i < 7 else "dogs") / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        image = np.full((6, 6, 3), i * 10, np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    return tmp_path
+
+
+def stream(split, steps, *, batch_size=4, seed=0, start_step=0, **options):
+    """Returns the (number, label) pairs of `steps` training batches."""
+    batches = data.train_batches(
+        split,
+        batch_size=batch_size,
+        image_size=6,
+        policy=options.pop("policy", "resize"),
+        seed=seed,
+        start_step=start_step,
+        **options,
+    )
+    return [
+        (b["image"].numpy(), b["label"].numpy()) for b in batches.take(steps)
+    ]
+
+
+def numbers(batches):
+    return [int(i[0, 0, 0]) // 10 for images, _ in batches for i in images]
+
+
+def test_digits_are_fixed_and_stratified():
+    train = data.open_split("digits", "train")
+    test = data.open_split("digits", "test")
+    assert (train.num_examples, test.num_examples) == (1437, 360)
+    assert train.num_classes == 10
+    assert train.image_size == 8
+    seen = set()
+    for split in (train, test):
+        records = list(split.records().as_numpy_iterator())
+        assert len(records) == split.num_examples
+        counts = collections.Counter(int(r["label"]) for r in records)
+        for label in range(10):
+            share = counts[label] / split.num_examples
+            assert share == pytest.approx(0.1, abs=0.005)
+        ours = {(r["image"].tobytes(), int(r["label"])) for r in records}
+        assert not ours & seen, "an image is in both splits"
+        seen |= ours
+    first = next(iter(train.records()))["image"].numpy()
+    assert first.shape == (8, 8, 3)
+    assert first.dtype == np.uint8
+    assert first.max() > 200
+
+
+def test_split_expressions():
+    first = data.open_split("digits", "train[:50%]")
+    second = data.open_split("digits", "train[50%:]")
+    assert first.num_examples + second.num_examples == 1437
+    images = [
+        r["image"]
+        for s in (first, second)
+        for r in s.records().as_numpy_iterator()
+    ]
+    whole = data.open_split("digits", "train").records().as_numpy_iterator()
+    np.testing.assert_array_equal(images, [r["image"] for r in whole])
+
+
+def test_folder(folder):
+    split = data.open_split(f"folder:{folder}", "train")
+    assert split.class_names == ("cats", "dogs")
+    assert split.num_examples == 10
+    assert split.image_size is None
+    images, labels = zip(*stream(split, 5, batch_size=2), strict=True)
+    got = sorted(
+        (int(i[0, 0, 0]) // 10, int(label))
+        for i, label in zip(
+            np.concatenate(images), np.concatenate(labels), strict=True
+        )
+    )
+    assert got == [(i, int(i >= 7)) for i in range(10)]
+    part = data.open_split(f"folder:{folder}", "train[:80%]")
+    assert part.num_examples == 8
+
+
+def test_folder_with_splits(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("with_splits")
+    (folder).rename(root / "train")
+    (root / "test" / "cats").mkdir(parents=True)
+    (root / "test" / "dogs").mkdir()
+    for name in ("cats", "dogs"):
+        source = next((root / "train" / name).iterdir())
+        (root / "test" / name / "1.png").write_bytes(source.read_bytes())
+    assert data.open_split(f"folder:{root}", "test").num_examples == 2
+    assert data.open_split(f"folder:{root}", "train").num_examples == 10
+    (root / "test" / "dogs").rename(root / "test" / "wolves")
+    with pytest.raises(data.DataError, match="differ in dogs, wolves"):
+        data.open_split(f"folder:{root}", "train")
+
+
+@pytest.mark.filterwarnings("ignore")  # TFDS's own
+def test_a_tfds_data_set_is_prepared_and_read(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinyShapes(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "picture": tfds.features.Image(shape=(6, 6, 3)),
+                        "shape": tfds.features.ClassLabel(names=["o", "x"]),
+                    }
+                )
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(10):
+                image = np.full((6, 6, 3), i * 10, np.uint8)
+                yield i, {"picture": image, "shape": i % 2}
+
+    split = data.open_split("tiny_shapes", "train[:80%]", str(tmp_path))
+    assert split.num_examples == 8
+    assert split.class_names == ("o", "x")
+    assert split.image_size == 6
+    batches = stream(split, 4, batch_size=2)
+    labels = np.concatenate([labels for _, labels in batches])
+    for number, label in zip(numbers(batches), labels, strict=True):
+        assert number % 2 == label
+    assert len(set(numbers(batches))) == 8
+    with pytest.raises(data.DataError, match="'dev'.*train"):
+        data.open_split("tiny_shapes", "dev", str(tmp_path))
+
+
+def test_cifar10(cifar10_dir):
+    split = data.open_split("cifar10", "train[99%:]", str(cifar10_dir))
+    assert split.num_examples == 500
+    assert split.image_size == 32
+    assert split.class_names[0] == "airplane"
+    ((images, labels),) = stream(split, 1, batch_size=8)
+    assert images.shape == (8, 6, 6, 3)
+    assert images.std() > 20
+    assert set(labels) <= set(range(10))
+
+
+def test_photos_of_many_sizes(photos_dir):
+    split = data.open_split(f"folder:{photos_dir}", "train")
+    assert split.num_examples == 244
+    batches = data.train_batches(
+        split,
+        batch_size=8,
+        image_size=64,
+        policy="inception_crop|flip",
+        seed=0,
+    )
+    batch = next(iter(batches))
+    assert batch["image"].shape == (8, 64, 64, 3)
+    assert set(batch["label"].numpy()) == {0, 1}
+
+
+def test_every_epoch_shows_every_example_in_its_own_order(folder):
+    split = data.open_split(f"folder:{folder}", "train")
+    order = numbers(stream(split, 15, batch_size=2))
+    epochs = [tuple(order[i : i + 10]) for i in (0, 10, 20)]
+    assert all(sorted(e) == list(range(10)) for e in epochs)
+    assert len(set(epochs)) == 3
+
+
+def test_order_comes_from_the_seed_alone(folder):
+    split = data.open_split(f"folder:{folder}", "train")
+    first = numbers(stream(split, 10))
+    tf.random.set_seed(0)
+    assert numbers(stream(split, 10)) == first
+    tf.random.set_seed(77)
+    assert numbers(stream(split, 10)) == first
+    assert numbers(stream(split, 10, seed=1)) != first
+    # Seeds that differ by one do not share their epochs.
+    assert numbers(stream(split, 10, seed=1))[:10] not in (
+        first[10:20],
+        first[20:30],
+    )
+
+
+@pytest.mark.parametrize("policy", ["resize", "pad_crop(1)|flip"])
+def test_starting_later_continues_the_stream(folder, policy):
+    """Across the ends of epochs, with batches that straddle them."""
+    split = data.open_split(f"folder:{folder}", "train")
+    whole = stream(split, 12, policy=policy, batch_size=3)
+    for start in (1, 4, 7, 10):
+        rest = stream(
+            split, 12 - start, policy=policy, batch_size=3, start_step=start
+        )
+        for (a, b), (c, d) in zip(whole[start:], rest, strict=True):
+            np.testing.assert_array_equal(a, c)
+            np.testing.assert_array_equal(b, d)
+
+
+def test_augmentation_is_keyed_by_the_position_not_by_the_batch(folder):
+    split = data.open_split(f"folder:{folder}", "train")
+    policy = "pad_crop(2)|flip"
+    by_two = stream(split, 10, policy=policy, batch_size=2)
+    by_five = stream(split, 4, policy=policy, batch_size=5)
+    np.testing.assert_array_equal(
+        np.concatenate([i for i, _ in by_two]),
+        np.concatenate([i for i, _ in by_five]),
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 10, 16])
+def test_evaluation_counts_every_example_once(folder, batch_size):
+    split = data.open_split(f"folder:{folder}", "train")
+    batches = data.eval_batches(
+        split, batch_size=batch_size, image_size=6, policy="resize"
+    )
+    seen = []
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, 6, 6, 3)
+        for image, label, mask in zip(
+            batch["image"].numpy(),
+            batch["label"].numpy(),
+            batch["mask"].numpy(),
+            strict=True,
+        ):
+            if mask:
+                number = int(image[0, 0, 0]) // 10
+                assert label == int(number >= 7)
+                seen.append(number)
+    assert sorted(seen) == list(range(10))
+
+
+def test_small_shuffle_buffers_still_show_every_example(folder):
+    split = data.open_split(f"folder:{folder}", "train")
+    order = numbers(stream(split, 5, batch_size=4, shuffle_buffer=3))
+    for epoch in (
+        itertools.batched(order, 10)
+        if hasattr(itertools, "batched")
+        else (order[:10], order[10:])
+    ):
+        assert sorted(epoch) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("digits", "valid", "splits are train, test"),
+        ("digits", "train[:x]", r"Cannot use the split 'train\[:x\]'"),
+        ("digits", "train[:0]", "no examples"),
+        ("digits", "train+test", r"without '\+'"),
+        ("folder:/nowhere/at/all", "train", "no image folder /nowhere"),
+        ("no_such_data_set", "train", "no data set of TFDS.*folder:/path"),
+    ],
+)
+def test_errors(name, split, message):
+    with pytest.raises(data.DataError, match=message):
+        data.open_split(name, split)
+
+
+def test_folder_errors(tmp_path):
+    with pytest.raises(data.DataError, match="has no folders"):
+        data.open_split(f"folder:{tmp_path}", "train")
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "notes.txt").write_text("no image")
+    with pytest.raises(data.DataError, match="cats has no image"):
+        data.open_split(f"folder:{tmp_path}", "train")
+
+
+def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def fail(self, **_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(data.DataError) as caught:
+        data.open_split("cifar100", "train", str(tmp_path))
+    message = str(caught.value)
+    for part in (
+        f"'cifar100' is not in {tmp_path}",
+        "OSError: no network",
+        "data.data_dir",
+        "tfds build cifar100",
+        "data.name=digits",
+    ):
+        assert part in message
+
+
+def test_wrong_split_of_a_tfds_name(cifar10_dir):
+    with pytest.raises(data.DataError, match="'tran'.*train, test"):
+        data.open_split("cifar10", "tran", str(cifar10_dir))

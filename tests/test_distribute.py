@@ -1,0 +1,41 @@
+import pytest
+import tensorflow as tf
+
+from keras_mixer import distribute
+
+
+def test_auto_takes_all_virtual_devices():
+    strategy = distribute.make_strategy("auto")
+    assert strategy.num_replicas_in_sync == 4
+    assert (
+        distribute.describe(strategy) == "MirroredStrategy, 4 replicas on CPU"
+    )
+
+
+def test_one_device():
+    strategy = distribute.make_strategy("one_device")
+    assert isinstance(strategy, tf.distribute.OneDeviceStrategy)
+    assert (
+        distribute.describe(strategy) == "OneDeviceStrategy, 1 replica on CPU"
+    )
+
+
+def test_unknown_strategies_are_refused():
+    with pytest.raises(distribute.DistributeError, match=r"'tpus'.*auto, one"):
+        distribute.make_strategy("tpus")
+
+
+def test_batches_must_divide(strategy_of):
+    distribute.check_batch_size(12, strategy_of(4))
+    with pytest.raises(distribute.DistributeError, match="nearest.* 12 and 16"):
+        distribute.check_batch_size(13, strategy_of(4))
+    with pytest.raises(distribute.DistributeError, match="nearest sizes are 4"):
+        distribute.check_batch_size(3, strategy_of(4))
+
+
+def test_devices_are_split_before_they_are_used():
+    tf.config.list_logical_devices()
+    with pytest.raises(distribute.DistributeError, match="start a new one"):
+        distribute.split_cpu(2)
+    with pytest.raises(distribute.DistributeError, match="positive.*0"):
+        distribute.split_cpu(0)

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mixer import images
+
+
+def ramp(height, width):
+    """An image whose every pixel tells where it came from."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, rows + columns], -1).astype(np.uint8)
+
+
+def both_modes(policy, image, side, seed):
+    """Applies a policy eagerly and inside tf.data; they must agree."""
+    apply = images.parse_policy(policy, side)
+    seed = tf.constant(seed, tf.int64)
+    eager = apply(tf.constant(image), seed).numpy()
+    dataset = tf.data.Dataset.from_tensors(tf.constant(image))
+    graph = next(iter(dataset.map(lambda x: apply(x, seed)))).numpy()
+    np.testing.assert_array_equal(eager, graph)
+    return eager
+
+
+def test_decode_kinds():
+    image = ramp(6, 5)
+    png = tf.io.encode_png(image)
+    np.testing.assert_array_equal(images.decode(png), image)
+    grey = tf.io.encode_png(image[..., :1])
+    np.testing.assert_array_equal(
+        images.decode(grey), np.repeat(image[..., :1], 3, -1)
+    )
+    jpeg = images.decode(tf.io.encode_jpeg(image))
+    assert jpeg.shape == (6, 5, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        images.decode(tf.constant(b"no image"))
+
+
+def test_value_range():
+    got = images.to_value_range(tf.constant([0, 255, 51], tf.uint8))
+    np.testing.assert_allclose(got, [-1, 1, -0.6], atol=1e-6)
+    assert got.dtype == tf.float32
+
+
+def test_resize_is_the_identity_at_the_same_size():
+    image = ramp(8, 8)
+    np.testing.assert_array_equal(both_modes("resize", image, 8, (0, 0)), image)
+
+
+def test_resize_halves_by_sampling_the_middle():
+    # Bilinear without antialiasing: out[i] lies between in[2i] and in[2i + 1].
+    image = (ramp(8, 8) * 10).astype(np.uint8)
+    got = both_modes("resize", image, 4, (0, 0))
+    np.testing.assert_array_equal(
+        got[..., 0], np.arange(4)[:, None] * 20 + 5 + np.zeros((1, 4), int)
+    )
+
+
+def test_resize_small_keeps_the_aspect_ratio_and_the_crop_its_middle():
+    image = ramp(20, 40)
+    got = both_modes("resize_small(10)|central_crop(8)", image, 8, (0, 0))
+    # Area resizing by 2 averages pairs: row i is the mean of 2i and 2i + 1,
+    # truncated. The 10 x 20 image is cut at (1, 6).
+    want = np.stack(np.mgrid[1:9, 6:14] * 2, -1)
+    np.testing.assert_array_equal(got[..., :2], want)
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = ramp(4, 6)[:, :4]
+    mirrored = 0
+    for i in range(200):
+        got = (
+            both_modes("flip", image, 4, (3, i))
+            if i < 5
+            else (
+                images.parse_policy("flip", 4)(
+                    tf.constant(image), tf.constant((3, i), tf.int64)
+                ).numpy()
+            )
+        )
+        if np.array_equal(got, image[:, ::-1]):
+            mirrored += 1
+        else:
+            np.testing.assert_array_equal(got, image)
+    assert 70 < mirrored < 130  # 4 standard deviations
+
+
+def test_pad_crop_shifts_and_shows_black():
+    image = ramp(6, 6) + 1
+    shifts = set()
+    for i in range(60):
+        got = both_modes("pad_crop(1)", image, 6, (0, i))
+        padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+        found = [
+            (y, x)
+            for y in range(3)
+            for x in range(3)
+            if np.array_equal(padded[y : y + 6, x : x + 6], got)
+        ]
+        assert len(found) == 1
+        shifts.add(found[0])
+    assert len(shifts) == 9
+
+
+def test_inception_crop_boxes():
+    """Area 5 to 100 percent, aspect ratio 3/4 to 4/3, as in the reference."""
+    image = ramp(200, 200)
+    areas, ratios = [], []
+    for i in range(300):
+        seed = tf.constant((1, i), tf.int64)
+        crop = images.inception_crop(tf.constant(image), seed, 64).numpy()
+        # The ramp's slope tells the size of the box, within a pixel or two.
+        rows = (int(crop[-1, 0, 0]) - int(crop[0, 0, 0])) * 64 / 63
+        columns = (int(crop[0, -1, 1]) - int(crop[0, 0, 1])) * 64 / 63
+        areas.append(rows * columns / 200**2)
+        ratios.append(columns / rows)
+    assert 0.03 < min(areas) < 0.12
+    assert 0.8 < max(areas) <= 1.05
+    assert 0.68 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.45
+    both_modes("inception_crop|flip", image, 32, (1, 2))
+
+
+def test_the_seed_alone_decides():
+    image = ramp(50, 60)
+    policy = "inception_crop|flip|pad_crop(2)"
+    first = both_modes(policy, image, 32, (5, 6))
+    np.testing.assert_array_equal(both_modes(policy, image, 32, (5, 6)), first)
+    assert not np.array_equal(both_modes(policy, image, 32, (5, 7)), first)
+    assert not np.array_equal(both_modes(policy, image, 32, (6, 6)), first)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("", "Unknown step ''"),
+        ("rotate", r"Unknown step 'rotate'.*Steps: resize\(side\), "),
+        ("flip|", "Unknown step ''"),
+        ("flip(3)", r"Cannot use 'flip\(3\)'"),
+        ("pad_crop(x)", "positive whole numbers"),
+        ("pad_crop(-1)", "positive whole numbers"),
+        ("resize(3.5)", "positive whole numbers"),
+    ],
+)
+def test_policies_that_cannot_be_read(policy, message):
+    with pytest.raises(ValueError, match=message):
+        images.parse_policy(policy, 8)
+
+
+def test_a_policy_must_end_at_the_models_size():
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
+        images.parse_policy("resize(9)", 8)(
+            tf.zeros((4, 4, 3), tf.uint8), tf.constant((0, 0), tf.int64)
+        )

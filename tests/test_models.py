@@ -1,0 +1,293 @@
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mixer
+from keras_mixer import models
+from tests import reference
+
+# PAPER: Table 1; parameters with a head of 1000 classes at 224 x 224.
+PARAMETERS = {
+    "S/32": 19_104_624,
+    "S/16": 18_528_264,
+    "S/8": 20_646_504,
+    "B/32": 60_293_428,
+    "B/16": 59_880_472,
+    "L/32": 206_939_264,
+    "L/16": 208_196_168,
+    "H/14": 432_350_952,
+}
+SMALL = models.Variant(4, 2, 24, 12, 48)
+
+
+def factory(variant):
+    return getattr(keras_mixer, "Mixer" + variant.replace("/", ""))
+
+
+def test_no_variant_is_left_untested():
+    assert set(PARAMETERS) == set(models.VARIANTS)
+    exported = {
+        name
+        for name in keras_mixer.__all__
+        if name.startswith("Mixer")
+        and name[5:6] in "SBLH"
+        and name[6:].isdigit()
+    }
+    assert exported == {"Mixer" + v.replace("/", "") for v in PARAMETERS}
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_parameters_and_logits_of_the_full_model(variant):
+    """The count of the paper, and logits equal to NumPy in float64."""
+    model = factory(variant)(classifier_activation=None)
+    assert model.count_params() == PARAMETERS[variant]
+    weights = reference.random_weights(model)
+    assert len(weights) == len(model.weights)
+    images = reference.random_images(1, 224, 224, 3)
+    want = reference.forward(images, weights)
+    assert np.ptp(want) > 0.1
+    assert reference.relative_error(model(images), want) <= 1e-5
+
+
+def test_variable_paths_are_the_checkpoints_keys():
+    model = models.Mixer(SMALL, input_shape=(8, 8, 3))
+    want = ["stem/kernel", "stem/bias"]
+    for i in range(2):
+        block = f"MixerBlock_{i}"
+        for norm in ("LayerNorm_0", "LayerNorm_1"):
+            want += [f"{block}/{norm}/scale", f"{block}/{norm}/bias"]
+        for mlp in ("token_mixing", "channel_mixing"):
+            for dense in ("Dense_0", "Dense_1"):
+                want += [
+                    f"{block}/{mlp}/{dense}/kernel",
+                    f"{block}/{mlp}/{dense}/bias",
+                ]
+    want += ["pre_head_layer_norm/scale", "pre_head_layer_norm/bias"]
+    want += ["head/kernel", "head/bias"]
+    paths = [reference.checkpoint_key(v.path) for v in model.weights]
+    assert sorted(paths) == sorted(want)
+
+
+def test_initial_weights_follow_flax():
+    model = keras_mixer.MixerS16(input_shape=(64, 64, 3))
+    for v in model.weights:
+        values = np.asarray(v)
+        if v.path == "head/kernel" or v.path.endswith(("bias", "beta")):
+            assert (values == 0).all(), v.path
+        elif v.path.endswith("gamma"):
+            assert (values == 1).all(), v.path
+        else:
+            fan_in = np.prod(values.shape[:-1])
+            assert values.std() == pytest.approx(fan_in**-0.5, rel=0.05)
+
+
+def test_signature_is_that_of_keras_applications():
+    # The arguments that every model of keras.applications takes.
+    theirs = inspect.signature(keras.applications.ResNet50).parameters
+    ours = inspect.signature(keras_mixer.MixerB16).parameters
+    assert list(ours)[:7] == list(theirs)[:7]
+    for name in list(theirs)[:7]:
+        if name not in ("weights", "classes"):
+            assert ours[name].default == theirs[name].default, name
+    assert ours["weights"].default is None
+    assert ours["classes"].default is None
+    assert ours["name"].default == "mixer_b16"
+
+
+def test_without_top():
+    options = {"input_shape": (8, 12, 3), "include_top": False}
+    tokens = models.Mixer(SMALL, **options)
+    mean = models.Mixer(SMALL, pooling="avg", **options)
+    largest = models.Mixer(SMALL, pooling="max", **options)
+    weights = tokens.get_weights()
+    for model in (mean, largest):
+        model.set_weights(weights)
+    x = reference.random_images(3, 8, 12, 3)
+    y = np.asarray(tokens(x))
+    assert y.shape == (3, 6, 24)
+    np.testing.assert_allclose(mean(x), y.mean(1), atol=1e-6)
+    np.testing.assert_allclose(largest(x), y.max(1), atol=1e-6)
+
+
+def test_exact_gelu_is_an_option():
+    model = models.Mixer(
+        SMALL,
+        input_shape=(8, 8, 3),
+        classifier_activation=None,
+        gelu_approximate=False,
+    )
+    weights = reference.random_weights(model)
+    x = reference.random_images(2, 8, 8, 3)
+    got = model(x)
+    exact = reference.forward(x, weights, exact=True)
+    tanh = reference.forward(x, weights, exact=False)
+    assert reference.relative_error(got, exact) < 1e-5
+    assert reference.relative_error(got, tanh) > 1e-5
+
+
+def test_stochastic_depth_is_linear_in_depth():
+    variant = models.Variant(4, 5, 8, 4, 8)
+    model = models.Mixer(variant, input_shape=(8, 8, 3), stoch_depth=0.2)
+    rates = [model.get_layer(f"MixerBlock_{i}").stoch_depth for i in range(5)]
+    np.testing.assert_allclose(rates, [0, 0.05, 0.1, 0.15, 0.2])
+    one = models.Mixer(
+        models.Variant(4, 1, 8, 4, 8), input_shape=(8, 8, 3), stoch_depth=0.2
+    )
+    assert one.get_layer("MixerBlock_0").stoch_depth == 0.0
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_half_precision_ends_in_float32(policy):
+    model = models.Mixer(SMALL, input_shape=(8, 8, 3), classes=5, dtype=policy)
+    assert model.get_layer("MixerBlock_1").compute_dtype == "bfloat16"
+    assert model.get_layer("MixerBlock_1").token_mixing.compute_dtype == (
+        "bfloat16"
+    )
+    weights = reference.random_weights(model)
+    x = reference.random_images(4, 8, 8, 3)
+    y = model(x)
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
+    np.testing.assert_allclose(np.asarray(y).sum(-1), 1, atol=1e-6)
+    logits = reference.forward(x, weights)
+    want = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(y, want, atol=0.03)
+    if policy == "mixed_bfloat16":
+        assert {v.dtype for v in model.weights} == {"float32"}
+
+
+def test_global_mixed_precision_is_followed():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = models.Mixer(SMALL, input_shape=(8, 8, 3))
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert model.get_layer("stem").compute_dtype == "bfloat16"
+    assert model.output.dtype == "float32"
+
+
+def test_input_tensor_joins_a_larger_model():
+    image = keras.Input((16, 16, 3))
+    scaled = keras.layers.Resizing(8, 8)(image)
+    model = models.Mixer(SMALL, input_tensor=scaled, classes=3)
+    assert model.input_shape == (None, 16, 16, 3)
+    assert model(np.zeros((2, 16, 16, 3), np.float32)).shape == (2, 3)
+
+
+def test_keras_round_trip_clone_and_config(tmp_path):
+    model = models.Mixer(
+        SMALL,
+        input_shape=(8, 8, 3),
+        dropout=0.1,
+        stoch_depth=0.1,
+        stoch_depth_rescale=True,
+        gelu_approximate=False,
+        head_bias_init=-2.0,
+    )
+    reference.random_weights(model)
+    x = reference.random_images(2, 8, 8, 3)
+    want = np.asarray(model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x), want)
+    for copy in (
+        keras.models.clone_model(model),
+        type(model).from_config(model.get_config()),
+    ):
+        copy.set_weights(model.get_weights())
+        np.testing.assert_array_equal(copy(x), want)
+        block = copy.get_layer("MixerBlock_1")
+        assert block.stoch_depth == 0.1
+        assert block.stoch_depth_rescale
+        assert not block.gelu_approximate
+
+
+def test_fit_save_load_evaluate(tmp_path):
+    """The README's plain Keras use, on data that can be learnt."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 64)
+    pixels = rng.integers(0, 60, (64, 32, 32, 3)) + labels[:, None, None, None]
+    pixels[np.arange(64), labels * 3] = 255  # the label is a white row
+    images = keras_mixer.preprocess_input(pixels.astype("uint8"))
+    model = keras_mixer.MixerS16(classes=10, input_shape=(32, 32, 3))
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    before = model.evaluate(images, labels, verbose=0)
+    model.fit(images, labels, batch_size=24, epochs=12, verbose=0)
+    after = model.evaluate(images, labels, verbose=0)
+    assert before[0] == pytest.approx(np.log(10), rel=1e-5)  # zero head
+    assert after[0] < before[0] / 2
+    model.save(tmp_path / "mixer.keras")
+    loaded = keras.models.load_model(tmp_path / "mixer.keras")
+    again = loaded.evaluate(images, labels, verbose=0)
+    np.testing.assert_allclose(again, after, rtol=1e-5)
+
+
+def test_preprocess_input():
+    pixels = np.array([[[[0, 255, 51]]]], np.uint8)
+    got = keras_mixer.preprocess_input(pixels)
+    np.testing.assert_allclose(got, [[[[-1, 1, -0.6]]]], atol=1e-6)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels.ravel(), [0, 255, 51])
+    tensor = keras_mixer.preprocess_input(keras.ops.convert_to_tensor(pixels))
+    np.testing.assert_allclose(tensor, got, atol=1e-6)
+    with pytest.raises(ValueError, match="channels_first"):
+        keras_mixer.preprocess_input(pixels, data_format="channels_first")
+
+
+def test_decode_predictions(monkeypatch):
+    # Keras downloads this table; here it is put in its place.
+    from keras.src.applications import imagenet_utils
+
+    table = {str(i): (f"n{i:08d}", f"class_{i}") for i in range(1000)}
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", table)
+    scores = np.zeros((2, 1000))
+    scores[0, [7, 3]] = 0.6, 0.4
+    scores[1, 999] = 1.0
+    got = keras_mixer.decode_predictions(scores, top=2)
+    assert [row[:2] for row in got[0]] == [
+        ("n00000007", "class_7"),
+        ("n00000003", "class_3"),
+    ]
+    assert got[1][0][1] == "class_999"
+    with pytest.raises(ValueError, match="1000"):
+        keras_mixer.decode_predictions(np.zeros((2, 10)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_shape": (225, 224, 3)}, "multiple of the patch size, 16.*225"),
+        ({"input_shape": (8, 8, 3)}, "nearest sides are 16 and 32"),
+        ({"input_shape": (224, 224, 4)}, "3 channels.*224, 224, 4"),
+        ({"input_shape": (3, 224, 224)}, "3 channels"),
+        ({"input_shape": (224, 224)}, "height, width, channels"),
+        ({"input_shape": (None, 224, 3)}, "must be fixed"),
+        ({"weights": "imagenet"}, "weights='imagenet' is not available"),
+        ({"pooling": "mean", "include_top": False}, "pooling.*'mean'"),
+        ({"classes": 0}, "classes must be positive.*0"),
+        ({"stoch_depth": 1.0}, "stoch_depth"),
+    ],
+)
+def test_errors_name_what_is_allowed(options, message):
+    with pytest.raises(ValueError, match=message):
+        keras_mixer.MixerS16(**options)
+
+
+def test_other_channel_counts_when_asked_for():
+    model = models.Mixer(SMALL, input_shape=(8, 8, 1), in_channels=1)
+    assert model.input_shape == (None, 8, 8, 1)
+
+
+def test_unknown_variant_names_the_nearest():
+    with pytest.raises(ValueError, match=r"'B/61'.*'B/16'.*S/32, S/16"):
+        models.Mixer("B/61")
+    with pytest.raises(ValueError, match="patches of 15"):
+        models.Mixer(models.Variant(15, 1, 8, 4, 8))
+    with pytest.raises(ValueError, match="hidden_dim must be a positive"):
+        models.Variant(16, 1, 0, 4, 8)

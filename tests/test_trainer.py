@@ -1,0 +1,362 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from keras_mixer import (
+    checkpoint,
+    config as config_lib,
+    data,
+    distribute,
+    evaluate,
+    progress,
+    recipes,
+    trainer,
+    workdir as workdir_lib,
+)
+
+SMALL = (
+    "data.train_split=train[:200]",
+    "data.eval_split=test[:70]",
+    "model.num_blocks=2",
+    "model.hidden_dim=16",
+    "model.tokens_mlp_dim=8",
+    "model.channels_mlp_dim=16",
+    "train.batch_size=24",
+    "train.steps=12",
+    "train.steps_per_call=3",
+    "train.log_every=4",
+    "train.eval_every=6",
+    "train.checkpoint_every=4",
+    "train.xla=false",
+    "optim.warmup_steps=2",
+)
+
+
+def small(*overrides):
+    names = {o.split("=")[0] for o in overrides}
+    kept = [o for o in SMALL if o.split("=")[0] not in names]
+    return config_lib.override(recipes.digits(), [*kept, *overrides])
+
+
+def weights_of(workdir):
+    model, _, _ = workdir_lib.load_model(workdir)
+    return [np.asarray(w) for w in model.weights]
+
+
+def lines_of(workdir, *, without=("images_per_second",)):
+    lines = []
+    for text in (workdir / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        lines.append({k: v for k, v in line.items() if k not in without})
+    return lines
+
+
+def assert_same_weights(a, b, **tolerance):
+    for x, y in zip(weights_of(a), weights_of(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_a_run_leaves_what_others_rely_on(tmp_path, strategy_of, capsys):
+    workdir = tmp_path / "run"
+    result = trainer.fit(small(), workdir=workdir, strategy=strategy_of(1))
+    saved = json.loads((workdir / "result.json").read_text())
+    assert saved == result
+    assert set(result) == {
+        "step",
+        "split",
+        "accuracy",
+        "loss",
+        "count",
+        "seconds",
+    }
+    assert (result["step"], result["count"]) == (12, 70)
+    assert result["split"] == "test[:70]"
+    lines = lines_of(workdir, without=())
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train] == [4, 8, 12]
+    for key in ("loss", "lr", "grad_norm", "images_per_second"):
+        assert all(line[key] > 0 for line in train[1:]), key
+    evals = [line for line in lines if line["kind"] == "eval"]
+    assert [line["step"] for line in evals] == [6, 12]
+    assert evals[-1]["accuracy"] == result["accuracy"]
+    assert evals[-1]["count"] == 70
+    config = config_lib.load(workdir / "config.json")
+    assert config.train.steps == 12
+    assert config.model.image_size == 8
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert len(list((workdir / "checkpoints").glob("*.index"))) == 2
+    shown = capsys.readouterr().out
+    for part in ("step 12/12", "img/s", "ETA", "parameters", "batch_size: 24"):
+        assert part in shown
+
+    # Again: it says so, and touches nothing.
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    again = trainer.fit(small(), workdir=workdir, strategy=strategy_of(1))
+    assert again == result
+    assert "is finished" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_it_learns(tmp_path, strategy_of):
+    config = small(
+        "train.steps=150",
+        "train.eval_every=null",
+        "train.checkpoint_every=null",
+        "train.steps_per_call=50",
+        "data.train_split=train",
+        "data.eval_split=test",
+    )
+    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    losses = [e["loss"] for e in lines_of(tmp_path) if e["kind"] == "train"]
+    assert losses[0] == pytest.approx(math.log(10), rel=0.1)  # zero head
+    assert losses[-1] < 0.5 * losses[0]
+    assert result["accuracy"] > 0.8
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("train.xla=true",),
+        (
+            "train.loss=sigmoid",
+            "train.head_bias_init=-2",
+            "optim.name=sgd",
+            "train.label_smoothing=0.1",
+        ),
+    ],
+    ids=["adamw", "xla", "sigmoid-sgd-smoothing"],
+)
+def test_1_2_and_4_replicas_train_the_same(tmp_path, strategy_of, overrides):
+    """With clipping active, augmentation on, and a partial last batch."""
+    config = small("optim.clip_norm=0.3", *overrides)
+    for replicas in (1, 2, 4):
+        trainer.fit(
+            config,
+            workdir=tmp_path / str(replicas),
+            strategy=strategy_of(replicas),
+        )
+    norms = [e["grad_norm"] for e in lines_of(tmp_path / "1") if "lr" in e]
+    assert min(norms) > 0.3, "clipping must be active"
+    for replicas in ("2", "4"):
+        assert_same_weights(
+            tmp_path / "1", tmp_path / replicas, rtol=1e-5, atol=1e-5
+        )
+        for a, b in zip(
+            lines_of(tmp_path / "1"), lines_of(tmp_path / replicas), strict=True
+        ):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [4, 8, 12])
+def test_resumed_equals_uninterrupted(
+    tmp_path, strategy_of, monkeypatch, killed_at, capsys
+):
+    """With everything random on: order, crops, stochastic depth, dropout."""
+    config = small("model.stoch_depth=0.3", "model.dropout=0.1")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer.fit(config, workdir=whole, strategy=strategy_of(1))
+
+    original = progress.Progress.train
+
+    def kill(self, step, **metrics):
+        original(self, step, **metrics)
+        if step == killed_at:
+            raise Killed
+
+    monkeypatch.setattr(progress.Progress, "train", kill)
+    with pytest.raises(Killed):
+        trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+    monkeypatch.setattr(progress.Progress, "train", original)
+    assert not (parts / "result.json").exists()
+    capsys.readouterr()
+    trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+    resumed = "Going on from step" in capsys.readouterr().out
+    assert resumed == (killed_at > 4)  # the first checkpoint comes after step 4
+    assert_same_weights(whole, parts, rtol=0, atol=0)
+    assert lines_of(whole) == lines_of(parts)
+
+
+def test_the_seed_decides(tmp_path, strategy_of):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = small(f"train.seed={seed}", "model.stoch_depth=0.2")
+        trainer.fit(config, workdir=tmp_path / name, strategy=strategy_of(1))
+    assert_same_weights(tmp_path / "a", tmp_path / "b", rtol=0, atol=0)
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "a", tmp_path / "c", rtol=0.01)
+
+
+def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
+    config = small("model.precision=bfloat16", "train.steps=40")
+    trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
+    model, _, _ = workdir_lib.load_model(tmp_path)
+    assert model.get_layer("MixerBlock_0").compute_dtype == "bfloat16"
+    assert {w.dtype for w in model.weights} == {"float32"}
+    assert model.output.dtype == "float32"
+    losses = [e["loss"] for e in lines_of(tmp_path) if e["kind"] == "train"]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_stochastic_depth_runs_on_several_replicas(tmp_path, strategy_of):
+    config = small("model.stoch_depth=0.3", "model.dropout=0.1")
+    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
+    assert result["step"] == 12
+
+
+def test_a_loaded_model_scores_as_the_run_did(tmp_path, strategy_of):
+    config = small()
+    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    model, loaded_config, class_names = workdir_lib.load_model(tmp_path)
+    assert class_names == tuple(str(i) for i in range(10))
+    assert loaded_config == config_lib.load(tmp_path / "config.json")
+    scores = evaluate.make_evaluator(
+        model,
+        data.open_split("digits", "test[:70]"),
+        batch_size=7,
+        image_size=8,
+        policy="resize",
+        loss="softmax",
+        strategy=strategy_of(1),
+        xla=False,
+    )()
+    assert scores["accuracy"] == result["accuracy"]
+    assert scores["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, strategy_of):
+    config = small(
+        "optim.name=sgd",
+        "optim.lr=1e6",
+        "optim.clip_norm=null",
+        "optim.warmup_steps=8",
+        "train.checkpoint_every=1",
+    )
+    with pytest.raises(trainer.NonFiniteError) as caught:
+        trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    message = str(caught.value)
+    step = int(message.split(":")[0].removeprefix("Step "))
+    assert 2 <= step <= 12
+    lr = (
+        1e6
+        * min(1, (step - 1) / 8)
+        * (0.5 * (1 + math.cos(math.pi * max(0, (step - 1 - 8) / 4))))
+    )
+    assert f"learning rate of {lr:.3g}" in message
+    assert str(tmp_path / "checkpoints" / "step-") in message
+    assert "optim.lr" in message
+    assert not (tmp_path / "result.json").exists()
+    # The checkpoint it names is a good one.
+    assert all(np.isfinite(w).all() for w in weights_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (("model.image_size=9",), ValueError, "multiple of the patch size, 2"),
+        (("train.batch_size=25",), distribute.DistributeError, "24 and 26"),
+        (("augment.policy=spin",), ValueError, "Unknown step 'spin'"),
+        (("augment.eval_policy=spin",), ValueError, "Unknown step 'spin'"),
+        (("data.name=",), config_lib.ConfigError, "asks for a data set"),
+        (("data.eval_split=dev",), data.DataError, "train, test"),
+        (
+            ("model.patch_size=null",),
+            config_lib.ConfigError,
+            "missing: model.patch_size",
+        ),
+        (("model.variant=B/15",), ValueError, "Unknown variant 'B/15'"),
+        (("train.steps=2",), config_lib.ConfigError, "warm-up, 2 steps"),
+    ],
+)
+def test_wrong_configs_leave_no_workdir(
+    tmp_path, strategy_of, overrides, error, message
+):
+    workdir = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        trainer.fit(small(*overrides), workdir=workdir, strategy=strategy_of(2))
+    assert not workdir.exists()
+
+
+def test_images_of_many_sizes_ask_for_a_size(photos_dir, tmp_path, strategy_of):
+    config = small(
+        f"data.name=folder:{photos_dir}",
+        "data.train_split=train[:80%]",
+        "data.eval_split=train[80%:]",
+    )
+    with pytest.raises(config_lib.ConfigError, match="model.image_size="):
+        trainer.fit(config, workdir=tmp_path / "a", strategy=strategy_of(1))
+    config = config_lib.override(
+        config,
+        [
+            "model.image_size=16",
+            "augment.policy=inception_crop|flip",
+            "augment.eval_policy=resize_small(18)|central_crop",
+        ],
+    )
+    result = trainer.fit(
+        config, workdir=tmp_path / "b", strategy=strategy_of(1)
+    )
+    assert result["count"] == 49
+
+
+def test_a_workdir_belongs_to_one_run(tmp_path, strategy_of):
+    strategy = strategy_of(1)
+    trainer.fit(small(), workdir=tmp_path / "run", strategy=strategy)
+    with pytest.raises(
+        workdir_lib.WorkdirError, match=r"optim.lr: 0.003 -> 0.5"
+    ):
+        trainer.fit(
+            small("optim.lr=0.5"), workdir=tmp_path / "run", strategy=strategy
+        )
+    with pytest.raises(workdir_lib.WorkdirError, match="holds no run"):
+        trainer.fit(small(), workdir=tmp_path, strategy=strategy)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(workdir_lib.WorkdirError, match="Cannot write"):
+        trainer.fit(
+            small(), workdir=tmp_path / "file" / "run", strategy=strategy
+        )
+
+
+def test_load_model_errors(tmp_path, strategy_of):
+    with pytest.raises(
+        workdir_lib.WorkdirError, match="not the workdir of a run"
+    ):
+        workdir_lib.load_model(tmp_path)
+    workdir = tmp_path / "run"
+    trainer.fit(small(), workdir=workdir, strategy=strategy_of(1))
+    for path in (workdir / "checkpoints").glob("*.data*"):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(checkpoint.CheckpointError, match="Cannot restore"):
+        workdir_lib.load_model(workdir)
+    for path in (workdir / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint yet"):
+        workdir_lib.load_model(workdir)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, strategy_of):
+    trainer.fit(small(), workdir=tmp_path / "run", strategy=strategy_of(1))
+    config = config_lib.load(tmp_path / "run" / "config.json")
+    for change in ({"num_blocks": 3}, {"hidden_dim": 8}):
+        model = workdir_lib.build_model(
+            dataclasses.replace(
+                config, model=dataclasses.replace(config.model, **change)
+            ),
+            10,
+        )
+        other = checkpoint.Checkpoints(tmp_path / "run", model=model)
+        with pytest.raises(checkpoint.CheckpointError, match="step-12"):
+            other.restore(partial=True)
+
+
+def test_steps_until_something_is_due():
+    assert trainer._next_stop(0, 100, 7, None, 5) == 5
+    assert trainer._next_stop(5, 100, 7, None, 5) == 7
+    assert trainer._next_stop(99, 100, 7, 50) == 100
+    assert trainer._next_stop(0, 3, 7) == 3
