@@ -372,14 +372,17 @@ def resolve(config: Config, *, num_examples: int) -> Config:
     return dataclasses.replace(config, train=train, optim=optim)
 
 
-def save(config: Config, path: str | os.PathLike[str]) -> None:
-    """Writes `config` as JSON, by way of a temporary file."""
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a small JSON file by way of a temporary one."""
     target = pathlib.Path(path)
     temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(
-        json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-    )
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, target)
+
+
+def save(config: Config, path: str | os.PathLike[str]) -> None:
+    """Writes `config` as JSON, for `load`."""
+    write_json(path, dataclasses.asdict(config))
 
 
 def load(path: str | os.PathLike[str]) -> Config:

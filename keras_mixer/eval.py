@@ -38,7 +38,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
-    from keras_mixer import data, evaluate, progress, workdir
+    from keras_mixer import data, evaluate, workdir
 
     logging.set_verbosity(logging.WARNING)
     try:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     }
     print(json.dumps(result, indent=2))
     if FLAGS.output:
-        progress.write_json(pathlib.Path(FLAGS.output), result)
+        config_lib.write_json(pathlib.Path(FLAGS.output), result)
 
 
 def run() -> None:

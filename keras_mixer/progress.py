@@ -26,13 +26,6 @@ def format_seconds(seconds: float) -> str:
     return f"{days}d{hours % 24:02d}h"
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a small JSON file by way of a temporary one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def _keep_lines_up_to(path: pathlib.Path, step: int) -> None:
     """Drops what a run wrote after the checkpoint that it goes on from."""
     if not path.exists():

@@ -66,11 +66,10 @@ def cifar10_scratch() -> Config:
             tokens_mlp_dim=64,
             channels_mlp_dim=256,
         ),
-        augment=AugmentConfig(policy="inception_crop(32,50)|flip"),
+        augment=AugmentConfig(policy="pad_crop(4)|flip"),
         train=TrainConfig(
             batch_size=64,
-            epochs=18,
-            label_smoothing=0.1,
+            epochs=22,
             steps_per_call=50,
             log_every=200,
             eval_every_epochs=6,

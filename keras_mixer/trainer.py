@@ -145,6 +145,15 @@ def make_train_steps(
     return train_steps
 
 
+def random_states(model: keras.Model) -> list[tf.Variable]:
+    """Returns the states of the model's random draws.
+
+    tf.train.Checkpoint does not find Keras' seed generators by itself.
+    """
+    weights = {id(variable) for variable in model.weights}
+    return [v.value for v in model.variables if id(v) not in weights]
+
+
 def _next_stop(step: int, total: int, *intervals: int | None) -> int:
     """Returns the first step after `step` at which something is due."""
     return min(
@@ -226,6 +235,7 @@ class _Loop:
             keep=run.keep_checkpoints,
             model=self.model,
             optimizer=self.optimizer,
+            random=random_states(self.model),
             seconds=self.seconds,
         )
         step = 0
@@ -392,5 +402,5 @@ def fit(
         **(scores or loop.evaluate()),
         "seconds": float(loop.seconds),
     }
-    progress.write_json(workdir / "result.json", result)
+    config_lib.write_json(workdir / "result.json", result)
     return result

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_mixer import checkpoint, config as config_lib, models, progress
+from keras_mixer import checkpoint, config as config_lib, models
 from keras_mixer.config import Config, ConfigError
 
 
@@ -100,7 +100,7 @@ def claim(
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        progress.write_json(workdir / "classes.json", list(class_names))
+        config_lib.write_json(workdir / "classes.json", list(class_names))
         config_lib.save(config, workdir / "config.json")
     except OSError as error:
         raise WorkdirError(

@@ -1,5 +1,6 @@
 """train.py and eval.py as a user runs them."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -83,6 +84,22 @@ def test_no_arguments_train_the_default(tmp_path):
     assert re.match(r"step 100/1,347  loss \d", line)
     config = config_lib.load(tmp_path / "runs" / "digits" / "config.json")
     assert config.recipe == recipes.DEFAULT_RECIPE == "digits"
+
+
+def test_installed_programs_are_the_same():
+    scripts = importlib.metadata.entry_points(group="console_scripts")
+    ours = {
+        s.name: s.value for s in scripts if s.name.startswith("keras-mixer")
+    }
+    if not ours:
+        pytest.skip("keras_mixer is not installed, only imported")
+    assert ours == {
+        "keras-mixer-train": "keras_mixer.train:run",
+        "keras-mixer-eval": "keras_mixer.eval:run",
+    }
+    for script in scripts:
+        if script.name in ours:
+            assert callable(script.load())
 
 
 def test_help_teaches():

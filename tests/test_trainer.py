@@ -101,19 +101,21 @@ def test_a_run_leaves_what_others_rely_on(tmp_path, strategy_of, capsys):
 
 
 def test_it_learns(tmp_path, strategy_of):
-    config = small(
-        "train.steps=150",
-        "train.eval_every=null",
-        "train.checkpoint_every=null",
-        "train.steps_per_call=50",
-        "data.train_split=train",
-        "data.eval_split=test",
+    config = config_lib.override(
+        recipes.digits(),
+        [
+            "train.epochs=10",
+            "train.log_every=25",
+            "train.eval_every_epochs=null",
+            "train.checkpoint_every_epochs=null",
+            "train.xla=false",
+        ],
     )
     result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
     losses = [e["loss"] for e in lines_of(tmp_path) if e["kind"] == "train"]
     assert losses[0] == pytest.approx(math.log(10), rel=0.1)  # zero head
-    assert losses[-1] < 0.5 * losses[0]
-    assert result["accuracy"] > 0.8
+    assert losses[-1] < 0.4 * losses[0]
+    assert result["accuracy"] > 0.85
 
 
 @pytest.mark.parametrize(
