@@ -63,7 +63,7 @@ class Checkpoints:
             else:
                 status.assert_consumed()
         except (AssertionError, ValueError, tf.errors.OpError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = str(error).strip().partition("\n")[0][:200]
             raise CheckpointError(
                 f"Cannot restore the checkpoint {path}: {reason}"
             ) from error

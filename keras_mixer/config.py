@@ -198,7 +198,9 @@ class OptimConfig:
     schedule: Literal["linear", "cosine", "constant"] = _doc(
         "linear", "decay after the warm-up"
     )
-    warmup_steps: int | None = _doc(None, "linear warm-up; default none")
+    warmup_steps: int | None = _doc(
+        None, "linear warm-up; at most a tenth of a run as short as it"
+    )
     warmup_epochs: float | None = _doc(None, "the same in epochs")
     end_lr_factor: float = _doc(1e-5, "share of lr at the end (linear)")
     clip_norm: float | None = _doc(
@@ -271,6 +273,10 @@ _SECTIONS: dict[str, Any] = {
 }
 
 
+# Flags of the programs, for those who forget the dashes.
+_FLAGS = ("recipe", "config", "workdir", "strategy", "virtual_devices", "task")
+
+
 def _field_names(section: str = "") -> list[str]:
     """Returns "section.field" of a section, or the names of all sections."""
     if not section:
@@ -290,33 +296,54 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
       ConfigError: A field is unknown (the nearest is named), or a value has
         the wrong type or is not allowed.
     """
-    assignments: list[str] = []
-    for text in overrides:
-        field, equals, _ = text.partition("=")
-        if not equals or not field.strip():
-            raise ConfigError(
-                f"Cannot read {text!r}: an override is section.field=value, "
-                "for example optim.lr=3e-3"
-            )
-        if field in _SECTIONS:
-            raise ConfigError(
-                f"{field} is a section. Set one of its fields: "
-                + ", ".join(_field_names(field))
-            )
-        for section, steps, epochs in _DURATIONS:
-            for ours, other in ((steps, epochs), (epochs, steps)):
-                if field == f"{section}.{ours}" and not any(
-                    o.startswith(f"{section}.{other}=") for o in overrides
-                ):
-                    assignments.append(f"{section}.{other}=null")
-        assignments.append(text)
+    changes = OmegaConf.create()
+    given = {text.partition("=")[0] for text in overrides}
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(config), OmegaConf.from_dotlist(assignments)
-        )
+        for text in overrides:
+            field, equals, value = text.partition("=")
+            _check_override(text, field, equals)
+            for section, steps, epochs in _DURATIONS:
+                for ours, other in ((steps, epochs), (epochs, steps)):
+                    other = f"{section}.{other}"
+                    if field == f"{section}.{ours}" and other not in given:
+                        OmegaConf.update(changes, other, None)
+            OmegaConf.update(changes, field, _parse_value(field, value))
+        merged = OmegaConf.merge(OmegaConf.structured(config), changes)
         return typing.cast(Config, OmegaConf.to_object(merged))
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
+
+
+def _check_override(text: str, field: str, equals: str) -> None:
+    """Raises ConfigError for what is no override of a section's field."""
+    name = field.removeprefix("--")
+    if name in _FLAGS:
+        raise ConfigError(
+            f"{name} is a flag, written with two dashes and before a value: "
+            f"--{name}=..."
+        )
+    if not equals or not field.strip():
+        raise ConfigError(
+            f"Cannot read {text!r}: an override is section.field=value, "
+            "for example optim.lr=3e-3"
+        )
+    if field in _SECTIONS:
+        raise ConfigError(
+            f"{field} is a section. Set one of its fields: "
+            + ", ".join(_field_names(field))
+        )
+
+
+def _parse_value(field: str, text: str) -> Any:
+    """Reads a value as YAML, but leaves the text of text fields as it is."""
+    section, _, name = field.partition(".")
+    for known in dataclasses.fields(_SECTIONS.get(section, Config)):
+        if known.name == name and known.type in (str, str | None):
+            return None if text == "null" else text
+    try:
+        return OmegaConf.select(OmegaConf.from_dotlist([f"v={text}"]), "v")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{field}: cannot read {text!r}") from error
 
 
 def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
@@ -340,13 +367,16 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
 def resolve(config: Config, *, num_examples: int) -> Config:
     """Returns `config` with every duration in steps.
 
+    A warm-up that is as long as the run is cut to a tenth of it, so that a
+    recipe can be tried for a few steps.
+
     Args:
       config: A config with durations in steps or epochs.
       num_examples: Examples in the training split: an epoch is
         `num_examples / train.batch_size` steps.
 
     Raises:
-      ConfigError: The run has no length, or the warm-up is longer than it.
+      ConfigError: The run has no length.
     """
     if config.train.steps is None and config.train.epochs is None:
         raise ConfigError("Give the length of the run: train.epochs=<number>")
@@ -358,17 +388,15 @@ def resolve(config: Config, *, num_examples: int) -> Config:
     for section, steps, epochs in _DURATIONS:
         values = sections[section]
         if values[epochs] is not None:
-            values[steps] = max(round(values[epochs] * epoch), 1)
+            values[steps] = round(values[epochs] * epoch)
+            if section == "train":
+                values[steps] = max(values[steps], 1)
             values[epochs] = None
     train = TrainConfig(**sections["train"])
     optim = OptimConfig(**sections["optim"])
     assert train.steps is not None
     if (optim.warmup_steps or 0) >= train.steps:
-        raise ConfigError(
-            f"The warm-up, {optim.warmup_steps} steps, must be shorter than "
-            f"the run, {train.steps} steps: lower optim.warmup_steps or raise "
-            "train.steps."
-        )
+        optim = dataclasses.replace(optim, warmup_steps=train.steps // 10)
     return dataclasses.replace(config, train=train, optim=optim)
 
 

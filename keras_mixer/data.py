@@ -92,7 +92,7 @@ def _select(
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, KeyError, AssertionError) as error:
+    except (ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
             f"Cannot use the split {split!r} of {name!r}: its splits are "
             f"{', '.join(lengths)}, and parts of one are written as in "
@@ -153,6 +153,7 @@ def _list_folder(
             str(path)
             for path in (root / class_name).rglob("*")
             if path.suffix.lower() in _IMAGE_SUFFIXES
+            and not path.name.startswith(".")
         )
         if not found:
             raise DataError(
@@ -183,7 +184,15 @@ def _folder(path: str, split: str) -> Split:
     if not root.is_dir():
         raise DataError(f"There is no image folder {root}")
     folders = _subfolders(root)
-    has_splits = bool(folders) and all(_subfolders(root / f) for f in folders)
+    nested = [f for f in folders if _subfolders(root / f)]
+    if nested and len(nested) < len(folders):
+        flat = sorted(set(folders) - set(nested))
+        raise DataError(
+            f"{root} mixes two layouts: {', '.join(nested[:3])} hold folders, "
+            f"{', '.join(flat[:3])} do not. It should be <class>/*.jpg, or "
+            "train/<class>/*.jpg and test/<class>/*.jpg."
+        )
+    has_splits = bool(nested)
     roots = {f: root / f for f in folders} if has_splits else {"train": root}
     names = {key: _subfolders(r) for key, r in roots.items()}
     if not any(names.values()):
@@ -226,6 +235,10 @@ def _folder(path: str, split: str) -> Split:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
+
+
 def _prepare(name: str, data_dir: str | None) -> Any:
     """Returns the TFDS builder of a data set that is on disk."""
     import tensorflow_datasets as tfds
@@ -236,7 +249,7 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:
         raise DataError(
             f"{name!r} is no data set of TFDS "
-            f"{tfds.__version__}: {str(error).splitlines()[0]} Names: "
+            f"{tfds.__version__}: {_first_line(error)} Names: "
             "https://www.tensorflow.org/datasets/catalog. Without TFDS: "
             "data.name=digits, or data.name=folder:/path with one folder of "
             "images per class."
@@ -246,11 +259,10 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever the network or the host raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         where = pathlib.Path(builder.data_path)
         raise DataError(
             f"{name!r} is not in {where} and could not be downloaded "
-            f"({type(error).__name__}: {reason[0][:200]}). Ways out: (1) "
+            f"({type(error).__name__}: {_first_line(error)}). Ways out: (1) "
             "point data.data_dir at a folder that has it; (2) where there is "
             f"a network, run `tfds build {builder.name} --data_dir=DIR` and "
             "copy DIR here; (3) train on data.name=digits, which is bundled, "
@@ -281,10 +293,10 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     label_key = key_of(tfds.features.ClassLabel, "label")
     try:
         info = builder.info.splits[split]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
             f"Cannot use the split {split!r} of {name!r}: "
-            f"{str(error).splitlines()[0]} Splits: "
+            f"{_first_line(error)} Splits: "
             f"{', '.join(builder.info.splits)}; parts are written as in "
             "train[:99%]"
         ) from error
@@ -314,13 +326,21 @@ def _prepare_example(
     record: Mapping[str, tf.Tensor],
     seed: tf.Tensor,
     policy: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    split: Split,
 ) -> dict[str, tf.Tensor]:
-    image = record["image"]
+    image, label = record["image"], record["label"]
     if image.dtype == tf.string:
         image = images.decode(image)
+    # Public test splits often come with the label -1.
+    tf.debugging.assert_equal(
+        tf.logical_and(label >= 0, label < split.num_classes),
+        True,
+        message=f"{split.name} has an example without a label, or with one "
+        f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
+    )
     return {
         "image": policy(image, seed),  # uint8 [side, side, 3]
-        "label": tf.cast(record["label"], tf.int32),
+        "label": tf.cast(label, tf.int32),
     }
 
 
@@ -348,7 +368,7 @@ def train_batches(
     Raises:
       ValueError: `policy` cannot be read.
     """
-    apply = images.parse_policy(policy, image_size)
+    apply = images.parse_policy(policy, image_size, split.image_size)
     records = split.records()
     start = start_step * batch_size
     first_epoch, offset = divmod(start, split.num_examples)
@@ -369,7 +389,7 @@ def train_batches(
         position: tf.Tensor, record: Mapping[str, tf.Tensor]
     ) -> dict[str, tf.Tensor]:
         key = tf.stack([tf.constant(seed, tf.int64), position])
-        return _prepare_example(record, key, apply)
+        return _prepare_example(record, key, apply, split)
 
     return (
         tf.data.Dataset.counter(first_epoch)
@@ -394,12 +414,12 @@ def eval_batches(
     Raises:
       ValueError: `policy` cannot be read.
     """
-    apply = images.parse_policy(policy, image_size)
+    apply = images.parse_policy(policy, image_size, split.image_size)
 
     def prepare(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
         return {
-            **_prepare_example(record, seed, apply),
+            **_prepare_example(record, seed, apply, split),
             "mask": tf.ones([]),
         }
 

@@ -44,13 +44,16 @@ def mirror(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
     )
 
 
-def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
+def make_strategy(
+    name: str = "auto", *, cpu: bool = False
+) -> tf.distribute.Strategy:
     """Returns a strategy over the devices of this machine.
 
     Args:
       name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
         else all (virtual) CPUs. "auto": mirrored if there are several
         devices of the better kind, one_device otherwise.
+      cpu: Leave GPUs alone (for virtual devices).
 
     Raises:
       DistributeError: `name` is unknown.
@@ -61,7 +64,7 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
         )
     devices = [
         device.name
-        for device in tf.config.list_logical_devices("GPU")
+        for device in (not cpu and tf.config.list_logical_devices("GPU"))
         or tf.config.list_logical_devices("CPU")
     ]
     if name == "auto":

@@ -5,12 +5,16 @@ The program behind eval.py, `keras-mixer-eval` and `python -m keras_mixer.eval`.
 
 import json
 import pathlib
-import sys
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
 from keras_mixer import config as config_lib
-from keras_mixer.train import define_device_flags, fail, make_strategy
+from keras_mixer.train import (
+    define_device_flags,
+    make_strategy,
+    run_program,
+)
 
 FLAGS = flags.FLAGS
 
@@ -26,46 +30,65 @@ the split, where the data lies, the preprocessing, the batch size.
 """
 
 
-def define_flags() -> None:
-    """Defines the flags of this program."""
-    define_device_flags()
+# What an evaluation may change; the rest is part of the trained model.
+_OVERRIDABLE = (
+    "data.",
+    "augment.eval_policy",
+    "train.batch_size",
+    "train.loss",
+    "train.xla",
+)
+
+
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     flags.DEFINE_enum(
         "task", "classification", ["classification"], "What to measure."
     )
     flags.DEFINE_string("output", None, "File to write the scores to, as JSON.")
+    return ["workdir", "task", "output", *define_device_flags()]
+
+
+def _override(config: config_lib.Config, overrides: list[str]) -> Any:
+    """Returns `config` with what an evaluation may change."""
+    for text in overrides:
+        if not text.startswith(_OVERRIDABLE):
+            raise config_lib.ConfigError(
+                f"{text!r} cannot be changed for an evaluation. What can: "
+                f"{', '.join(_OVERRIDABLE)}"
+            )
+    return config_lib.override(config, overrides)
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
     from keras_mixer import data, evaluate, workdir
 
-    logging.set_verbosity(logging.WARNING)
-    try:
-        strategy = make_strategy()
-        with strategy.scope():
-            model, config, class_names = workdir.load_model(FLAGS.workdir)
-        config = config_lib.override(config, argv[1:])
-        split = data.open_split(
-            config.data.name, config.data.eval_split, config.data.data_dir
+    if FLAGS.output:
+        pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+    strategy = make_strategy()
+    with strategy.scope():
+        model, config, class_names = workdir.load_model(FLAGS.workdir)
+    config = _override(config, argv[1:])
+    split = data.open_split(
+        config.data.name, config.data.eval_split, config.data.data_dir
+    )
+    if split.class_names != class_names:
+        raise data.DataError(
+            f"{split.name} has {split.num_classes} classes and the run in "
+            f"{FLAGS.workdir} {len(class_names)}, or other names."
         )
-        if split.class_names != class_names:
-            raise data.DataError(
-                f"{split.name} has {split.num_classes} classes and the run "
-                f"in {FLAGS.workdir} {len(class_names)}, or other names."
-            )
-        scores = evaluate.make_evaluator(
-            model,
-            split,
-            batch_size=config.train.batch_size,
-            image_size=config.model.image_size or model.input_shape[1],
-            policy=config.augment.eval_policy,
-            loss=config.train.loss,
-            strategy=strategy,
-            xla=config.train.xla,
-        )()
-    except ValueError as error:
-        fail(error)
+    scores = evaluate.make_evaluator(
+        model,
+        split,
+        batch_size=config.train.batch_size,
+        image_size=config.model.image_size,
+        policy=config.augment.eval_policy,
+        loss=config.train.loss,
+        strategy=strategy,
+        xla=config.train.xla,
+    )()
     result = {
         "workdir": str(FLAGS.workdir),
         "data": config.data.name,
@@ -74,14 +97,12 @@ def main(argv: list[str]) -> None:
     }
     print(json.dumps(result, indent=2))
     if FLAGS.output:
-        config_lib.write_json(pathlib.Path(FLAGS.output), result)
+        config_lib.write_json(FLAGS.output, result)
 
 
 def run() -> None:
     """Entry point."""
-    define_flags()
-    sys.modules["__main__"].__doc__ = _HELP
-    app.run(main)
+    run_program(main, names=define_flags(), help_text=_HELP)
 
 
 if __name__ == "__main__":

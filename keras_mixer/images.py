@@ -6,7 +6,7 @@ stateless: the same seed, two integers, gives the same image, in eager mode and
 in tf.data.
 """
 
-import inspect
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -97,66 +97,105 @@ def inception_crop(
     return _resize(crop, (side, side), "bilinear")
 
 
-_STEPS: dict[str, Callable[..., tf.Tensor]] = {
-    f.__name__: f
-    for f in (
-        resize,
-        resize_small,
-        central_crop,
-        flip,
-        pad_crop,
-        inception_crop,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step of a policy: its function, and the numbers it may be given."""
+
+    function: Callable[..., tf.Tensor]
+    sized: bool = False  # takes the model's side and makes images of it
+    number: str | None = None
+    low: int = 1
+    high: int = 10_000
+    optional: bool = True
+
+
+_STEPS = {
+    "resize": _Step(resize, sized=True),
+    "resize_small": _Step(resize_small, number="side", optional=False),
+    "central_crop": _Step(central_crop, sized=True),
+    "flip": _Step(flip),
+    "pad_crop": _Step(pad_crop, number="padding"),
+    "inception_crop": _Step(
+        inception_crop, sized=True, number="area_min", high=100
+    ),
 }
 
 
 def _step_help(name: str) -> str:
-    arguments = list(inspect.signature(_STEPS[name]).parameters)[2:]
-    return f"{name}({', '.join(arguments)})" if arguments else name
+    number = _STEPS[name].number
+    return f"{name}({number})" if number else name
+
+
+def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
+    """Returns the name of a step and its arguments."""
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    if match is None or match[1] not in _STEPS:
+        raise ValueError(
+            f"Unknown step {text!r} in the policy {policy!r}. Steps: "
+            f"{', '.join(map(_step_help, _STEPS))}"
+        )
+    name, step = match[1], _STEPS[match[1]]
+    given = match[2] is not None
+    if given and step.number and re.fullmatch(r"\s*\d+\s*", match[2]):
+        value = int(match[2])
+        if step.low <= value <= step.high:
+            return name, [value]
+    elif not given and step.optional:
+        return name, []
+    allowed = (
+        f"{step.number} is a whole number from {step.low} to {step.high}"
+        if step.number
+        else "it takes no number"
+    )
+    raise ValueError(
+        f"Cannot use {text!r} in the policy {policy!r}: it is written "
+        f"{_step_help(name)}, and {allowed}."
+    )
 
 
 def parse_policy(
-    policy: str, image_size: int
+    policy: str, image_size: int, source_size: int | None = None
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Compiles a policy into a function of an image and a seed.
 
+    A policy in which no step sets the size begins with a resize, unless the
+    images have the model's size already.
+
     Args:
-      policy: Steps joined by `|`. `side` is `image_size` where left out;
-        other arguments have the defaults of the step's function.
+      policy: Steps joined by `|`. resize, central_crop and inception_crop
+        make images of the model's size.
       image_size: Side of the images that the model takes.
+      source_size: Side of the images before, if all are squares of one size.
 
     Returns:
       `f(image, seed)`: uint8 `[height, width, 3]` and two integers to uint8
       `[image_size, image_size, 3]`.
 
     Raises:
-      ValueError: A step is unknown or its arguments do not fit it.
+      ValueError: A step is unknown, its number does not fit it, or the images
+        come out in another size than `image_size`.
     """
-    steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
-    for text in policy.split("|"):
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
-        name = match[1] if match else text
-        if match is None or name not in _STEPS:
-            raise ValueError(
-                f"Unknown step {text!r} in the policy {policy!r}. Steps: "
-                f"{', '.join(map(_step_help, _STEPS))}"
-            )
-        function = _STEPS[name]
-        parameters = list(inspect.signature(function).parameters.values())[2:]
-        try:
-            arguments = [int(a) for a in (match[2] or "").split(",") if a]
-        except ValueError:
-            arguments = [0]  # refused below
-        if not arguments and parameters and parameters[0].name == "side":
-            arguments = [image_size]
-        if len(arguments) > len(parameters) or not all(
-            a > 0 for a in arguments
-        ):
-            raise ValueError(
-                f"Cannot use {text!r} in the policy {policy!r}: it is "
-                f"{_step_help(name)}, with positive whole numbers."
-            )
-        steps.append((function, arguments))
+    parsed = [_parse_step(text, policy) for text in policy.split("|")]
+    names = [name for name, _ in parsed]
+    sized = any(_STEPS[name].sized for name in names)
+    if not sized and "resize_small" not in names and source_size != image_size:
+        parsed.insert(0, ("resize", []))
+    size = source_size
+    steps = []
+    for name, arguments in parsed:
+        step = _STEPS[name]
+        if step.sized:
+            arguments = [image_size, *arguments]
+            size = image_size
+        elif name == "resize_small":
+            size = None
+        steps.append((step.function, arguments))
+    if size != image_size:
+        raise ValueError(
+            f"The policy {policy!r} leaves images of many sizes. End it with "
+            "central_crop, inception_crop or resize, for example "
+            f"'{policy}|central_crop'."
+        )
 
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         seeds = tf.random.experimental.stateless_split(seed, len(steps))

@@ -78,6 +78,12 @@ def _check_input_shape(
 ) -> tuple[int, int, int]:
     """Returns a valid (height, width, channels), or raises ValueError."""
     if input_tensor is not None:
+        if not keras.utils.is_keras_tensor(input_tensor):
+            raise ValueError(
+                "input_tensor must be a Keras tensor, the output of "
+                "keras.Input or of a layer called on one. Received: "
+                f"{type(input_tensor)}"
+            )
         tensor_shape = tuple(input_tensor.shape[1:])
         if input_shape is not None and tuple(input_shape) != tensor_shape:
             raise ValueError(
@@ -207,10 +213,8 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
 
     if input_tensor is None:
         inputs = keras.Input((height, width, channels), name="image")
-    elif keras.utils.is_keras_tensor(input_tensor):
-        inputs = input_tensor
     else:
-        inputs = keras.Input(tensor=input_tensor, name="image")
+        inputs = input_tensor
 
     x = keras.layers.Conv2D(
         variant.hidden_dim,

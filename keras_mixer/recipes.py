@@ -69,7 +69,7 @@ def cifar10_scratch() -> Config:
         augment=AugmentConfig(policy="pad_crop(4)|flip"),
         train=TrainConfig(
             batch_size=64,
-            epochs=22,
+            epochs=16,
             steps_per_call=50,
             log_every=200,
             eval_every_epochs=6,

@@ -5,8 +5,10 @@ The program behind train.py, `keras-mixer-train` and
 """
 
 import os
+import pathlib
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -42,8 +44,8 @@ def help_text() -> str:
     )
 
 
-def define_device_flags() -> None:
-    """Defines the flags that say where to compute."""
+def define_device_flags() -> list[str]:
+    """Defines the flags that say where to compute; returns their names."""
     flags.DEFINE_enum(
         "strategy",
         "auto",
@@ -55,27 +57,21 @@ def define_device_flags() -> None:
         None,
         "Split the CPU into so many devices, to rehearse several replicas.",
     )
+    return ["strategy", "virtual_devices"]
 
 
 def make_strategy() -> Any:
     """Returns the `tf.distribute` strategy that the flags ask for."""
     from keras_mixer import distribute
 
-    if FLAGS.virtual_devices is not None:
+    virtual = FLAGS.virtual_devices is not None
+    if virtual:
         distribute.split_cpu(FLAGS.virtual_devices)
-    return distribute.make_strategy(FLAGS.strategy)
+    return distribute.make_strategy(FLAGS.strategy, cpu=virtual)
 
 
-def fail(error: Exception) -> NoReturn:
-    """Ends the program with one line in place of a traceback."""
-    if os.environ.get("KERAS_MIXER_TRACEBACK"):
-        raise error
-    sys.exit(f"error: {error}")
-
-
-def define_flags() -> None:
-    """Defines the flags of this program."""
-    define_device_flags()
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
     flags.DEFINE_string(
         "recipe", recipes.DEFAULT_RECIPE, "Which recipe to train."
     )
@@ -85,6 +81,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder of the run; runs/<recipe> by default."
     )
+    return ["recipe", "config", "workdir", *define_device_flags()]
 
 
 def _config(overrides: list[str]) -> config_lib.Config:
@@ -99,27 +96,67 @@ def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
     from keras_mixer import trainer
 
-    logging.set_verbosity(logging.WARNING)
-    try:
-        config = _config(argv[1:])
-        result = trainer.fit(
-            config,
-            workdir=FLAGS.workdir or os.path.join("runs", config.recipe),
-            strategy=make_strategy(),
-        )
-    except (ValueError, trainer.NonFiniteError) as error:
-        fail(error)
+    config = _config(argv[1:])
+    name = config.recipe or pathlib.Path(FLAGS.config).stem
+    result = trainer.fit(
+        config,
+        workdir=FLAGS.workdir or pathlib.Path("runs", name),
+        strategy=make_strategy(),
+    )
     print(
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"
     )
 
 
+def run_program(
+    main: Callable[[list[str]], None], *, names: list[str], help_text: str
+) -> None:
+    """Runs `main` under absl, with its errors as one line.
+
+    Args:
+      main: Takes the command line without the flags.
+      names: The program's own flags, shown by --help.
+      help_text: Shown by --help above the flags.
+    """
+    for name in names:  # absl would list them under the module that has them
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    sys.modules["__main__"].__doc__ = help_text
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return list(FLAGS(argv))
+        except flags.Error as error:
+            sys.exit(f"error: {error} (--help lists the flags)")
+
+    def guarded(argv: list[str]) -> None:
+        import tensorflow as tf
+
+        from keras_mixer import trainer
+
+        logging.set_verbosity(logging.WARNING)
+        expected = (
+            ValueError,
+            OSError,
+            trainer.NonFiniteError,
+            tf.errors.OpError,
+        )
+        try:
+            main(argv)
+        except expected as error:
+            if os.environ.get("KERAS_MIXER_TRACEBACK"):
+                raise
+            lines = str(error).strip().splitlines() or [repr(error)]
+            sys.exit(
+                f"error: {lines[0]}\n(KERAS_MIXER_TRACEBACK=1 shows where)"
+            )
+
+    app.run(guarded, flags_parser=parse)
+
+
 def run() -> None:
     """Entry point."""
-    define_flags()
-    sys.modules["__main__"].__doc__ = help_text()
-    app.run(main)
+    run_program(main, names=define_flags(), help_text=help_text())
 
 
 if __name__ == "__main__":

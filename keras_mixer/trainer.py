@@ -5,6 +5,7 @@ A step, traced once: forward, loss, one gradient reduction, clip, apply.
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -272,6 +273,8 @@ class _Loop:
         norms: list[np.ndarray] = []
         scores = None
         compiled = False
+        # Good is a checkpoint from which a later step was finite.
+        good_checkpoint = self.checkpoints.latest
         while step < self.total_steps:
             stop = _next_stop(
                 step,
@@ -292,8 +295,9 @@ class _Loop:
                 new_losses,
                 new_norms,
                 self.schedule,
-                self.checkpoints.latest,
+                good_checkpoint,
             )
+            good_checkpoint = self.checkpoints.latest
             losses.append(new_losses)
             norms.append(new_norms)
             step += count
@@ -323,6 +327,14 @@ class _Loop:
     def _evaluate(self, step: int) -> evaluate.Scores:
         begun = time.perf_counter()
         scores = self.evaluate()
+        if not math.isfinite(scores["loss"]):
+            raise NonFiniteError(
+                f"Step {step}: the loss on {self.config.data.eval_split} is "
+                f"{scores['loss']}. Nothing was saved at this step; the last "
+                f"checkpoint is {self.checkpoints.latest or 'none yet'}. "
+                "Lower optim.lr or lengthen optim.warmup_steps, in a new "
+                "--workdir."
+            )
         self.report.evaluation(
             step,
             split=self.config.data.eval_split,
@@ -361,10 +373,11 @@ def fit(
         The run cannot start; all of them are ValueErrors.
       NonFiniteError: The loss or gradient stopped being a number.
     """
+    workdir_lib.require_tensorflow()
     workdir = pathlib.Path(workdir)
     train_split, eval_split = open_data(config)
     config = resolve(config, train_split)
-    finished = workdir_lib.read_result(workdir, config)
+    finished = workdir_lib.read_result(workdir, config, train_split.class_names)
     if finished is not None:
         print(
             f"The run in {workdir} is finished. To train again, give another "
@@ -372,7 +385,9 @@ def fit(
         )
         return finished
     assert config.model.image_size is not None
-    images.parse_policy(config.augment.policy, config.model.image_size)
+    images.parse_policy(
+        config.augment.policy, config.model.image_size, train_split.image_size
+    )
     distribute.check_batch_size(config.train.batch_size, strategy)
     loop = _Loop(
         config,
@@ -392,7 +407,8 @@ def fit(
         flush=True,
     )
     step = loop.start()
-    print("Compiling the training step ...", flush=True)
+    if step < loop.total_steps:
+        print("Compiling the training step ...", flush=True)
     scores = loop.train(step)
     loop.report.close()
     # None where the run had stopped between its last checkpoint and here.

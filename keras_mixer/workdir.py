@@ -60,19 +60,55 @@ def build_model(config: Config, num_classes: int) -> keras.Model:
     )
 
 
-def read_result(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
+def require_tensorflow() -> None:
+    """Raises ConfigError under another backend, which tf.distribute lacks."""
+    if keras.backend.backend() != "tensorflow":
+        raise ConfigError(
+            "Training and its checkpoints need KERAS_BACKEND=tensorflow. "
+            f"Received: {keras.backend.backend()!r} (from KERAS_BACKEND or "
+            "~/.keras/keras.json)"
+        )
+
+
+def read_result(
+    workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
+) -> dict[str, Any] | None:
     """Returns the result of a finished run of `config`, None if it is not.
 
     Raises:
-      WorkdirError: The workdir holds something other than a run of `config`.
+      WorkdirError: The workdir holds something other than a run of `config`
+        on these classes, or cannot be read.
     """
-    if not (workdir / "config.json").exists():
-        if workdir.exists() and any(workdir.iterdir()):
+    try:
+        if not (workdir / "config.json").exists():
+            left = workdir.iterdir() if workdir.exists() else []
+            if any(path.suffix != ".tmp" for path in left):
+                raise WorkdirError(
+                    f"{workdir} is not empty and holds no run (no "
+                    "config.json). Give a --workdir that is new or empty."
+                )
+            return None
+        changes = _changes(workdir, config, class_names)
+        metrics = workdir / "metrics.jsonl"
+        begun = metrics.exists() and metrics.stat().st_size
+        if changes and begun:
             raise WorkdirError(
-                f"{workdir} is not empty and holds no run (no config.json). "
-                "Give a --workdir that is new or empty."
+                f"{workdir} holds a run of another config. Give this run a "
+                "--workdir of its own. What differs (there -> here): "
+                + "; ".join(changes)
             )
-        return None
+        result = workdir / "result.json"
+        return dict(json.loads(result.read_text())) if result.exists() else None
+    except OSError as error:
+        raise WorkdirError(
+            f"Cannot read the workdir {workdir}: {error.strerror}"
+        ) from error
+
+
+def _changes(
+    workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
+) -> list[str]:
+    """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
     # The same data set may lie elsewhere on another machine.
     theirs = dataclasses.replace(
@@ -80,14 +116,14 @@ def read_result(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
         data=dataclasses.replace(theirs.data, data_dir=config.data.data_dir),
     )
     changes = config_lib.differences(config, theirs)
-    if changes:
-        raise WorkdirError(
-            f"{workdir} holds a run of another config. Give this run a "
-            "--workdir of its own. What differs (there -> here): "
-            + "; ".join(changes)
-        )
-    result = workdir / "result.json"
-    return dict(json.loads(result.read_text())) if result.exists() else None
+    classes = workdir / "classes.json"
+    if classes.exists() and _read_classes(classes) != class_names:
+        changes.append("the names of the classes (classes.json)")
+    return changes
+
+
+def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
+    return tuple(json.loads(path.read_text()))
 
 
 def claim(
@@ -100,8 +136,8 @@ def claim(
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.write_json(workdir / "classes.json", list(class_names))
         config_lib.save(config, workdir / "config.json")
+        config_lib.write_json(workdir / "classes.json", list(class_names))
     except OSError as error:
         raise WorkdirError(
             f"Cannot write to the workdir {workdir}: {error.strerror}"
@@ -121,13 +157,15 @@ def load_model(
       WorkdirError: The folder is not a workdir.
       CheckpointError: It has no checkpoint, or one that cannot be read.
     """
+    require_tensorflow()
     workdir = pathlib.Path(workdir)
-    if not (workdir / "config.json").exists():
-        raise WorkdirError(
-            f"{workdir} is not the workdir of a run: it has no config.json."
-        )
+    for name in ("config.json", "classes.json"):
+        if not (workdir / name).exists():
+            raise WorkdirError(
+                f"{workdir} is not the workdir of a run: it has no {name}."
+            )
     config = config_lib.load(workdir / "config.json")
-    class_names = tuple(json.loads((workdir / "classes.json").read_text()))
+    class_names = _read_classes(workdir / "classes.json")
     model = build_model(config, len(class_names))
     checkpoints = checkpoint.Checkpoints(workdir, model=model)
     if not checkpoints.restore(partial=True):

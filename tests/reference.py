@@ -30,11 +30,18 @@ def mlp(x: np.ndarray, w: dict, key: str, exact: bool) -> np.ndarray:
     return x @ w[f"{key}/Dense_1/kernel"] + w[f"{key}/Dense_1/bias"]
 
 
+class _Float64(dict):
+    """Converts a weight when it is used: all at once are 3.5 GB for H/14."""
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return np.asarray(super().__getitem__(key), np.float64)
+
+
 def forward(
     images: np.ndarray, w: dict[str, np.ndarray], exact: bool = False
 ) -> np.ndarray:
     """Returns logits, float64 [batch, classes]."""
-    w = {key: np.asarray(value, np.float64) for key, value in w.items()}
+    w = _Float64(w)
     patch = w["stem/kernel"].shape[0]
     n, height, width, channels = images.shape
     x = np.asarray(images, np.float64).reshape(

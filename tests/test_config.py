@@ -57,6 +57,9 @@ def test_overrides_are_typed():
         ("optim=3", "optim is a section.*optim.name, optim.lr"),
         ("optim.lr", "an override is section.field=value"),
         ("=3", "an override is section.field=value"),
+        ("recipe=digits", "two dashes.*--recipe="),
+        ("workdir=/tmp/x", "two dashes.*--workdir="),
+        ("optim.lr=[1", "optim.lr: cannot read"),
     ],
 )
 def test_wrong_overrides_say_what_is_right(text, message):
@@ -91,12 +94,34 @@ def test_resolve_turns_epochs_into_steps():
     assert config_lib.resolve(resolved, num_examples=100) == resolved
 
 
-def test_resolve_refuses_runs_without_end_and_endless_warm_ups():
+def test_a_run_needs_a_length():
     with pytest.raises(ConfigError, match="train.epochs="):
         config_lib.resolve(Config(), num_examples=10)
-    config = override("train.steps=10", "optim.warmup_steps=10")
-    with pytest.raises(ConfigError, match="10 steps, must be shorter"):
-        config_lib.resolve(config, num_examples=10)
+
+
+@pytest.mark.parametrize("warmup", ["warmup_steps=5000", "warmup_epochs=9"])
+def test_a_recipe_can_be_tried_for_a_few_steps(warmup):
+    config = override("train.steps=50", f"optim.{warmup}", "train.batch_size=5")
+    resolved = config_lib.resolve(config, num_examples=100)
+    assert resolved.optim.warmup_steps == 5
+    config = override("train.steps=1", f"optim.{warmup}", "train.batch_size=5")
+    resolved = config_lib.resolve(config, num_examples=100)
+    assert resolved.optim.warmup_steps == 0
+
+
+def test_no_warm_up_in_epochs_is_no_warm_up():
+    config = override("train.steps=50", "optim.warmup_epochs=0")
+    assert config_lib.resolve(config, num_examples=9).optim.warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "folder:/a/b #2", "2024_10", "[:80%", "*flip", "@x", '"a"', "~"],
+)
+def test_text_fields_take_text_as_it_is(text):
+    assert override(f"data.name={text}").data.name == text
+    assert override(f"data.data_dir={text}").data.data_dir == text
+    assert override("data.data_dir=null").data.data_dir is None
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -1,11 +1,15 @@
 import collections
-import itertools
+import hashlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_mixer import data
+
+DIGITS_TEST_SHA256 = (
+    "ac6ada28192bd51afee49bd7498331d97a9233e21e762b219700b723b191dbf1"
+)
 
 
 @pytest.fixture
@@ -45,6 +49,10 @@ def test_digits_are_fixed_and_stratified():
     assert (train.num_examples, test.num_examples) == (1437, 360)
     assert train.num_classes == 10
     assert train.image_size == 8
+    # The published accuracies are of these 360 images.
+    pixels = [r["image"] for r in test.records().as_numpy_iterator()]
+    digest = hashlib.sha256(np.stack(pixels)[..., 0].tobytes()).hexdigest()
+    assert digest == DIGITS_TEST_SHA256
     seen = set()
     for split in (train, test):
         records = list(split.records().as_numpy_iterator())
@@ -244,11 +252,7 @@ def test_evaluation_counts_every_example_once(folder, batch_size):
 def test_small_shuffle_buffers_still_show_every_example(folder):
     split = data.open_split(f"folder:{folder}", "train")
     order = numbers(stream(split, 5, batch_size=4, shuffle_buffer=3))
-    for epoch in (
-        itertools.batched(order, 10)
-        if hasattr(itertools, "batched")
-        else (order[:10], order[10:])
-    ):
+    for epoch in (order[:10], order[10:]):
         assert sorted(epoch) == list(range(10))
 
 
@@ -275,6 +279,41 @@ def test_folder_errors(tmp_path):
     (tmp_path / "cats" / "notes.txt").write_text("no image")
     with pytest.raises(data.DataError, match="cats has no image"):
         data.open_split(f"folder:{tmp_path}", "train")
+
+
+def test_mixed_folder_layouts_are_refused(tmp_path):
+    for folder in ("train/cats", "raw"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(data.DataError, match="mixes two layouts: train.* raw"):
+        data.open_split(f"folder:{tmp_path}", "train")
+
+
+def test_hidden_files_are_no_images(folder):
+    (folder / "cats" / "._0.png").write_bytes(b"written by macOS")
+    assert data.open_split(f"folder:{folder}", "train").num_examples == 10
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_examples_without_a_label_stop_the_run(label):
+    split = data.Split(
+        name="tiny test",
+        num_examples=1,
+        class_names=("a", "b", "c"),
+        image_size=2,
+        records=lambda: tf.data.Dataset.from_tensors(
+            {
+                "image": tf.zeros((2, 2, 3), tf.uint8),
+                "label": tf.constant(label, tf.int64),
+            }
+        ),
+    )
+    batches = data.eval_batches(
+        split, batch_size=1, image_size=2, policy="resize"
+    )
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match="tiny test has an example without"
+    ):
+        next(iter(batches))
 
 
 def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_resize_halves_by_sampling_the_middle():
 
 def test_resize_small_keeps_the_aspect_ratio_and_the_crop_its_middle():
     image = ramp(20, 40)
-    got = both_modes("resize_small(10)|central_crop(8)", image, 8, (0, 0))
+    got = both_modes("resize_small(10)|central_crop", image, 8, (0, 0))
     # Area resizing by 2 averages pairs: row i is the mean of 2i and 2i + 1,
     # truncated. The 10 x 20 image is cut at (1, 6).
     want = np.stack(np.mgrid[1:9, 6:14] * 2, -1)
@@ -134,12 +134,17 @@ def test_the_seed_alone_decides():
     ("policy", "message"),
     [
         ("", "Unknown step ''"),
-        ("rotate", r"Unknown step 'rotate'.*Steps: resize\(side\), "),
+        ("rotate", r"Unknown step 'rotate'.*resize, resize_small\(side\), "),
         ("flip|", "Unknown step ''"),
-        ("flip(3)", r"Cannot use 'flip\(3\)'"),
-        ("pad_crop(x)", "positive whole numbers"),
-        ("pad_crop(-1)", "positive whole numbers"),
-        ("resize(3.5)", "positive whole numbers"),
+        ("flip(3)", r"Cannot use 'flip\(3\)'.*takes no number"),
+        ("pad_crop(x)", "padding is a whole number from 1 to"),
+        ("pad_crop(-1)", "padding is a whole number from 1 to"),
+        ("resize(3.5)", "takes no number"),
+        ("inception_crop(101)", "area_min is a whole number from 1 to 100"),
+        ("inception_crop(,5)", "area_min is a whole number"),
+        ("resize_small", r"written resize_small\(side\)"),
+        ("resize_small(9)", "End it with central_crop"),
+        ("central_crop|resize_small(9)|flip", "End it with central_crop"),
     ],
 )
 def test_policies_that_cannot_be_read(policy, message):
@@ -147,8 +152,20 @@ def test_policies_that_cannot_be_read(policy, message):
         images.parse_policy(policy, 8)
 
 
-def test_a_policy_must_end_at_the_models_size():
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError)):
-        images.parse_policy("resize(9)", 8)(
-            tf.zeros((4, 4, 3), tf.uint8), tf.constant((0, 0), tf.int64)
-        )
+def test_a_policy_without_a_size_begins_with_a_resize():
+    image = ramp(8, 8)
+    want = both_modes("resize", image, 4, (0, 0))
+    got = both_modes("flip", image, 4, (0, 3))
+    assert any(np.array_equal(got, w) for w in (want, want[:, ::-1]))
+    apply = images.parse_policy("flip", 4, source_size=8)
+    again = apply(tf.constant(image), tf.constant((0, 3), tf.int64))
+    np.testing.assert_array_equal(again, got)
+
+
+def test_images_of_the_models_size_are_not_resized(monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(tf.image, "resize", fail)
+    apply = images.parse_policy("pad_crop(1)|flip", 8, source_size=8)
+    apply(tf.constant(ramp(8, 8)), tf.constant((0, 3), tf.int64))

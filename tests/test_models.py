@@ -270,6 +270,7 @@ def test_decode_predictions(monkeypatch):
         ({"input_shape": (None, 224, 3)}, "must be fixed"),
         ({"weights": "imagenet"}, "weights='imagenet' is not available"),
         ({"pooling": "mean", "include_top": False}, "pooling.*'mean'"),
+        ({"input_tensor": np.zeros((1, 32, 32, 3))}, "Keras tensor.*ndarray"),
         ({"classes": 0}, "classes must be positive.*0"),
         ({"stoch_depth": 1.0}, "stoch_depth"),
     ],

@@ -62,6 +62,14 @@ def test_train_again_from_the_file_and_evaluate(tmp_path):
         "data.eval_split=train",
         cwd=tmp_path,
     ).stdout
+    process = run(
+        ROOT / "eval.py",
+        f"--workdir={first}",
+        "model.precision=bfloat16",
+        cwd=tmp_path,
+        fails=True,
+    )
+    assert "cannot be changed for an evaluation" in process.stderr
     scores = json.loads(out)
     assert scores == json.loads((tmp_path / "scores.json").read_text())
     assert scores["count"] == 1437
@@ -120,7 +128,10 @@ def test_help_teaches():
         (("train.py", "--recipe=digit"), "Did you mean 'digits'"),
         (("train.py", "--config=nothing.json"), "no config file nothing.json"),
         (("train.py", "--strategy=gpus"), "one_device"),
+        (("train.py", "recipe=digits"), "--recipe="),
+        (("train.py", "--worddir=x"), "Unknown command line flag 'worddir'"),
         (("eval.py", "--workdir=/nowhere"), "/nowhere is not the workdir"),
+        (("eval.py",), "workdir"),
     ],
 )
 def test_errors_are_one_line(command, message, tmp_path):
@@ -128,4 +139,5 @@ def test_errors_are_one_line(command, message, tmp_path):
     process = run(ROOT / name, *rest, cwd=tmp_path, fails=True)
     assert message in process.stderr
     assert "Traceback" not in process.stderr
+    assert len(process.stderr.strip().splitlines()) <= 2, process.stderr
     assert list(tmp_path.iterdir()) == []
