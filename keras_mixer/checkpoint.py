@@ -62,7 +62,13 @@ class Checkpoints:
                 status.expect_partial()
             else:
                 status.assert_consumed()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
+        # TensorFlow turns some of its own errors into an IndexError.
+        except (
+            AssertionError,
+            IndexError,
+            ValueError,
+            tf.errors.OpError,
+        ) as error:
             reason = str(error).strip().partition("\n")[0][:200]
             raise CheckpointError(
                 f"Cannot restore the checkpoint {path}: {reason}"

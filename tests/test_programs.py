@@ -11,7 +11,7 @@ import pytest
 
 from keras_mixer import config as config_lib, recipes
 from tests.conftest import ROOT
-from tests.test_trainer import SMALL, lines_of
+from tests.test_trainer import SMALL, assert_same_lines, lines_of
 
 
 def run(*command, cwd=ROOT, fails=False):
@@ -50,8 +50,7 @@ def test_train_again_from_the_file_and_evaluate(tmp_path):
         f"--workdir={second}",
         cwd=tmp_path,
     )
-    for a, b in zip(lines_of(first), lines_of(second), strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    assert_same_lines(lines_of(first), lines_of(second), rel=1e-4)
 
     out = run(
         ROOT / "eval.py",

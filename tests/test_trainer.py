@@ -57,6 +57,18 @@ def lines_of(workdir, *, without=("images_per_second",)):
     return lines
 
 
+def assert_same_lines(ours, theirs, rel):
+    """Equal texts and steps, numbers to a relative tolerance."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            if isinstance(a[key], float):
+                assert a[key] == pytest.approx(b[key], rel=rel), key
+            else:
+                assert a[key] == b[key], key
+
+
 def assert_same_weights(a, b, **tolerance):
     for x, y in zip(weights_of(a), weights_of(b), strict=True):
         np.testing.assert_allclose(x, y, **tolerance)
@@ -150,10 +162,9 @@ def test_1_2_and_4_replicas_train_the_same(tmp_path, strategy_of, overrides):
         assert_same_weights(
             tmp_path / "1", tmp_path / replicas, rtol=1e-5, atol=1e-5
         )
-        for a, b in zip(
-            lines_of(tmp_path / "1"), lines_of(tmp_path / replicas), strict=True
-        ):
-            assert a == pytest.approx(b, rel=1e-4)
+        assert_same_lines(
+            lines_of(tmp_path / "1"), lines_of(tmp_path / replicas), rel=1e-4
+        )
 
 
 class Killed(Exception):
@@ -270,7 +281,9 @@ def test_the_seed_decides(tmp_path, strategy_of):
 
 
 def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
-    config = small("model.precision=bfloat16", "train.steps=40")
+    config = small(
+        "model.precision=bfloat16", "model.hidden_dim=64", "train.steps=100"
+    )
     trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
     model, _, _ = workdir_lib.load_model(tmp_path)
     assert model.get_layer("MixerBlock_0").compute_dtype == "bfloat16"
