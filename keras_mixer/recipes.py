@@ -34,14 +34,16 @@ def digits() -> Config:
             hidden_dim=64,
             tokens_mlp_dim=32,
             channels_mlp_dim=128,
+            stoch_depth=0.1,
         ),
         augment=AugmentConfig(policy="pad_crop(1)"),
         train=TrainConfig(
             batch_size=64,
-            epochs=60,
+            epochs=100,
+            label_smoothing=0.1,
             log_every=100,
-            eval_every_epochs=10,
-            checkpoint_every_epochs=10,
+            eval_every_epochs=20,
+            checkpoint_every_epochs=20,
         ),
         optim=OptimConfig(
             lr=3e-3, schedule="cosine", warmup_epochs=3, weight_decay=0.1

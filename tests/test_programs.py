@@ -88,7 +88,7 @@ def test_no_arguments_train_the_default(tmp_path):
             if line.startswith("step "):
                 break
         process.kill()
-    assert re.match(r"step 100/1,347  loss \d", line)
+    assert re.match(r"step 100/2,245  loss \d", line)
     config = config_lib.load(tmp_path / "runs" / "digits" / "config.json")
     assert config.recipe == recipes.DEFAULT_RECIPE == "digits"
 
