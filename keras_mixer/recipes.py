@@ -22,6 +22,7 @@ def digits() -> Config:
     """Handwritten digits, bundled: from scratch in a minute.
 
     1437 training and 360 test images of 8 x 8 pixels (UCI, by scikit-learn).
+    Test accuracy 0.990, mean of 3 seeds (measured: 2 CPU cores, 49 to 84 s).
     Command: python train.py
     """
     return Config(
@@ -54,7 +55,8 @@ def digits() -> Config:
 def cifar10_scratch() -> Config:
     """CIFAR-10 from scratch in half an hour on two CPU cores.
 
-    A Mixer of 4 blocks, 128 wide, on 4 x 4 patches.
+    A Mixer of 4 blocks, 128 wide, on 4 x 4 patches. Test accuracy 0.757
+    (measured: 2 CPU cores, 28 minutes, seed 1; see README.md).
     Command: python train.py --recipe=cifar10_scratch
     """
     return Config(
