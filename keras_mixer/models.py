@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_mixer import layers
 
@@ -261,7 +262,8 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
         )(x)  # [batch, classes]
 
     if input_tensor is not None:
-        inputs = keras.utils.get_source_inputs(input_tensor)
+        sources = keras.utils.get_source_inputs(input_tensor)
+        inputs = sources[0] if len(sources) == 1 else sources
     return keras.Model(inputs, x, name=name)
 
 
@@ -335,6 +337,8 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
             'Mixer reads images as "channels_last". '
             f"Received: data_format={data_format!r}"
         )
+    if not isinstance(x, np.ndarray):  # Keras divides uint8 tensors in place
+        x = keras.ops.cast(x, keras.config.floatx())
     return keras.applications.imagenet_utils.preprocess_input(
         x, data_format="channels_last", mode="tf"
     )
