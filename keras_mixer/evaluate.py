@@ -51,7 +51,7 @@ def make_evaluator(
       policy: Preprocessing, see `images.parse_policy`.
       loss: A name of `objective.LOSSES`.
       strategy: Where to evaluate.
-      xla: Whether to compile the forward pass.
+      xla: Whether to compile the forward pass, if there is one replica.
     """
     batch_size = padded_batch_size(batch_size, split.num_examples, strategy)
     batches = data.eval_batches(
@@ -73,7 +73,10 @@ def make_evaluator(
             tf.reduce_sum(mask),
         )
 
-    replica_fn = tf.function(score, jit_compile=True) if xla else score
+    # On several CPUs XLA looks for the second replica's weights on the first.
+    alone = strategy.num_replicas_in_sync == 1
+    compiled = xla and alone
+    replica_fn = tf.function(score, jit_compile=True) if compiled else score
 
     @tf.function
     def step(batch: Any) -> tuple[tf.Tensor, ...]:
