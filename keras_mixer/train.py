@@ -132,9 +132,10 @@ def run_program(
     def guarded(argv: list[str]) -> None:
         import tensorflow as tf
 
-        from keras_mixer import trainer
+        from keras_mixer import distribute, trainer
 
         logging.set_verbosity(logging.WARNING)
+        distribute.keep_freed_memory()
         expected = (
             ValueError,
             OSError,
