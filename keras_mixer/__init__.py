@@ -10,7 +10,7 @@ when they are first used, as `keras_mixer.data` or by an import of their own.
 import importlib
 from typing import Any
 
-from keras_mixer import layers, models
+from keras_mixer import layers, models, weights
 from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
 from keras_mixer.models import (
     Mixer,
@@ -67,4 +67,5 @@ __all__ = [
     "layers",
     "models",
     "preprocess_input",
+    "weights",
 ]

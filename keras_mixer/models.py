@@ -9,13 +9,15 @@ the paper leaves open follows the released models' code
 
 import dataclasses
 import difflib
+import os
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from keras_mixer import layers
+from keras_mixer import layers, weights as weights_lib
 
 DEFAULT_IMAGE_SIZE = 224
 DEFAULT_CLASSES = 1000
@@ -131,30 +133,71 @@ def _check_input_shape(
     return height, width, channels
 
 
-def _check_weights(weights: str | None) -> None:
-    if weights is not None:
-        raise ValueError(
-            f"weights={weights!r} is not available in this version, which "
-            "knows weights=None (random). To load a file that Keras wrote: "
-            'model.load_weights("<name>.weights.h5")'
+def _read_weights(
+    weights: Any,
+    variant: Variant,
+    grid: tuple[int, int],
+    resize_tokens: Literal["expand", "resample"],
+) -> tuple[weights_lib.Parameters, Variant]:
+    """Reads weights and fits them to the patch grid.
+
+    Returns:
+      The parameters, and the variant with the tokens_mlp_dim that they have
+      on this grid (paper, App. C: it grows with the image).
+    """
+    names = {dims: name for name, dims in VARIANTS.items()}
+    found = weights_lib.get(weights, names.get(variant))
+    found = weights_lib.resize_tokens(
+        found, grid, method=resize_tokens, patch_size=variant.patch_size
+    )
+    if found.tokens_mlp_dim % variant.tokens_mlp_dim == 0:
+        variant = dataclasses.replace(
+            variant, tokens_mlp_dim=found.tokens_mlp_dim
         )
+    return found, variant
+
+
+def _check_classes(
+    classes: int | None, found: weights_lib.Parameters | None, head: str
+) -> int:
+    """Returns the width of the head, or raises ValueError."""
+    if head not in ("keep", "fresh"):
+        raise ValueError(f'head must be "keep" or "fresh". Received: {head!r}')
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be positive. Received: {classes}")
+    if found is None or head == "fresh":
+        return DEFAULT_CLASSES if classes is None else classes
+    if found.num_classes is None:
+        raise ValueError(
+            f"{found.source} has no head. For a new one that is zero: "
+            'head="fresh"; for none: include_top=False'
+        )
+    if classes not in (None, found.num_classes):
+        raise ValueError(
+            f"{found.source} has {found.num_classes} classes. Received: "
+            f"classes={classes}. Leave classes out to keep the head, or start "
+            'with a new one that is zero: head="fresh"'
+        )
+    return found.num_classes
 
 
 def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     variant: Variant | str,
     *,
     include_top: bool = True,
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     input_tensor: Any = None,
     input_shape: tuple[int | None, ...] | None = None,
     pooling: str | None = None,
     classes: int | None = None,
     classifier_activation: Any = "softmax",
     name: str = "mixer",
+    head: Literal["keep", "fresh"] = "keep",
+    resize_tokens: Literal["expand", "resample"] = "expand",
     dropout: float = 0.0,
     stoch_depth: float = 0.0,
     stoch_depth_rescale: bool = False,
-    gelu_approximate: bool = True,
+    gelu_approximate: bool | None = None,
     head_bias_init: float = 0.0,
     in_channels: int = 3,
     dtype: Any = None,
@@ -170,21 +213,29 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     Args:
       variant: A name of `VARIANTS`, or dimensions of your own.
       include_top: Whether to end in mean pooling and the linear head.
-      weights: None: random weights, head zero.
+      weights: None: random, head zero. "imagenet1k", "imagenet21k", "sam" or
+        "gsam": downloaded once (`weights.RELEASES` says what they are). Or the
+        path of a .npz (either layout), a timm .safetensors, or a .weights.h5
+        that Keras wrote for the same model.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides
         are multiples of the patch size.
       pooling: None, "avg" or "max", for `include_top=False`.
-      classes: Width of the head; 1000 by default.
+      classes: Width of the head; by default the weights' own, 1000 without.
       classifier_activation: Activation of the head; None returns logits.
       name: Name of the model.
+      head: "keep" the head of `weights`, or a "fresh" one that is zero.
+      resize_tokens: What happens to the token-mixing MLPs of `weights` on an
+        image of another size: "expand" them to a multiple of it (paper, App.
+        C; tokens_mlp_dim grows), or "resample" them to any size.
       dropout: Dropout rate inside the MLPs.
       stoch_depth: Stochastic depth of the last block; block i of n drops its
         branches with probability `stoch_depth * i / (n - 1)` (paper, App. B).
       stoch_depth_rescale: Whether kept branches are divided by the probability
         of keeping them. The authors' training code does not.
-      gelu_approximate: Tanh approximation of GELU (released models) or, if
-        false, the exact function.
+      gelu_approximate: Tanh approximation of GELU (the default, and the
+        released models) or, if false, the exact function (the default for
+        weights from timm).
       head_bias_init: Initial bias of the head (-6.9 in big_vision's recipe
         with the sigmoid loss: each class starts at a probability of 0.001).
       in_channels: Channels of the images.
@@ -196,7 +247,6 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     """
     if isinstance(variant, str):
         variant = get_variant(variant)
-    _check_weights(weights)
     height, width, channels = _check_input_shape(
         input_shape, input_tensor, variant.patch_size, in_channels
     )
@@ -204,9 +254,30 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
         raise ValueError(
             f'pooling must be None, "avg" or "max". Received: {pooling!r}'
         )
-    classes = DEFAULT_CLASSES if classes is None else classes
-    if classes < 1:
-        raise ValueError(f"classes must be positive. Received: {classes}")
+    found = None
+    keras_file = weights is not None and str(weights).endswith(".h5")
+    if weights is not None and not keras_file:
+        patch = variant.patch_size
+        found, variant = _read_weights(
+            weights, variant, (height // patch, width // patch), resize_tokens
+        )
+    if keras_file and (head != "keep" or resize_tokens != "expand"):
+        raise ValueError(
+            f"{weights} holds all weights of one model: head and resize_tokens "
+            "apply to .npz and .safetensors files. keras_mixer.weights."
+            "save_npz(model, path) writes one."
+        )
+    if include_top:
+        classes = _check_classes(classes, found, head)
+    exact = found is not None and found.exact_gelu
+    if gelu_approximate is None:
+        gelu_approximate = not exact
+    elif gelu_approximate and exact:
+        warnings.warn(
+            f"{weights} was trained with the exact GELU, which "
+            "gelu_approximate=True replaces by the tanh approximation.",
+            stacklevel=2,
+        )
 
     policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     half = policy.compute_dtype in ("bfloat16", "float16")
@@ -264,7 +335,12 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     if input_tensor is not None:
         sources = keras.utils.get_source_inputs(input_tensor)
         inputs = sources[0] if len(sources) == 1 else sources
-    return keras.Model(inputs, x, name=name)
+    model = keras.Model(inputs, x, name=name)
+    if found is not None:
+        weights_lib.load(model, found, head=head)
+    elif weights is not None:
+        weights_lib.load_keras(model, weights)
+    return model
 
 
 def _factory(variant: str) -> Callable[..., keras.Model]:
@@ -274,7 +350,7 @@ def _factory(variant: str) -> Callable[..., keras.Model]:
 
     def build(
         include_top: bool = True,
-        weights: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
         input_tensor: Any = None,
         input_shape: tuple[int | None, ...] | None = None,
         pooling: str | None = None,

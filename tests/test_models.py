@@ -268,7 +268,7 @@ def test_decode_predictions(monkeypatch):
         ({"input_shape": (3, 224, 224)}, "3 channels"),
         ({"input_shape": (224, 224)}, "height, width, channels"),
         ({"input_shape": (None, 224, 3)}, "must be fixed"),
-        ({"weights": "imagenet"}, "weights='imagenet' is not available"),
+        ({"weights": "imagenet"}, "Unknown weights 'imagenet'.*gsam"),
         ({"pooling": "mean", "include_top": False}, "pooling.*'mean'"),
         ({"input_tensor": np.zeros((1, 32, 32, 3))}, "Keras tensor.*ndarray"),
         ({"classes": 0}, "classes must be positive.*0"),
