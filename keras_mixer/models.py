@@ -10,7 +10,6 @@ the paper leaves open follows the released models' code
 import dataclasses
 import difflib
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -157,14 +156,38 @@ def _read_weights(
     return found, variant
 
 
-def _check_classes(
-    classes: int | None, found: weights_lib.Parameters | None, head: str
-) -> int:
-    """Returns the width of the head, or raises ValueError."""
-    if head not in ("keep", "fresh"):
-        raise ValueError(f'head must be "keep" or "fresh". Received: {head!r}')
+def _check_options(
+    pooling: str | None,
+    classes: int | None,
+    head: str,
+    resize_tokens: str,
+    keras_file: Any,
+) -> None:
+    """Raises ValueError for what can be seen before weights are read."""
+    for name, value, allowed in (
+        ("pooling", pooling, (None, "avg", "max")),
+        ("head", head, ("keep", "fresh")),
+        ("resize_tokens", resize_tokens, ("expand", "resample")),
+    ):
+        if value not in allowed:
+            choices = ", ".join(repr(a) for a in allowed)
+            raise ValueError(
+                f"{name} must be one of {choices}. Received: {value!r}"
+            )
     if classes is not None and classes < 1:
         raise ValueError(f"classes must be positive. Received: {classes}")
+    if keras_file and (head != "keep" or resize_tokens != "expand"):
+        raise ValueError(
+            f"{keras_file} holds all weights of one model: head and "
+            "resize_tokens apply to .npz and .safetensors files. "
+            "keras_mixer.weights.save_npz(model, path) writes one."
+        )
+
+
+def _head_width(
+    classes: int | None, found: weights_lib.Parameters | None, head: str
+) -> int:
+    """Returns the number of classes, or raises ValueError."""
     if found is None or head == "fresh":
         return DEFAULT_CLASSES if classes is None else classes
     if found.num_classes is None:
@@ -250,34 +273,18 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     height, width, channels = _check_input_shape(
         input_shape, input_tensor, variant.patch_size, in_channels
     )
-    if pooling not in (None, "avg", "max"):
-        raise ValueError(
-            f'pooling must be None, "avg" or "max". Received: {pooling!r}'
-        )
+    keras_file = weights if str(weights).endswith(".h5") else None
+    _check_options(pooling, classes, head, resize_tokens, keras_file)
     found = None
-    keras_file = weights is not None and str(weights).endswith(".h5")
     if weights is not None and not keras_file:
         patch = variant.patch_size
         found, variant = _read_weights(
             weights, variant, (height // patch, width // patch), resize_tokens
         )
-    if keras_file and (head != "keep" or resize_tokens != "expand"):
-        raise ValueError(
-            f"{weights} holds all weights of one model: head and resize_tokens "
-            "apply to .npz and .safetensors files. keras_mixer.weights."
-            "save_npz(model, path) writes one."
-        )
     if include_top:
-        classes = _check_classes(classes, found, head)
-    exact = found is not None and found.exact_gelu
+        classes = _head_width(classes, found, head)
     if gelu_approximate is None:
-        gelu_approximate = not exact
-    elif gelu_approximate and exact:
-        warnings.warn(
-            f"{weights} was trained with the exact GELU, which "
-            "gelu_approximate=True replaces by the tanh approximation.",
-            stacklevel=2,
-        )
+        gelu_approximate = not (found and found.exact_gelu)
 
     policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
     half = policy.compute_dtype in ("bfloat16", "float16")
@@ -338,8 +345,8 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     model = keras.Model(inputs, x, name=name)
     if found is not None:
         weights_lib.load(model, found, head=head)
-    elif weights is not None:
-        weights_lib.load_keras(model, weights)
+    elif keras_file:
+        weights_lib.load_keras(model, keras_file)
     return model
 
 

@@ -44,7 +44,8 @@ class Release:
       training_data: What they were trained on.
       classes: Width of the head.
       image_size: Side of the training images, in pixels.
-      top1: ImageNet top-1 accuracy in percent that was reported, or None.
+      top1: ImageNet top-1 accuracy in percent that the paper reports for this
+        pre-training (Table 3, 224 px, after fine-tuning), or None.
       remark: What to know about it.
       eval_policy: Preprocessing, see `images.parse_policy`; then [-1, 1].
     """
@@ -375,6 +376,10 @@ def is_path(weights: Any) -> bool:
     """Whether `weights` names a file rather than a release."""
     if isinstance(weights, os.PathLike):
         return True
+    if not isinstance(weights, str):
+        raise ValueError(
+            f"weights must be a name, a path or None. Received: {weights!r}"
+        )
     path = pathlib.Path(weights)
     return path.suffix in (".npz", ".safetensors", ".h5") or (
         len(path.parts) > 1
@@ -534,11 +539,16 @@ _PARTS = re.compile(r"(stem|MixerBlock_\d+|pre_head_layer_norm|head)/.+")
 
 def _variables(model: keras.Model) -> dict[str, Any]:
     """Returns the Mixer's variables by the keys of the checkpoints."""
-    found = {}
+    found: dict[str, Any] = {}
     for variable in model.weights:
         if _PARTS.fullmatch(variable.path):
             path = re.sub("/gamma$", "/scale", variable.path)
-            found[re.sub("/beta$", "/bias", path)] = variable
+            key = re.sub("/beta$", "/bias", path)
+            if key in found:
+                raise ValueError(
+                    f"The model has {key} twice; give one Mixer of it."
+                )
+            found[key] = variable
     return found
 
 
@@ -562,6 +572,12 @@ def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     if shape("head/bias"):
         parts.append(f"{shape('head/bias')[0]} classes")
     return "; ".join(parts)
+
+
+def _is_approximate(model: keras.Model) -> bool:
+    """Whether the Mixer applies the tanh approximation of GELU."""
+    block: Any = model.get_layer("MixerBlock_0")
+    return bool(block.gelu_approximate)
 
 
 def load(
@@ -618,6 +634,13 @@ def load(
                 f"{where}: {key} has {np.sum(~np.isfinite(value))} values "
                 "that are not finite."
             )
+    if parameters.exact_gelu and _is_approximate(model):
+        warnings.warn(
+            f"{parameters.source} was trained with the exact GELU, and the "
+            "model applies the tanh approximation. Build it with "
+            "gelu_approximate=False.",
+            stacklevel=2,
+        )
     for key, variable in variables.items():
         variable.assign(np.asarray(values[key], np.float32))
 
@@ -630,7 +653,8 @@ def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
         model is as it was.
     """
     before = model.get_weights()
-    if not pathlib.Path(path).is_file():
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
         raise WeightsError(f"There is no file of weights {path}")
     try:
         with warnings.catch_warnings():
@@ -672,8 +696,7 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{model.name!r} is not a Mixer: it has no layer MixerBlock_0."
         )
-    block: Any = model.get_layer("MixerBlock_0")
-    if not block.gelu_approximate:
+    if not _is_approximate(model):
         warnings.warn(
             "The model applies the exact GELU. The code that reads this layout "
             "applies the tanh approximation, and will get other logits.",

@@ -423,6 +423,33 @@ def test_releases_are_those_of_the_bucket():
         )
 
 
+def test_one_mixer_at_a_time(small):
+    _, path = small
+    image = keras.Input((8, 8, 3))
+    two = [
+        models.Mixer(SMALL, input_shape=(8, 8, 3), name=name)
+        for name in ("a", "b")
+    ]
+    both = keras.Model(image, two[0](image) + two[1](image))
+    with pytest.raises(ValueError, match="twice"):
+        weights.load(both, weights.read(path))
+
+
+def test_options_are_checked_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr(weights, "get", lambda *_: pytest.fail("read"))
+    for options, message in (
+        ({"head": "zero"}, "'keep', 'fresh'.*'zero'"),
+        ({"classes": 0}, "classes must be positive"),
+        ({"resize_tokens": "bicubic"}, "'resample'.*'bicubic'"),
+        ({"input_shape": (225, 224, 3)}, "multiple of the patch size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keras_mixer.MixerB16(weights="imagenet1k", **options)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="Received: 5"):
+        keras_mixer.MixerB16(weights=5)
+
+
 def test_unknown_releases_name_what_there_is():
     with pytest.raises(ValueError, match=r"'sam'.*B/16, B/32.*S/16: gsam"):
         keras_mixer.MixerS16(weights="sam")
