@@ -106,6 +106,23 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Which weights the training starts from."""
+
+    weights: str | None = _doc(
+        None,
+        "imagenet1k, imagenet21k, sam, gsam; a .npz or timm .safetensors; "
+        "the workdir of a run; null: random",
+    )
+    head: Literal["keep", "fresh"] = _doc(
+        "keep", "their head (as many classes), or a fresh one that is zero"
+    )
+    resize_tokens: Literal["expand", "resample"] = _doc(
+        "expand", "to another image size: multiples, exactly; or resample"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """What happens to an image on its way to the model."""
 
@@ -249,6 +266,7 @@ class Config:
     recipe: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

@@ -18,6 +18,8 @@ import numpy as np
 
 from keras_mixer import layers, weights as weights_lib
 
+Weights = str | os.PathLike[str] | weights_lib.Parameters | None
+
 DEFAULT_IMAGE_SIZE = 224
 DEFAULT_CLASSES = 1000
 
@@ -132,13 +134,13 @@ def _check_input_shape(
     return height, width, channels
 
 
-def _read_weights(
+def fit_weights(
     weights: Any,
     variant: Variant,
     grid: tuple[int, int],
     resize_tokens: Literal["expand", "resample"],
 ) -> tuple[weights_lib.Parameters, Variant]:
-    """Reads weights and fits them to the patch grid.
+    """Reads weights and fits them to a grid of rows x columns of patches.
 
     Returns:
       The parameters, and the variant with the tokens_mlp_dim that they have
@@ -199,7 +201,8 @@ def _head_width(
         raise ValueError(
             f"{found.source} has {found.num_classes} classes. Received: "
             f"classes={classes}. Leave classes out to keep the head, or start "
-            'with a new one that is zero: head="fresh"'
+            'with a new one that is zero: head="fresh" (train.py: '
+            "init.head=fresh)"
         )
     return found.num_classes
 
@@ -208,7 +211,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     variant: Variant | str,
     *,
     include_top: bool = True,
-    weights: str | os.PathLike[str] | None = None,
+    weights: Weights = None,
     input_tensor: Any = None,
     input_shape: tuple[int | None, ...] | None = None,
     pooling: str | None = None,
@@ -239,7 +242,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       weights: None: random, head zero. "imagenet1k", "imagenet21k", "sam" or
         "gsam": downloaded once (`weights.RELEASES` says what they are). Or the
         path of a .npz (either layout), a timm .safetensors, or a .weights.h5
-        that Keras wrote for the same model.
+        that Keras wrote for the same model. Or `weights.Parameters`.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides
         are multiples of the patch size.
@@ -273,12 +276,14 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     height, width, channels = _check_input_shape(
         input_shape, input_tensor, variant.patch_size, in_channels
     )
-    keras_file = weights if str(weights).endswith(".h5") else None
+    keras_file = None
+    if isinstance(weights, str | os.PathLike) and str(weights)[-3:] == ".h5":
+        keras_file = weights
     _check_options(pooling, classes, head, resize_tokens, keras_file)
     found = None
     if weights is not None and not keras_file:
         patch = variant.patch_size
-        found, variant = _read_weights(
+        found, variant = fit_weights(
             weights, variant, (height // patch, width // patch), resize_tokens
         )
     if include_top:
@@ -357,7 +362,7 @@ def _factory(variant: str) -> Callable[..., keras.Model]:
 
     def build(
         include_top: bool = True,
-        weights: str | os.PathLike[str] | None = None,
+        weights: Weights = None,
         input_tensor: Any = None,
         input_shape: tuple[int | None, ...] | None = None,
         pooling: str | None = None,

@@ -25,6 +25,7 @@ from keras_mixer import (
     objective,
     optim,
     progress,
+    weights as weights_lib,
     workdir as workdir_lib,
 )
 from keras_mixer.config import Config, ConfigError
@@ -195,6 +196,7 @@ class _Loop:
         strategy: tf.distribute.Strategy,
         train_split: data.Split,
         eval_split: data.Split,
+        initial: weights_lib.Parameters | None,
     ):
         run = config.train
         assert run.steps is not None and config.model.image_size is not None
@@ -206,7 +208,7 @@ class _Loop:
         self.schedule = optim.make_schedule(config.optim, total_steps=run.steps)
         with strategy.scope():
             self.model = workdir_lib.build_model(
-                config, train_split.num_classes
+                config, train_split.num_classes, initial=initial
             )
             self.optimizer = optim.make_optimizer(
                 config.optim,
@@ -377,6 +379,8 @@ def fit(
     workdir = pathlib.Path(workdir)
     train_split, eval_split = open_data(config)
     config = resolve(config, train_split)
+    initial = workdir_lib.initial_weights(config)
+    config = workdir_lib.resolve_model(config, initial)
     finished = workdir_lib.read_result(workdir, config, train_split.class_names)
     if finished is not None:
         print(
@@ -395,6 +399,7 @@ def fit(
         strategy=strategy,
         train_split=train_split,
         eval_split=eval_split,
+        initial=initial,
     )
     workdir_lib.claim(workdir, config, train_split.class_names)
     print(

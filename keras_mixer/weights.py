@@ -669,12 +669,36 @@ def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
+def from_model(model: keras.Model, source: str) -> Parameters:
+    """Returns the weights of a Mixer; `source` names it in messages.
+
+    Raises:
+      ValueError: The model is not a Mixer.
+    """
+    variables = _variables(model)
+    if not any(key.startswith("MixerBlock_") for key in variables):
+        raise ValueError(
+            f"{model.name!r} is not a Mixer: it has no layer MixerBlock_0."
+        )
+    values = {
+        key: keras.ops.convert_to_numpy(
+            keras.ops.cast(variables[key].value, "float32")
+        )
+        for key in sorted(variables)
+    }
+    return Parameters(source, values, exact_gelu=not _is_approximate(model))
+
+
 def get(weights: Any, variant: str | None) -> Parameters:
     """Returns released weights by name, or a file's by path.
+
+    `Parameters` are returned as they are.
 
     Raises:
       ValueError: There is no such release or file, or it cannot be read.
     """
+    if isinstance(weights, Parameters):
+        return weights
     if is_path(weights):
         return read(weights)
     return read(download(find_release(weights, variant)))
@@ -691,27 +715,17 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
     target = pathlib.Path(path)
     if target.suffix != ".npz":
         raise ValueError(f"The file must end in .npz. Received: {target}")
-    variables = _variables(model)
-    if not any(key.startswith("MixerBlock_") for key in variables):
-        raise ValueError(
-            f"{model.name!r} is not a Mixer: it has no layer MixerBlock_0."
-        )
-    if not _is_approximate(model):
+    found = from_model(model, source=str(target))
+    if found.exact_gelu:
         warnings.warn(
             "The model applies the exact GELU. The code that reads this layout "
             "applies the tanh approximation, and will get other logits.",
             stacklevel=2,
         )
-    arrays = {
-        key: keras.ops.convert_to_numpy(
-            keras.ops.cast(variables[key].value, "float32")
-        )
-        for key in sorted(variables)
-    }
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **typing.cast(Any, arrays))
+            np.savez(file, **typing.cast(Any, found.values))
         os.replace(temporary, target)
     finally:
         with contextlib.suppress(FileNotFoundError):

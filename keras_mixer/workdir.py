@@ -8,7 +8,12 @@ from typing import Any
 
 import keras
 
-from keras_mixer import checkpoint, config as config_lib, models
+from keras_mixer import (
+    checkpoint,
+    config as config_lib,
+    models,
+    weights as weights_lib,
+)
 from keras_mixer.config import Config, ConfigError
 
 
@@ -35,8 +40,68 @@ def _dimensions(config: config_lib.ModelConfig) -> models.Variant:
     return models.Variant(**chosen)
 
 
-def build_model(config: Config, num_classes: int) -> keras.Model:
+def initial_weights(config: Config) -> weights_lib.Parameters | None:
+    """Reads what `init.weights` names; None where it is null.
+
+    Raises:
+      ValueError: It does not exist, or cannot be read.
+    """
+    weights = config.init.weights
+    if weights is None:
+        return None
+    folder = pathlib.Path(weights).expanduser()
+    if (folder / "config.json").exists():
+        return weights_lib.from_model(load_model(folder)[0], str(folder))
+    if weights in weights_lib.RELEASE_NAMES or not folder.is_dir():
+        return weights_lib.get(weights, config.model.variant)
+    raise WorkdirError(
+        f"init.weights={weights} is a folder, but not the workdir of a run: it "
+        "has no config.json."
+    )
+
+
+def resolve_model(
+    config: Config, initial: weights_lib.Parameters | None
+) -> Config:
+    """Fills in what follows from the initial weights.
+
+    The expansion to a larger image (paper, App. C) sets tokens_mlp_dim, and
+    weights of timm the exact GELU; a run is read back by these.
+
+    Raises:
+      ValueError: The image size is none that the weights can be fitted to.
+    """
+    if initial is None:
+        return config
+    size = config.model.image_size
+    assert size is not None
+    dims = _dimensions(config.model)
+    _, fitted = models.fit_weights(
+        initial,
+        dims,
+        (size // dims.patch_size, size // dims.patch_size),
+        config.init.resize_tokens,
+    )
+    model = dataclasses.replace(
+        config.model, gelu="exact" if initial.exact_gelu else "tanh"
+    )
+    if fitted != dims:
+        model = dataclasses.replace(model, tokens_mlp_dim=fitted.tokens_mlp_dim)
+    return dataclasses.replace(config, model=model)
+
+
+def build_model(
+    config: Config,
+    num_classes: int,
+    *,
+    initial: weights_lib.Parameters | None = None,
+) -> keras.Model:
     """Builds the model of a resolved config; it returns logits.
+
+    Args:
+      config: The resolved config.
+      num_classes: Width of the head.
+      initial: Weights to start from; random by default.
 
     Raises:
       ValueError: The image size does not fit the patches, or a dimension is
@@ -47,6 +112,9 @@ def build_model(config: Config, num_classes: int) -> keras.Model:
     return models.Mixer(
         _dimensions(options),
         input_shape=(options.image_size, options.image_size, 3),
+        weights=initial,
+        head=config.init.head,
+        resize_tokens=config.init.resize_tokens,
         classes=num_classes,
         classifier_activation=None,
         dropout=options.dropout,

@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mixer import (
     checkpoint,
@@ -16,9 +17,11 @@ from keras_mixer import (
     progress,
     recipes,
     trainer,
+    weights as weights_lib,
     workdir as workdir_lib,
 )
 from keras_mixer.config import Config
+from tests import reference
 
 SMALL = (
     "data.train_split=train[:200]",
@@ -487,3 +490,106 @@ def test_steps_until_something_is_due():
     assert trainer._next_stop(5, 100, 7, None, 5) == 7
     assert trainer._next_stop(99, 100, 7, 50) == 100
     assert trainer._next_stop(0, 3, 7) == 3
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Workdir of a short run."""
+    workdir = tmp_path_factory.mktemp("pretrained")
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    trainer.fit(small("optim.lr=0.01"), workdir=workdir, strategy=strategy)
+    return workdir
+
+
+@pytest.mark.parametrize("source", ["workdir", "npz"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_training_starts_from_given_weights(
+    pretrained, tmp_path, strategy_of, source, replicas
+):
+    """With a learning rate of 0 the weights stay those of the first run."""
+    weights = pretrained
+    if source == "npz":
+        weights = tmp_path / "mixer.npz"
+        weights_lib.save_npz(workdir_lib.load_model(pretrained)[0], weights)
+    result = trainer.fit(
+        small(f"init.weights={weights}", "optim.lr=0"),
+        workdir=tmp_path / "run",
+        strategy=strategy_of(replicas),
+    )
+    before = json.loads((pretrained / "result.json").read_text())
+    assert result["accuracy"] == before["accuracy"]
+    assert_same_weights(tmp_path / "run", pretrained, rtol=0)
+
+
+def test_training_starts_at_a_higher_resolution(
+    pretrained, tmp_path, strategy_of, capsys
+):
+    """Its start is the paper's App. C, and the run can be read back."""
+    config = small(
+        f"init.weights={pretrained}", "model.image_size=16", "optim.lr=0"
+    )
+    for _ in range(2):  # the second time it is finished
+        trainer.fit(config, workdir=tmp_path / "run", strategy=strategy_of(1))
+    assert "is finished" in capsys.readouterr().out
+    large, resolved, _ = workdir_lib.load_model(tmp_path / "run")
+    assert resolved.model.tokens_mlp_dim == 4 * 8
+    small_model, _, _ = workdir_lib.load_model(pretrained)
+    image = reference.random_images(1, 16, 16, 3)
+    crops = image.reshape(2, 8, 2, 8, 3).swapaxes(1, 2).reshape(4, 8, 8, 3)
+    want = np.asarray(small_model(crops)).mean(0, keepdims=True)
+    assert reference.relative_error(large(image), want) <= 1e-5
+
+
+def test_a_fresh_head_is_zero_and_the_rest_is_kept(
+    pretrained, tmp_path, strategy_of
+):
+    config = small(
+        f"init.weights={pretrained}", "init.head=fresh", "optim.lr=0"
+    )
+    result = trainer.fit(
+        config, workdir=tmp_path / "run", strategy=strategy_of(1)
+    )
+    assert result["loss"] == pytest.approx(math.log(10), rel=1e-5)
+    model, _, _ = workdir_lib.load_model(tmp_path / "run")
+    before, _, _ = workdir_lib.load_model(pretrained)
+    for ours, theirs in zip(model.weights, before.weights, strict=True):
+        want = np.zeros_like(theirs) if "head/" in ours.path[:5] else theirs
+        np.testing.assert_array_equal(ours, want, err_msg=ours.path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.num_blocks=3"], "2 blocks.*The model: 3 blocks"),
+        (["model.image_size=12"], "12 x 12.*one of 8, 16, 24"),
+        (["data.name={photos}"], "10 classes.*classes=2.*init.head=fresh"),
+    ],
+)
+def test_initial_weights_that_do_not_fit(
+    pretrained, photos_dir, tmp_path, strategy_of, overrides, message
+):
+    overrides = [o.format(photos=f"folder:{photos_dir}") for o in overrides]
+    if "folder" in overrides[0]:
+        overrides += [
+            "model.image_size=8",
+            "data.train_split=train[:80%]",
+            "data.eval_split=train[80%:]",
+        ]
+    config = small(f"init.weights={pretrained}", *overrides)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(config, workdir=tmp_path / "w", strategy=strategy_of(1))
+    assert not (tmp_path / "w").exists()
+
+
+def test_initial_weights_that_are_not_there(tmp_path, strategy_of):
+    for weights, message in (
+        ("imagenet", "Unknown weights 'imagenet'"),
+        (str(tmp_path / "none.npz"), "There is no file"),
+        (str(tmp_path), "not the workdir of a run"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(
+                small(f"init.weights={weights}"),
+                workdir=tmp_path / "w",
+                strategy=strategy_of(1),
+            )
