@@ -147,6 +147,9 @@ class TrainConfig:
     loss: Literal["softmax", "sigmoid"] = _doc("softmax", "cross-entropy")
     label_smoothing: float = _doc(0.0, "share spread over all classes")
     head_bias_init: float = _doc(0.0, "start of the head's bias")
+    last_blocks: int | None = _doc(
+        None, "train the head (0), or also so many last blocks; null: all"
+    )
     steps_per_call: int = _doc(10, "updates per call of the device function")
     xla: bool = _doc(True, "compile forward and backward pass with XLA")
     log_every: int = _doc(50, "steps between training lines")
@@ -171,6 +174,7 @@ class TrainConfig:
             "keep_checkpoints",
         ]
         _require_at_least(self, "train", dict.fromkeys(positive, 1))
+        _require_at_least(self, "train", {"last_blocks": 0})
         for field in ("epochs", "eval_every_epochs", "checkpoint_every_epochs"):
             value = getattr(self, field)
             _require(

@@ -109,8 +109,15 @@ def build_model(
     """
     options = config.model
     assert options.image_size is not None
-    return models.Mixer(
-        _dimensions(options),
+    dims = _dimensions(options)
+    last = config.train.last_blocks
+    if last is not None and last > dims.num_blocks:
+        raise ConfigError(
+            f"train.last_blocks must be at most {dims.num_blocks}, the blocks "
+            f"of the model. Received: {last}"
+        )
+    model = models.Mixer(
+        dims,
         input_shape=(options.image_size, options.image_size, 3),
         weights=initial,
         head=config.init.head,
@@ -126,6 +133,13 @@ def build_model(
             options.precision
         ],
     )
+    if last is not None:
+        trained = {"head", *(["pre_head_layer_norm"] if last else [])}
+        first = dims.num_blocks - last
+        trained |= {f"MixerBlock_{i}" for i in range(first, dims.num_blocks)}
+        for layer in model.layers:
+            layer.trainable = layer.name in trained
+    return model
 
 
 def require_tensorflow() -> None:

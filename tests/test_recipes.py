@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer import config as config_lib, recipes, trainer
+from keras_mixer import config as config_lib, models, recipes, trainer, weights
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,16 @@ def test_one_step(name, folder, tmp_path, strategy_of):
             "optim.warmup_steps=null",
         ],
     )
-    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
+    if recipe.init.weights:
+        dims = models.Variant(patch, 2, 8, 4, 8)
+        model = models.Mixer(dims, input_shape=(patch, patch, 3), classes=5)
+        weights.save_npz(model, tmp_path / "weights.npz")
+        config = config_lib.override(
+            config, [f"init.weights={tmp_path / 'weights.npz'}"]
+        )
+    result = trainer.fit(
+        config, workdir=tmp_path / "run", strategy=strategy_of(2)
+    )
     assert (result["step"], result["count"]) == (1, 4)
     assert np.isfinite(result["loss"])
 
@@ -67,3 +76,26 @@ def test_jft_asks_for_data(name, tmp_path, strategy_of):
             workdir=tmp_path / "run",
             strategy=strategy_of(1),
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "size"),
+    [
+        ("finetune_cifar10", 10_000, 224),
+        ("finetune_cifar100", 10_000, 224),
+        ("finetune_pets", 500, 224),
+        ("finetune_flowers", 500, 224),
+        ("finetune_imagenet", 20_000, 224),
+        ("finetune_imagenet_448", 20_000, 448),
+    ],
+)
+def test_fine_tuning_is_the_papers(name, steps, size):
+    """PAPER: fine-tuning, sect. 3 and App. A.2."""
+    config = recipes.get_recipe(name)
+    optim, train = config.optim, config.train
+    assert (optim.name, optim.momentum, optim.clip_norm) == ("sgd", 0.9, 1.0)
+    assert (optim.schedule, optim.weight_decay) == ("cosine", 0.0)
+    assert optim.lr in (0.003, 0.01, 0.03, 0.06)
+    assert (train.batch_size, train.steps) == (512, steps)
+    assert (config.model.image_size, config.init.head) == (size, "fresh")
+    assert config.train.last_blocks is None

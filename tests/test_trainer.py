@@ -593,3 +593,30 @@ def test_initial_weights_that_are_not_there(tmp_path, strategy_of):
                 workdir=tmp_path / "w",
                 strategy=strategy_of(1),
             )
+
+
+@pytest.mark.parametrize("last_blocks", [0, 1])
+def test_partial_training(pretrained, tmp_path, strategy_of, last_blocks):
+    config = small(
+        f"init.weights={pretrained}", f"train.last_blocks={last_blocks}"
+    )
+    trainer.fit(config, workdir=tmp_path / "run", strategy=strategy_of(1))
+    after, _, _ = workdir_lib.load_model(tmp_path / "run")
+    before, _, _ = workdir_lib.load_model(pretrained)
+    ours = weights_lib.from_model(after, "a").values
+    theirs = weights_lib.from_model(before, "b").values
+    changed = {
+        key.split("/")[0]
+        for key in ours
+        if not np.array_equal(ours[key], theirs[key])
+    }
+    want = {"head"}
+    if last_blocks:
+        want |= {"pre_head_layer_norm", "MixerBlock_1"}
+    assert changed == want
+    with pytest.raises(ValueError, match="at most 2.*Received: 3"):
+        trainer.fit(
+            small("train.last_blocks=3"),
+            workdir=tmp_path / "w",
+            strategy=strategy_of(1),
+        )
