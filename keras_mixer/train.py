@@ -36,7 +36,7 @@ Fields (section.field=value, with the defaults that recipes change):
 def help_text() -> str:
     """Returns what --help prints above the flags."""
     lines = [
-        f"  {name:<18} {(recipe.__doc__ or '').splitlines()[0]}"
+        f"  {name:<22} {(recipe.__doc__ or '').splitlines()[0]}"
         for name, recipe in recipes.RECIPES.items()
     ]
     return _HELP.format(
