@@ -58,6 +58,9 @@ class DataConfig:
     data_dir: str | None = _doc(None, "where TFDS looks for the data set")
     train_split: str = _doc("train", "TFDS split expression, train[:99%]")
     eval_split: str = _doc("test", "split of the accuracy that is reported")
+    classes: str | None = _doc(
+        None, "only these, names with commas between them; null: all"
+    )
     shuffle_buffer: int = _doc(
         50_000, "records in the shuffle buffer (encoded, not decoded)"
     )

@@ -9,6 +9,7 @@ run was interrupted.
 """
 
 import dataclasses
+import difflib
 import functools
 import os
 import pathlib
@@ -41,6 +42,8 @@ class Split:
       image_size: Side in pixels if all images are squares of one size.
       records: Makes the data set of records in a fixed order, `{"image":
         encoded bytes or uint8 [height, width, 3], "label": int64 []}`.
+      labels: Returns the labels in the same order, int64 [num_examples],
+        without reading images where the source allows it.
     """
 
     name: str
@@ -48,23 +51,33 @@ class Split:
     class_names: tuple[str, ...]
     image_size: int | None
     records: Callable[[], tf.data.Dataset]
+    labels: Callable[[], np.ndarray]
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
 
-def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
+def open_split(
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    classes: str | None = None,
+) -> Split:
     """Finds one split of a data set, and downloads what TFDS can download.
 
     Args:
       name: "digits", "folder:/path", or a TFDS name ("imagenet2012:5.1.0").
       split: A TFDS split expression, "train[:99%]".
       data_dir: Where TFDS keeps prepared data sets; its default if None.
+      classes: Names of the classes that are kept, with commas between them;
+        their order is that of the new labels. All of them if None.
 
     Raises:
-      DataError: The data set or the split does not exist, is empty, cannot be
-        downloaded, or has no image and label. The message says what to do.
+      DataError: The data set, the split or a class does not exist, the split
+        is empty, cannot be downloaded, or has no image and label. The message
+        says what to do.
     """
     if name == "digits":
         found = _digits(split)
@@ -72,12 +85,55 @@ def open_split(name: str, split: str, data_dir: str | None = None) -> Split:
         found = _folder(name.removeprefix("folder:"), split)
     else:
         found = _tfds(name, split, data_dir)
+    if classes is not None:
+        found = _keep_classes(found, classes)
     if not found.num_examples:
         raise DataError(
             f"The split {split!r} of {name!r} has no examples. Check the "
             "expression: https://www.tensorflow.org/datasets/splits"
         )
     return found
+
+
+def _keep_classes(split: Split, classes: str) -> Split:
+    """Returns the examples of some classes, with labels from 0 on."""
+    names = tuple(name.strip() for name in classes.split(","))
+    unknown = [name for name in names if name not in split.class_names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], split.class_names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(split.class_names[:20])
+        more = " ..." if split.num_classes > 20 else ""
+        raise DataError(
+            f"data.classes: {split.name} has no class {unknown[0]!r}.{hint} "
+            f"Its classes: {known}{more}"
+        )
+    if len(set(names)) < len(names):
+        raise DataError(f"data.classes={classes} names a class twice.")
+    # The last entry is that of examples without a label (-1).
+    new_label = np.full(split.num_classes + 1, -1, np.int64)
+    for label, name in enumerate(names):
+        new_label[split.class_names.index(name)] = label
+
+    def labels() -> np.ndarray:
+        found = new_label[split.labels()]
+        return found[found >= 0]
+
+    def records() -> tf.data.Dataset:
+        def relabel(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            old = record["label"] % len(new_label)
+            return {**record, "label": tf.gather(new_label, old)}
+
+        return split.records().map(relabel).filter(lambda x: x["label"] >= 0)
+
+    return dataclasses.replace(
+        split,
+        name=f"{split.name} ({', '.join(names)})",
+        num_examples=len(labels()),
+        class_names=names,
+        records=records,
+        labels=labels,
+    )
 
 
 def _select(
@@ -140,6 +196,7 @@ def _digits(split: str) -> Split:
         records=lambda: tf.data.Dataset.from_tensor_slices(
             {"image": pixels, "label": labels}
         ),
+        labels=lambda: labels,
     )
 
 
@@ -212,11 +269,12 @@ def _folder(path: str, split: str) -> Split:
     lists = {key: _list_folder(r, class_names) for key, r in roots.items()}
     lengths = {key: len(files) for key, (files, _) in lists.items()}
     key, part = _select(split, lengths, f"folder:{path}")
-    files, labels = lists[key][0][part], lists[key][1][part]
+    files = np.array(lists[key][0][part])
+    labels = np.array(lists[key][1][part], np.int64)
 
     def records() -> tf.data.Dataset:
         paths = tf.data.Dataset.from_tensor_slices(
-            {"path": np.array(files), "label": np.array(labels, np.int64)}
+            {"path": files, "label": labels}
         )
         return paths.map(
             lambda x: {
@@ -232,6 +290,7 @@ def _folder(path: str, split: str) -> Split:
         class_names=tuple(class_names),
         image_size=None,
         records=records,
+        labels=lambda: labels,
     )
 
 
@@ -302,6 +361,16 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         ) from error
     height, width, _ = features[image_key].shape
 
+    def labels() -> np.ndarray:
+        dataset = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding({label_key: True}),
+            read_config=tfds.ReadConfig(try_autocache=False),
+        )
+        found = [x[label_key] for x in dataset.batch(4096).as_numpy_iterator()]
+        return np.concatenate(found)
+
     def records() -> tf.data.Dataset:
         dataset = builder.as_dataset(
             split=split,
@@ -319,6 +388,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         class_names=tuple(features[label_key].names),
         image_size=height if height == width else None,
         records=records,
+        labels=functools.cache(labels),
     )
 
 

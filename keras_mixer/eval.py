@@ -72,7 +72,10 @@ def main(argv: list[str]) -> None:
         model, config, class_names = workdir.load_model(FLAGS.workdir)
     config = _override(config, argv[1:])
     split = data.open_split(
-        config.data.name, config.data.eval_split, config.data.data_dir
+        config.data.name,
+        config.data.eval_split,
+        config.data.data_dir,
+        classes=config.data.classes,
     )
     if split.class_names != class_names:
         raise data.DataError(

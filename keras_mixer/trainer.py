@@ -52,7 +52,12 @@ def open_data(config: Config) -> tuple[data.Split, data.Split]:
             "data.name=folder:/path"
         )
     splits = [
-        data.open_split(config.data.name, split, config.data.data_dir)
+        data.open_split(
+            config.data.name,
+            split,
+            config.data.data_dir,
+            classes=config.data.classes,
+        )
         for split in (config.data.train_split, config.data.eval_split)
     ]
     if splits[0].class_names != splits[1].class_names:

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -81,6 +82,69 @@ def test_split_expressions():
     ]
     whole = data.open_split("digits", "train").records().as_numpy_iterator()
     np.testing.assert_array_equal(images, [r["image"] for r in whole])
+
+
+def test_chosen_classes_get_new_labels():
+    whole = data.open_split("digits", "train")
+    old = list(whole.records().as_numpy_iterator())
+    np.testing.assert_array_equal(whole.labels(), [r["label"] for r in old])
+    part = data.open_split("digits", "train", classes="7, 2,9")
+    assert part.class_names == ("7", "2", "9")
+    expected = [
+        (r["image"].tobytes(), [7, 2, 9].index(r["label"]))
+        for r in old
+        if r["label"] in (7, 2, 9)
+    ]
+    got = list(part.records().as_numpy_iterator())
+    assert [(r["image"].tobytes(), r["label"]) for r in got] == expected
+    assert part.num_examples == len(expected)
+    np.testing.assert_array_equal(
+        part.labels(), [label for _, label in expected]
+    )
+
+
+def test_examples_without_a_label_are_in_no_chosen_class():
+    split = data.open_split("digits", "test")
+    labels = np.array([0, -1, 1, -1])
+    split = dataclasses.replace(
+        split,
+        class_names=("a", "b"),
+        num_examples=4,
+        records=lambda: tf.data.Dataset.from_tensor_slices(
+            {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": labels}
+        ),
+        labels=lambda: labels,
+    )
+    chosen = data._keep_classes(split, "b,a")
+    got = [r["label"] for r in chosen.records().as_numpy_iterator()]
+    assert got == chosen.labels().tolist() == [1, 0]
+    assert chosen.num_examples == 2
+
+
+def test_classes_of_a_tfds_data_set(cifar10_dir):
+    split = data.open_split(
+        "cifar10", "test[:10%]", str(cifar10_dir), classes="ship,cat"
+    )
+    counts = collections.Counter(
+        int(r["label"]) for r in split.records().as_numpy_iterator()
+    )
+    assert counts == collections.Counter(split.labels().tolist())
+    assert sum(counts.values()) == split.num_examples
+    assert 150 < split.num_examples < 250
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("7,seven", "no class 'seven'. Its classes: 0, 1"),
+        ("10", "no class '10'. Did you mean"),
+        ("7,2,7", "names a class twice"),
+        ("", "no class ''"),
+    ],
+)
+def test_wrong_classes(classes, message):
+    with pytest.raises(data.DataError, match=message):
+        data.open_split("digits", "train", classes=classes)
 
 
 def test_folder(folder):
@@ -306,6 +370,7 @@ def test_examples_without_a_label_stop_the_run(label):
                 "label": tf.constant(label, tf.int64),
             }
         ),
+        labels=lambda: np.array([label]),
     )
     batches = data.eval_batches(
         split, batch_size=1, image_size=2, policy="resize"
