@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -33,39 +34,56 @@ TIERS = {
 KERAS_ONLY = ("layers", "models", "weights")
 
 
+PACKAGE = ROOT / "keras_mixer"
+
+
+def modules_of(room: str) -> dict[str, pathlib.Path]:
+    """Returns the files of a room by module: one, or those of a subpackage.
+
+    `weights/__init__.py` is the module "weights", `weights/formats.py` is
+    "weights.formats".
+    """
+    if not (PACKAGE / room).is_dir():
+        return {room: PACKAGE / f"{room}.py"}
+    modules = {}
+    for path in (PACKAGE / room).rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(p for p in parts if p != "__init__")
+        modules[name] = path
+    return modules
+
+
+MODULES = {m: path for room in TIERS for m, path in modules_of(room).items()}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
 def imports_of(module: str) -> set[str]:
     """Returns the modules of keras_mixer that a module imports, anywhere."""
-    tree = ast.parse((ROOT / "keras_mixer" / f"{module}.py").read_text())
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "keras_mixer":
-            names = [f"keras_mixer.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "write imports in full"
-            names = [node.module or ""]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        found |= {
-            n.split(".")[1] for n in names if n.startswith("keras_mixer.")
-        }
+        for name in names:
+            if not name.startswith("keras_mixer."):
+                continue
+            name = name.removeprefix("keras_mixer.")
+            # What is no module is a name out of one.
+            while name not in MODULES and "." in name:
+                name = name.rpartition(".")[0]
+            found.add(name)
     return found
 
 
-def test_every_module_has_a_tier():
-    modules = {p.stem for p in (ROOT / "keras_mixer").glob("*.py")}
-    assert modules - {"__init__"} == set(TIERS)
-
-
-@pytest.mark.parametrize("module", TIERS)
-def test_imports_never_point_upward(module):
-    for other in imports_of(module):
-        assert TIERS[other] <= TIERS[module], f"{module} imports {other}"
-
-
-def test_no_circle():
-    graph = {module: imports_of(module) for module in TIERS}
+def assert_no_circle(graph: dict[str, set[str]]) -> None:
+    graph = dict(graph)
     while graph:
         free = [m for m, needs in graph.items() if not needs & set(graph)]
         assert free, f"a circle among {sorted(graph)}"
@@ -73,20 +91,48 @@ def test_no_circle():
             del graph[module]
 
 
-@pytest.mark.parametrize("module", KERAS_ONLY)
+def test_every_module_has_a_tier():
+    files = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+    folders = {p.relative_to(PACKAGE).parts[0] for p in PACKAGE.rglob("*/*.py")}
+    assert not files & folders
+    assert files | folders == set(TIERS)
+    for path in MODULES.values():  # without it, no part of the installation
+        assert (path.parent / "__init__.py").exists(), path
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_never_point_upward(module):
+    for other in imports_of(module):
+        tiers = TIERS[room_of(other)], TIERS[room_of(module)]
+        assert tiers[0] <= tiers[1], f"{module} imports {other}"
+
+
+def test_no_circle():
+    graph = {module: imports_of(module) for module in MODULES}
+    assert_no_circle(graph)  # inside a room, too
+    rooms: dict[str, set[str]] = {room: set() for room in TIERS}
+    for module, needs in graph.items():
+        room = room_of(module)
+        rooms[room] |= {room_of(other) for other in needs} - {room}
+    assert_no_circle(rooms)
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if room_of(m) in KERAS_ONLY]
+)
 def test_models_need_keras_alone(module):
-    tree = ast.parse((ROOT / "keras_mixer" / f"{module}.py").read_text())
     allowed = {"keras", "numpy", "keras_mixer", "typing", "collections"}
     allowed |= set(sys.stdlib_module_names)
     # Imported when a file of timm is read, and asked for then.
-    allowed |= {"safetensors"} if module == "weights" else set()
-    for node in ast.walk(tree):
+    allowed |= {"safetensors"} if module == "weights.formats" else set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         assert {n.split(".")[0] for n in names} <= allowed
+    assert {room_of(m) for m in imports_of(module)} <= set(KERAS_ONLY)
 
 
 def test_importing_the_package_leaves_data_libraries_alone():
@@ -113,4 +159,4 @@ def test_lazy_modules_and_unknown_attributes():
     with pytest.raises(AttributeError, match="nonsense"):
         _ = keras_mixer.nonsense
     for name in keras_mixer._LAZY_MODULES:
-        assert (ROOT / "keras_mixer" / f"{name}.py").exists(), name
+        assert name in MODULES, name
