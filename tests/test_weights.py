@@ -14,7 +14,7 @@ import pytest
 
 import keras_mixer
 from keras_mixer import models, weights
-from keras_mixer.weights import formats
+from keras_mixer.weights import resolution
 from tests import reference
 
 SMALL = models.Variant(4, 2, 24, 12, 48)
@@ -254,7 +254,7 @@ def test_resampling_is_asked_for(small):
     assert np.isfinite(np.asarray(model(np.ones((1, 12, 20, 3))))).all()
     # Written out: columns of a 2 x 2 grid seen on a 2 x 4 grid.
     flat = np.arange(4.0, dtype=np.float32)[None]
-    _, _, out, _ = formats._resample(
+    _, _, out, _ = resolution._resample(
         [flat.T, flat[0, :1], flat, flat[0]], (2, 2), (2, 4)
     )
     np.testing.assert_allclose(

@@ -7,24 +7,22 @@ them into a model: all of them, each once, and none before all are checked.
 Needs keras and NumPy alone; timm's files need the package safetensors.
 """
 
-from keras_mixer.weights.formats import (
+from keras_mixer.weights.formats import is_path, load_keras, read, save_npz
+from keras_mixer.weights.parameters import (
+    Parameters,
+    WeightsError,
+    from_model,
+    load,
+)
+from keras_mixer.weights.releases import (
     RELEASE_NAMES,
     RELEASES,
-    Parameters,
     Release,
-    WeightsError,
     download,
     find_release,
-    from_model,
     get,
-    is_path,
-    load,
-    load_keras,
-    read,
-    resize_tokens,
-    save_npz,
-    square_grid,
 )
+from keras_mixer.weights.resolution import resize_tokens, square_grid
 
 __all__ = [
     "RELEASES",

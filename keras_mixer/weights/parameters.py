@@ -1,0 +1,202 @@
+"""The parameters of a Mixer, and their way into and out of a model.
+
+`Parameters` are NumPy arrays under the keys of the released checkpoints.
+`load` puts them into a model: all of them, each once, and none before all are
+checked. Needs keras and NumPy alone.
+"""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+_HEAD = ("head/kernel", "head/bias")
+_LISTED = 5  # keys that an error names before it counts the others
+_PARTS = re.compile(r"(stem|MixerBlock_\d+|pre_head_layer_norm|head)/.+")
+
+
+class WeightsError(ValueError):
+    """A file of weights cannot be read, or does not fit the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """The parameters of a Mixer, by the keys of the released checkpoints.
+
+    Attributes:
+      source: Where they come from, for messages.
+      values: Key to array; kernels are `[in, out]`, the stem's `[height,
+        width, in, out]`.
+      exact_gelu: Whether they were trained with the exact GELU (timm).
+    """
+
+    source: str
+    values: Mapping[str, np.ndarray]
+    exact_gelu: bool = False
+
+    @property
+    def num_classes(self) -> int | None:
+        """Width of the head; None if there is none."""
+        bias = self.values.get("head/bias")
+        return None if bias is None else len(bias)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._token_kernel.shape[0])
+
+    @property
+    def tokens_mlp_dim(self) -> int:
+        return int(self._token_kernel.shape[-1])
+
+    @property
+    def _token_kernel(self) -> np.ndarray:
+        key = "MixerBlock_0/token_mixing/Dense_0/kernel"
+        if key not in self.values:
+            raise WeightsError(
+                f"{self.source} holds no Mixer: it has no {key}. Its keys "
+                f"are {_list(self.values)}"
+            )
+        return self.values[key]
+
+    def without_head(self) -> "Parameters":
+        """Returns the same without `head/kernel` and `head/bias`."""
+        body = {k: v for k, v in self.values.items() if k not in _HEAD}
+        return dataclasses.replace(self, values=body)
+
+
+def _list(keys: Any) -> str:
+    keys = sorted(keys)
+    more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return ", ".join(keys[:_LISTED]) + more
+
+
+def _variables(model: keras.Model) -> dict[str, Any]:
+    """Returns the Mixer's variables by the keys of the checkpoints."""
+    found: dict[str, Any] = {}
+    for variable in model.weights:
+        if _PARTS.fullmatch(variable.path):
+            path = re.sub("/gamma$", "/scale", variable.path)
+            key = re.sub("/beta$", "/bias", path)
+            if key in found:
+                raise ValueError(
+                    f"The model has {key} twice; give one Mixer of it."
+                )
+            found[key] = variable
+    return found
+
+
+def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Returns the dimensions of a Mixer, as far as the shapes show them."""
+
+    def shape(key: str) -> tuple[int, ...]:
+        return shapes.get(key, ())
+
+    blocks = {k.partition("/")[0] for k in shapes if k.startswith("MixerB")}
+    stem = shape("stem/kernel")
+    tokens = shape("MixerBlock_0/token_mixing/Dense_0/kernel")
+    channels = shape("MixerBlock_0/channel_mixing/Dense_0/kernel")
+    parts = [f"{len(blocks)} blocks"]
+    if len(stem) == 4:
+        parts.append(f"patch {stem[0]}, width {stem[3]}")
+    if len(tokens) == 2:
+        parts.append(f"{tokens[0]} tokens, tokens_mlp_dim {tokens[1]}")
+    if len(channels) == 2:
+        parts.append(f"channels_mlp_dim {channels[1]}")
+    if shape("head/bias"):
+        parts.append(f"{shape('head/bias')[0]} classes")
+    return "; ".join(parts)
+
+
+def _is_approximate(model: keras.Model) -> bool:
+    """Whether the Mixer applies the tanh approximation of GELU."""
+    block: Any = model.get_layer("MixerBlock_0")
+    return bool(block.gelu_approximate)
+
+
+def load(
+    model: keras.Model, parameters: Parameters, *, head: str = "keep"
+) -> None:
+    """Sets every weight of a Mixer, each exactly once.
+
+    Nothing is set before all keys, shapes and values have been checked.
+
+    Args:
+      model: A model that `keras_mixer` built.
+      parameters: From `read`, `resize_tokens` or `get`.
+      head: "keep", or "fresh": the model's head stays as it was built.
+
+    Raises:
+      WeightsError: Keys are missing or left over, a shape differs, or a value
+        is not a finite number. The model is as it was.
+    """
+    if head not in ("keep", "fresh"):
+        raise ValueError(f'head must be "keep" or "fresh". Received: {head!r}')
+    variables = _variables(model)
+    if head == "fresh" or not set(_HEAD) & set(variables):
+        parameters = parameters.without_head()
+        variables = {k: v for k, v in variables.items() if k not in _HEAD}
+    values = parameters.values
+    where = f"{parameters.source} does not fit the model"
+    shapes = {key: tuple(v.shape) for key, v in variables.items()}
+    wrong = [
+        f"{key} is {values[key].shape}, not {shape}"
+        for key, shape in shapes.items()
+        if key in values and values[key].shape != shape
+    ]
+    missing, surplus = set(shapes) - set(values), set(values) - set(shapes)
+    problems = [
+        f"{what}: {_list(keys)}"
+        for what, keys in (
+            ("missing", missing),
+            ("not in the model", surplus),
+            ("wrong shape", wrong),
+        )
+        if keys
+    ]
+    if problems:
+        theirs = _describe({k: v.shape for k, v in values.items()})
+        raise WeightsError(
+            f"{where}. {'; '.join(problems)}. The file: {theirs}. The model: "
+            f"{_describe(shapes)}."
+        )
+    for key, value in values.items():
+        if value.dtype.kind != "f":
+            raise WeightsError(f"{where}: {key} has the type {value.dtype}")
+        if not np.isfinite(value).all():
+            raise WeightsError(
+                f"{where}: {key} has {np.sum(~np.isfinite(value))} values "
+                "that are not finite."
+            )
+    if parameters.exact_gelu and _is_approximate(model):
+        warnings.warn(
+            f"{parameters.source} was trained with the exact GELU, and the "
+            "model applies the tanh approximation. Build it with "
+            "gelu_approximate=False.",
+            stacklevel=2,
+        )
+    for key, variable in variables.items():
+        variable.assign(np.asarray(values[key], np.float32))
+
+
+def from_model(model: keras.Model, source: str) -> Parameters:
+    """Returns the weights of a Mixer; `source` names it in messages.
+
+    Raises:
+      ValueError: The model is not a Mixer.
+    """
+    variables = _variables(model)
+    if not any(key.startswith("MixerBlock_") for key in variables):
+        raise ValueError(
+            f"{model.name!r} is not a Mixer: it has no layer MixerBlock_0."
+        )
+    values = {
+        key: keras.ops.convert_to_numpy(
+            keras.ops.cast(variables[key].value, "float32")
+        )
+        for key in sorted(variables)
+    }
+    return Parameters(source, values, exact_gelu=not _is_approximate(model))

@@ -1,0 +1,165 @@
+"""The released weights: where they are, what they are, and their download."""
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import pathlib
+from typing import Any
+
+import keras
+
+from keras_mixer.weights.formats import is_path, read, read_npz
+from keras_mixer.weights.parameters import Parameters, WeightsError
+
+_BUCKET = "https://storage.googleapis.com/mixer_models"
+_EVAL_POLICY = "resize_small(256)|central_crop"
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Where released weights come from, and what they are.
+
+    Attributes:
+      name: Value of `weights=`.
+      variant: Name in the paper.
+      training_data: What they were trained on.
+      classes: Width of the head.
+      image_size: Side of the training images, in pixels.
+      top1: ImageNet top-1 accuracy in percent that the paper reports for this
+        pre-training (Table 3, 224 px, after fine-tuning), or None.
+      remark: What to know about it.
+      eval_policy: Preprocessing, see `images.parse_policy`; then [-1, 1].
+    """
+
+    name: str
+    variant: str
+    training_data: str
+    classes: int = 1000
+    image_size: int = 224
+    top1: float | None = None
+    remark: str = ""
+    eval_policy: str = _EVAL_POLICY
+
+    @property
+    def url(self) -> str:
+        file = f"Mixer-{self.variant.replace('/', '_')}.npz"
+        return f"{_BUCKET}/{self.name}/{file}"
+
+
+_I1K = "ImageNet-1k from scratch"
+_I21K = "ImageNet-21k from scratch"
+_TIMM = (
+    "timm publishes these weights as goog_in21k_ft_in1k; they are not "
+    "fine-tuned from ImageNet-21k (timm pull request 651)."
+)
+_TABLE_3 = "top1: after fine-tuning to ImageNet-1k at 224 px (paper, Table 3)."
+
+# Files: the notebook of google-research/vision_transformer. Accuracy: paper,
+# Table 3; none is repeated here for sam and gsam.
+RELEASES: tuple[Release, ...] = (
+    Release("imagenet1k", "B/16", _I1K, top1=76.44, remark=_TIMM),
+    Release("imagenet1k", "L/16", _I1K, top1=71.76, remark=_TIMM),
+    Release("imagenet21k", "B/16", _I21K, 21843, top1=80.64, remark=_TABLE_3),
+    Release("imagenet21k", "L/16", _I21K, 21843, top1=82.89, remark=_TABLE_3),
+    Release("sam", "B/16", f"{_I1K}, with SAM"),
+    Release("sam", "B/32", f"{_I1K}, with SAM"),
+    Release("gsam", "S/8", f"{_I1K}, with GSAM"),
+    Release("gsam", "S/16", f"{_I1K}, with GSAM"),
+    Release("gsam", "S/32", f"{_I1K}, with GSAM"),
+    Release("gsam", "B/16", f"{_I1K}, with GSAM"),
+    Release("gsam", "B/32", f"{_I1K}, with GSAM"),
+)
+RELEASE_NAMES = tuple(dict.fromkeys(r.name for r in RELEASES))
+
+
+def find_release(name: str, variant: str | None) -> Release:
+    """Returns the release `name` of `variant`.
+
+    Raises:
+      ValueError: There is none; the message says which there are.
+    """
+    for release in RELEASES:
+        if (release.name, release.variant) == (name, variant):
+            return release
+    if name in RELEASE_NAMES:
+        variants = [r.variant for r in RELEASES if r.name == name]
+        others = [r.name for r in RELEASES if r.variant == variant]
+        raise ValueError(
+            f"weights={name!r} were released for {', '.join(variants)}, not "
+            f"for {variant or 'dimensions of your own'}. "
+            + (f"For {variant}: {', '.join(others)}" if others else "")
+        )
+    near = difflib.get_close_matches(name, RELEASE_NAMES, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"Unknown weights {name!r}.{hint} Released: "
+        f"{', '.join(RELEASE_NAMES)}. Or give the path of a .npz, a timm "
+        ".safetensors or a Keras .weights.h5 file, or None for random weights."
+    )
+
+
+def download(release: Release) -> pathlib.Path:
+    """Returns the file of a release, from Keras' cache or the network.
+
+    It is downloaded to a name of its own, read, and only then renamed: a file
+    in the cache is whole.
+
+    Raises:
+      WeightsError: It cannot be downloaded, or what came is not a Mixer.
+    """
+    # As keras.utils.get_file does where no folder is given.
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    folder = pathlib.Path(home) / "models" / "keras_mixer"
+    file = release.url.rpartition("/")[2]
+    target = folder / f"{release.name}_{file}"
+    if target.exists():
+        return target
+    partial = folder / f"{target.name}.{os.getpid()}.part"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        # Keras takes another folder where it cannot write to this one.
+        partial = pathlib.Path(
+            keras.utils.get_file(
+                fname=partial.name,
+                origin=release.url,
+                cache_dir=home,
+                cache_subdir="models/keras_mixer",
+            )
+        )
+        target = partial.with_name(target.name)
+        found = read_npz(partial)
+        if found.num_classes != release.classes:
+            raise WeightsError(
+                f"{release.url} has {found.num_classes} classes in place of "
+                f"{release.classes}."
+            )
+        os.replace(partial, target)
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever the network or the host raises
+        raise WeightsError(
+            f"Cannot download {release.url} ({type(error).__name__}: "
+            f"{str(error).strip()[:200]}). Where there is a network, put the "
+            f"file at {target}, or give its path as weights=."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return target
+
+
+def get(weights: Any, variant: str | None) -> Parameters:
+    """Returns released weights by name, or a file's by path.
+
+    `Parameters` are returned as they are.
+
+    Raises:
+      ValueError: There is no such release or file, or it cannot be read.
+    """
+    if isinstance(weights, Parameters):
+        return weights
+    if is_path(weights):
+        return read(weights)
+    return read(download(find_release(weights, variant)))

@@ -1,0 +1,163 @@
+"""Change of resolution: token-mixing MLPs for another grid of patches.
+
+A Mixer is made for one number of tokens. `resize_tokens` expands its
+token-mixing MLPs exactly (paper, App. C) or resamples them. Needs keras and
+NumPy alone.
+"""
+
+import dataclasses
+import re
+from typing import Literal
+
+import keras
+import numpy as np
+
+from keras_mixer.weights.parameters import Parameters, WeightsError
+
+
+def square_grid(parameters: Parameters) -> tuple[int, int]:
+    """Returns the rows and columns of patches that the weights were made for.
+
+    Raises:
+      WeightsError: The number of tokens is not a square.
+    """
+    tokens = parameters.num_tokens
+    side = round(tokens**0.5)
+    if side * side != tokens:
+        raise WeightsError(
+            f"{parameters.source} was made for {tokens} tokens, which are no "
+            "square grid of patches: it can be loaded only into a model of as "
+            "many tokens."
+        )
+    return side, side
+
+
+_TOKEN_MLP = re.compile(r"(MixerBlock_\d+/token_mixing)/Dense_0/kernel")
+
+
+def _expand(
+    mlp: list[np.ndarray], grid: tuple[int, int], factors: tuple[int, int]
+) -> list[np.ndarray]:
+    """Expands one token-mixing MLP (paper, App. C), row-major tokens.
+
+    Every sub-image of the old size is mixed by a copy of the MLP and by
+    nothing else: kernels are block-diagonal and biases tiled, if tokens are
+    sorted by sub-image. Here they are in row-major order of the large image.
+    """
+    kernel_0, bias_0, kernel_1, bias_1 = mlp
+    rows, columns = np.indices(
+        (grid[0] * factors[0], grid[1] * factors[1])
+    ).reshape(2, -1)
+    # Of each large token: its sub-image, and its place in there.
+    image = rows // grid[0] * factors[1] + columns // grid[1]
+    place = rows % grid[0] * grid[1] + columns % grid[1]
+    copies = factors[0] * factors[1]
+    inside = image[:, None] == np.arange(copies)  # [large tokens, copies]
+    wide_0 = inside[:, :, None] * kernel_0[place][:, None, :]
+    wide_1 = inside.T[:, None, :] * kernel_1[:, place][None]
+    return [
+        wide_0.reshape(len(rows), -1),  # [large tokens, copies * D_S]
+        np.tile(bias_0, copies),
+        wide_1.reshape(-1, len(rows)),  # [copies * D_S, large tokens]
+        bias_1[place],
+    ]
+
+
+def _resample(
+    mlp: list[np.ndarray], grid: tuple[int, int], new_grid: tuple[int, int]
+) -> list[np.ndarray]:
+    """Resamples one token-mixing MLP over the patch grid.
+
+    Its hidden units are images over the grid. The first kernel is scaled by
+    the share of tokens, so that a constant image gives the same sums.
+    """
+
+    def resize(rows_of_images: np.ndarray) -> np.ndarray:
+        images = rows_of_images.reshape(-1, *grid, 1).astype(np.float32)
+        resized = keras.ops.image.resize(
+            images,
+            new_grid,
+            interpolation="bilinear",
+            antialias=True,
+            data_format="channels_last",
+        )
+        flat = keras.ops.convert_to_numpy(resized)
+        return flat.reshape(-1, new_grid[0] * new_grid[1])
+
+    kernel_0, bias_0, kernel_1, bias_1 = mlp
+    share = (grid[0] * grid[1]) / (new_grid[0] * new_grid[1])
+    return [
+        resize(kernel_0.T).T * np.float32(share),
+        bias_0,
+        resize(kernel_1),
+        resize(bias_1[None])[0],
+    ]
+
+
+def resize_tokens(
+    parameters: Parameters,
+    new_grid: tuple[int, int],
+    *,
+    method: Literal["expand", "resample"] = "expand",
+    patch_size: int | None = None,
+) -> Parameters:
+    """Fits the token-mixing MLPs to another grid of patches.
+
+    Args:
+      parameters: Of a model on a square image.
+      new_grid: Rows and columns of patches of the new image.
+      method: "expand": App. C of the paper, exactly; the new sides are whole
+        multiples of the old, and tokens_mlp_dim grows by their product. Right
+        after it the logits of an image are the mean of the logits of its
+        sub-images of the old size. "resample": bilinear over the patch grid,
+        for any size and the same tokens_mlp_dim; not in the paper.
+      patch_size: In pixels, for the message.
+
+    Raises:
+      ValueError: The grid is no multiple of the old one; the message names
+        sizes that are.
+    """
+    if method not in ("expand", "resample"):
+        raise ValueError(
+            f'The method must be "expand" or "resample". Received: {method!r}'
+        )
+    tokens = parameters.num_tokens
+    is_square = round(tokens**0.5) ** 2 == tokens
+    if new_grid[0] * new_grid[1] == tokens and (
+        new_grid[0] == new_grid[1] or not is_square
+    ):
+        return parameters
+    grid = square_grid(parameters)
+    if method == "expand" and (new_grid[0] % grid[0] or new_grid[1] % grid[1]):
+        p = patch_size or 1
+        unit = "pixels" if patch_size else "patches"
+        sizes = ", ".join(str(k * grid[0] * p) for k in (1, 2, 3))
+        raise ValueError(
+            f"{parameters.source} was made for {grid[0] * p} x {grid[1] * p} "
+            f"{unit} and cannot be expanded to {new_grid[0] * p} x "
+            f"{new_grid[1] * p}. Each side must be one of {sizes} ... Or "
+            'resample the token-mixing weights: resize_tokens="resample".'
+        )
+    values = dict(parameters.values)
+    for key in parameters.values:
+        found = _TOKEN_MLP.fullmatch(key)
+        if not found:
+            continue
+        keys = [
+            f"{found[1]}/Dense_{i}/{leaf}"
+            for i in (0, 1)
+            for leaf in ("kernel", "bias")
+        ]
+        missing = [k for k in keys if k not in values]
+        if missing:
+            raise WeightsError(
+                f"{parameters.source} lacks {', '.join(missing)}"
+            )
+        mlp = [np.asarray(values[k]) for k in keys]
+        if method == "expand":
+            factors = new_grid[0] // grid[0], new_grid[1] // grid[1]
+            mlp = _expand(mlp, grid, factors)
+        else:
+            mlp = _resample(mlp, grid, new_grid)
+        values.update(zip(keys, mlp, strict=True))
+    return dataclasses.replace(parameters, values=values)
