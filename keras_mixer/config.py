@@ -58,6 +58,9 @@ class DataConfig:
     data_dir: str | None = _doc(None, "where TFDS looks for the data set")
     train_split: str = _doc("train", "TFDS split expression, train[:99%]")
     eval_split: str = _doc("test", "split of the accuracy that is reported")
+    val_split: str | None = _doc(
+        None, "split that chooses the best checkpoint, train[99%:]; null: none"
+    )
     classes: str | None = _doc(
         None, "only these, names with commas between them; null: all"
     )
@@ -140,10 +143,28 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixupConfig:
+    """Mixing pairs of training examples (Zhang 2018; paper, Table 4)."""
+
+    p: float = _doc(0.0, "the examples' share is drawn from Beta(p, p); 0: off")
+    per_example: bool = _doc(
+        False, "a share for each example, in place of one for the batch"
+    )
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.p < math.inf, "mixup.p", self.p, "at least 0 and finite"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How long, how often, on how many examples at once."""
 
     batch_size: int = _doc(4096, "examples per update, over all devices")
+    accumulate: int = _doc(
+        1, "parts in which each device computes its share of a batch"
+    )
     steps: int | None = _doc(None, "updates; or give train.epochs")
     epochs: float | None = _doc(None, "passes over the training split")
     seed: int = _doc(0, "of weights, order and augmentation")
@@ -169,6 +190,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = [
             "batch_size",
+            "accumulate",
             "steps",
             "steps_per_call",
             "log_every",
@@ -275,6 +297,7 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    mixup: MixupConfig = dataclasses.field(default_factory=MixupConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
@@ -299,7 +322,15 @@ _SECTIONS: dict[str, Any] = {
 
 
 # Flags of the programs, for those who forget the dashes.
-_FLAGS = ("recipe", "config", "workdir", "strategy", "virtual_devices", "task")
+_FLAGS = (
+    "recipe",
+    "config",
+    "workdir",
+    "strategy",
+    "tpu",
+    "virtual_devices",
+    "task",
+)
 
 
 def _field_names(section: str = "") -> list[str]:

@@ -1,12 +1,13 @@
 """Picks the `tf.distribute` strategy of a run, and says which it is."""
 
 import ctypes
+import json
+import os
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-STRATEGIES = ("auto", "one_device", "mirrored")
-
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 # glibc's malloc.h: M_ARENA_MAX=1, M_MMAP_MAX=0, M_TRIM_THRESHOLD.
 _MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
@@ -67,24 +68,108 @@ def mirror(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
     )
 
 
+def _cluster_of_tf_config() -> dict[str, list[str]]:
+    """Returns the workers and chief that TF_CONFIG names, by kind of task.
+
+    Raises:
+      DistributeError: TF_CONFIG cannot be read.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return {}
+    try:
+        cluster = json.loads(text).get("cluster", {})
+        return {kind: list(tasks) for kind, tasks in cluster.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DistributeError(
+            f"Cannot read the environment variable TF_CONFIG: {error}. "
+            f"{_TF_CONFIG_HELP} Received: {text[:200]}"
+        ) from error
+
+
+_TF_CONFIG_HELP = (
+    'It should be {"cluster": {"worker": ["host:port", ...]}, "task": '
+    '{"type": "worker", "index": 0}}, with an index of its own on each host.'
+)
+
+
+def _make_multi_worker() -> tf.distribute.Strategy:
+    """Joins the hosts that TF_CONFIG or SLURM names."""
+    cluster = _cluster_of_tf_config()
+    resolver: tf.distribute.cluster_resolver.ClusterResolver
+    if cluster:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    elif "SLURM_PROCID" in os.environ:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+    else:
+        raise DistributeError(
+            "--strategy=multi_worker finds no other host. Set TF_CONFIG on "
+            f"every host ({_TF_CONFIG_HELP}), or start with srun under SLURM."
+        )
+    addresses = resolver.cluster_spec().as_dict()
+    others = sum(len(tasks) for tasks in addresses.values()) - 1
+    print(
+        f"Worker {resolver.task_id} of {others + 1} waits for the others: "
+        f"{addresses}",
+        flush=True,
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise DistributeError(
+            f"Cannot join the workers {addresses}: {str(error)[:300]}"
+        ) from error
+
+
+def _make_tpu(name: str | None) -> tf.distribute.Strategy:
+    """Connects to a TPU: by name, "local" (a TPU VM), or Colab's (None)."""
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        tf.errors.OpError,
+    ) as error:
+        raise DistributeError(
+            f"No TPU found (--tpu={name or ''}): {str(error)[:200]}. On a TPU "
+            "VM give --tpu=local, elsewhere its name; TensorFlow must be the "
+            "build for TPUs (pip package tensorflow-tpu)."
+        ) from error
+
+
 def make_strategy(
-    name: str = "auto", *, cpu: bool = False
+    name: str = "auto", *, cpu: bool = False, tpu: str | None = None
 ) -> tf.distribute.Strategy:
-    """Returns a strategy over the devices of this machine.
+    """Returns a strategy over the devices of this machine, or of several.
 
     Args:
       name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
-        else all (virtual) CPUs. "auto": mirrored if there are several
-        devices of the better kind, one_device otherwise.
+        else all (virtual) CPUs. "multi_worker": the hosts that TF_CONFIG or
+        SLURM names. "tpu": see `tpu`. "auto": tpu if `tpu` or the environment
+        names one, multi_worker if TF_CONFIG names several hosts, mirrored if
+        there are several devices of the better kind, one_device otherwise.
       cpu: Leave GPUs alone (for virtual devices).
+      tpu: Name of a TPU, or "local" on a TPU VM; by default the one that the
+        environment names (TPU_NAME; Colab), else "local".
 
     Raises:
-      DistributeError: `name` is unknown.
+      DistributeError: `name` is unknown, or what it asks for is not there.
     """
     if name not in STRATEGIES:
         raise DistributeError(
             f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
         )
+    named = "TPU_NAME" in os.environ or "COLAB_TPU_ADDR" in os.environ
+    if name == "tpu" or (name == "auto" and not cpu and (tpu or named)):
+        return _make_tpu(tpu or (None if named else "local"))
+    workers = sum(map(len, _cluster_of_tf_config().values()))
+    if name == "multi_worker" or (name == "auto" and workers > 1):
+        return _make_multi_worker()
     devices = [
         device.name
         for device in (not cpu and tf.config.list_logical_devices("GPU"))
@@ -97,6 +182,34 @@ def make_strategy(
     return mirror(devices)
 
 
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes: the first of several workers, or alone."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not _is_multi_worker(strategy):
+        return True
+    if "chief" in resolver.cluster_spec().as_dict():
+        return bool(resolver.task_type == "chief")
+    return bool(resolver.task_id == 0)
+
+
+def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
+    """Returns the sum over the replicas of the value that each process gives.
+
+    With several workers all of them must call it, and wait for one another.
+    """
+
+    @tf.function
+    def total() -> tf.Tensor:
+        given = strategy.run(lambda: tf.constant(value, tf.float32))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, given, axis=None)
+
+    return float(total())
+
+
 def describe(strategy: tf.distribute.Strategy) -> str:
     """Returns for example "MirroredStrategy, 2 replicas on CPU"."""
     replicas = strategy.num_replicas_in_sync
@@ -107,13 +220,28 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     )
 
 
-def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
-    """Raises DistributeError unless every replica gets as many examples."""
+def check_batch_size(
+    batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1
+) -> None:
+    """Raises DistributeError unless every replica gets as many examples.
+
+    Args:
+      batch_size: Examples of the global batch.
+      strategy: Where they are computed.
+      accumulate: Parts in which each replica computes its share.
+    """
     replicas = strategy.num_replicas_in_sync
-    if batch_size % replicas:
-        low = batch_size // replicas * replicas
-        sizes = [str(s) for s in (low, low + replicas) if s]
+    unit = replicas * accumulate
+    if batch_size % unit:
+        low = batch_size // unit * unit
+        sizes = [str(s) for s in (low, low + unit) if s]
+        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+        nearest = (
+            f"sizes are {' and '.join(sizes)}"
+            if len(sizes) > 1
+            else f"size is {sizes[0]}"
+        )
         raise DistributeError(
             f"train.batch_size={batch_size} does not divide over {replicas} "
-            f"replicas; the nearest sizes are {' and '.join(sizes)}."
+            f"replicas{parts}; the nearest {nearest}."
         )

@@ -54,10 +54,19 @@ def make_evaluator(
       xla: Whether to compile the forward pass, if there is one replica.
     """
     batch_size = padded_batch_size(batch_size, split.num_examples, strategy)
-    batches = data.eval_batches(
-        split, batch_size=batch_size, image_size=image_size, policy=policy
-    )
-    distributed = strategy.experimental_distribute_dataset(batches)
+    num_batches = data.num_batches(split, batch_size)
+
+    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return data.eval_batches(
+            split,
+            batch_size=batch_size,
+            image_size=image_size,
+            policy=policy,
+            num_hosts=context.num_input_pipelines,
+            host=context.input_pipeline_id,
+            replicas=context.num_replicas_in_sync,
+        ).repeat()
+
     loss_fn = objective.LOSSES[loss]
 
     def score(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
@@ -79,27 +88,37 @@ def make_evaluator(
     replica_fn = tf.function(score, jit_compile=True) if compiled else score
 
     @tf.function
-    def step(batch: Any) -> tuple[tf.Tensor, ...]:
-        sums = strategy.run(replica_fn, args=(batch,))
-        return tuple(
-            strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
-            for value in sums
-        )
+    def pass_over(iterator: Any) -> tuple[tf.Tensor, ...]:
+        """Returns the sums over all batches, float64."""
+        correct, loss_sum, count = (tf.zeros([], tf.float64) for _ in range(3))
+        for _ in tf.range(num_batches):
+            sums = strategy.run(replica_fn, args=(next(iterator),))
+            # Whole numbers below 2**24 are exact in float32: those of a batch.
+            a, b, c = (
+                tf.cast(
+                    strategy.reduce(
+                        tf.distribute.ReduceOp.SUM, value, axis=None
+                    ),
+                    tf.float64,
+                )
+                for value in sums
+            )
+            correct, loss_sum, count = correct + a, loss_sum + b, count + c
+        return correct, loss_sum, count
+
+    opened: list[Any] = []
 
     def evaluate() -> Scores:
-        correct = count = 0
-        loss_sum = 0.0
-        for batch in distributed:
-            # Whole numbers below 2**24 are exact in float32.
-            batch_correct, batch_loss, batch_count = step(batch)
-            correct += int(batch_correct)
-            loss_sum += float(batch_loss)
-            count += int(batch_count)
+        if not opened:
+            opened.append(
+                iter(strategy.distribute_datasets_from_function(batches))
+            )
+        correct, loss_sum, count = map(float, pass_over(opened[0]))
         assert count == split.num_examples, (count, split)
         return {
             "accuracy": correct / count,
             "loss": loss_sum / count,
-            "count": count,
+            "count": int(count),
         }
 
     return evaluate

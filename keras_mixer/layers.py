@@ -4,6 +4,9 @@ Written with `keras.ops` alone, so that they run under every Keras backend.
 Sublayers carry the names of the released checkpoints' parameters.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -11,6 +14,26 @@ from keras import ops
 
 # flax.linen.LayerNorm's default, which the released models were trained with.
 LAYER_NORM_EPSILON = 1e-6
+
+
+_drawn_by: contextvars.ContextVar[Callable[..., Any] | None] = (
+    contextvars.ContextVar("drawn_by", default=None)
+)
+
+
+@contextlib.contextmanager
+def drawn_by(draw: Callable[..., Any]) -> Iterator[None]:
+    """Lets `draw(shape)` make the uniform numbers of stochastic depth, dropout.
+
+    Without it they come from Keras' seed generators, which draw the same on
+    every replica of a `tf.distribute` strategy. The trainer gives draws that
+    belong to the example (draws.py).
+    """
+    token = _drawn_by.set(draw)
+    try:
+        yield
+    finally:
+        _drawn_by.reset(token)
 
 
 def _check_rate(name: str, rate: float) -> float:
@@ -24,6 +47,18 @@ def layer_norm(name: str, dtype: Any = None) -> keras.layers.LayerNormalization:
     return keras.layers.LayerNormalization(
         epsilon=LAYER_NORM_EPSILON, name=name, dtype=dtype
     )
+
+
+class _Dropout(keras.layers.Dropout):
+    """Keras' dropout, with the draws of `drawn_by` if there are any."""
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        draw = _drawn_by.get()
+        if not training or draw is None:
+            return super().call(inputs, training=training)
+        uniform = draw((ops.shape(inputs)[0], *inputs.shape[1:]))
+        scale = ops.cast(uniform >= self.rate, inputs.dtype) / (1 - self.rate)
+        return inputs * scale
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
@@ -83,7 +118,7 @@ class MlpBlock(keras.layers.Layer):
         self.dense_0.build(input_shape)
         self.dense_1.build((*input_shape[:-1], self.mlp_dim))
         if self.dropout:
-            self.dropout_layer = keras.layers.Dropout(
+            self.dropout_layer = _Dropout(
                 self.dropout, name="dropout", dtype=self.dtype_policy
             )
         self.built = True
@@ -151,11 +186,16 @@ class StochasticDepth(keras.layers.Layer):
         if not training or not self.rate:
             return inputs
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        draw = _drawn_by.get()
         # float32 draws: bfloat16 has too few values in [0, 1) for the rate.
-        draw = keras.random.uniform(
-            shape, dtype="float32", seed=self.seed_generator
+        uniform = (
+            draw(shape)
+            if draw
+            else keras.random.uniform(
+                shape, dtype="float32", seed=self.seed_generator
+            )
         )
-        keep = ops.cast(draw >= self.rate, inputs.dtype)  # [batch, 1, ...]
+        keep = ops.cast(uniform >= self.rate, inputs.dtype)  # [batch, 1, ...]
         if self.rescale:
             keep = keep / (1.0 - self.rate)
         return inputs * keep

@@ -241,8 +241,9 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       include_top: Whether to end in mean pooling and the linear head.
       weights: None: random, head zero. "imagenet1k", "imagenet21k", "sam" or
         "gsam": downloaded once (`weights.RELEASES` says what they are). Or the
-        path of a .npz (either layout), a timm .safetensors, or a .weights.h5
-        that Keras wrote for the same model. Or `weights.Parameters`.
+        path of a .npz (either layout), a timm .safetensors, a .weights.h5
+        that Keras wrote for the same model, or the workdir of a run. Or
+        `weights.Parameters`.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides
         are multiples of the patch size.

@@ -1,4 +1,4 @@
-"""Losses.
+"""Losses and mixup.
 
 Losses come per example, `[batch]` float32: whoever sums them knows the global
 batch, over which the mean is taken.
@@ -17,6 +17,21 @@ def smooth_labels(labels: tf.Tensor, amount: float) -> tf.Tensor:
         return labels
     classes = tf.cast(tf.shape(labels)[-1], labels.dtype)
     return labels * (1.0 - amount) + amount / classes
+
+
+def mix(x: tf.Tensor, partner: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Mixes each example with its partner (mixup, Zhang 2018).
+
+    Args:
+      x: Images in [-1, 1] or labels, float32 `[batch, ...]`.
+      partner: The same of the partners.
+      share: Share of `x`, float32 `[batch]`.
+
+    Returns:
+      `share * x + (1 - share) * partner`.
+    """
+    share = tf.reshape(share, [-1] + [1] * (len(x.shape) - 1))
+    return share * x + (1.0 - share) * partner
 
 
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -80,6 +80,7 @@ class Progress:
         `metrics.jsonl` are dropped, because they will be written again.
       batch_size: Examples per update.
       cores: Number of replicas, for the images/s/core.
+      writes: Whether this process reports (of several workers, the chief).
     """
 
     def __init__(
@@ -90,15 +91,24 @@ class Progress:
         start_step: int,
         batch_size: int,
         cores: int,
+        writes: bool = True,
     ):
         self._path = workdir / "metrics.jsonl"
-        _keep_lines_up_to(self._path, start_step)
-        self._events = tf.summary.create_file_writer(str(workdir))
+        self._writes = writes
+        self._events = (
+            tf.summary.create_file_writer(str(workdir))
+            if writes
+            else tf.summary.create_noop_writer()
+        )
+        if writes:
+            _keep_lines_up_to(self._path, start_step)
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._cores = cores
 
     def _write(self, step: int, kind: str, metrics: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         line = {"step": step, "kind": kind, **metrics}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -141,7 +151,7 @@ class Progress:
                 f"{images_per_second / self._cores:,.0f} img/s/core",
                 f"ETA {format_seconds(left / images_per_second)}",
             ]
-        print("  ".join(parts), flush=True)
+        self._print("  ".join(parts))
 
     def evaluation(
         self,
@@ -164,12 +174,21 @@ class Progress:
                 "count": count,
             },
         )
-        print(
+        self._print(
             f"step {step:,}/{self._total_steps:,}  {split}: accuracy "
             f"{accuracy:.4f} ({round(accuracy * count):,} of {count:,})  "
-            f"loss {loss:.4f}  in {format_seconds(seconds)}",
-            flush=True,
+            f"loss {loss:.4f}  in {format_seconds(seconds)}"
         )
+
+    def _print(self, line: str) -> None:
+        if self._writes:
+            print(line, flush=True)
+
+    def sync(self) -> None:
+        """Brings the lines to the disk, before a checkpoint relies on them."""
+        if self._writes and self._path.exists():
+            with self._path.open("a") as file:
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         self._events.close()

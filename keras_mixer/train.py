@@ -23,7 +23,8 @@ _HELP = """Trains an MLP-Mixer and prints its accuracy.
   python train.py --recipe=digits optim.lr=1e-3 train.epochs=30 --workdir=runs/b
   python train.py --config=runs/b/config.json --workdir=runs/c
 
-The same command on the same workdir goes on where it stopped.
+The same command on the same workdir goes on where it stopped, also after a
+crash. On SIGTERM or Ctrl-C the run is saved and the program exits with 75.
 
 Recipes (--recipe):
 {recipes}
@@ -49,15 +50,20 @@ def define_device_flags() -> list[str]:
     flags.DEFINE_enum(
         "strategy",
         "auto",
-        ["auto", "one_device", "mirrored"],
-        "tf.distribute strategy: all GPUs (mirrored), one device, or auto.",
+        ["auto", "one_device", "mirrored", "multi_worker", "tpu"],
+        "tf.distribute strategy: one device; all GPUs of the machine "
+        "(mirrored); the hosts that TF_CONFIG or SLURM names (multi_worker); "
+        "a TPU; or whichever of them is there (auto).",
+    )
+    flags.DEFINE_string(
+        "tpu", None, "Name of a TPU, or local on a TPU VM; Colab's by default."
     )
     flags.DEFINE_integer(
         "virtual_devices",
         None,
         "Split the CPU into so many devices, to rehearse several replicas.",
     )
-    return ["strategy", "virtual_devices"]
+    return ["strategy", "tpu", "virtual_devices"]
 
 
 def make_strategy() -> Any:
@@ -67,7 +73,7 @@ def make_strategy() -> Any:
     virtual = FLAGS.virtual_devices is not None
     if virtual:
         distribute.split_cpu(FLAGS.virtual_devices)
-    return distribute.make_strategy(FLAGS.strategy, cpu=virtual)
+    return distribute.make_strategy(FLAGS.strategy, cpu=virtual, tpu=FLAGS.tpu)
 
 
 def define_flags() -> list[str]:
@@ -94,15 +100,19 @@ def _config(overrides: list[str]) -> config_lib.Config:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
-    from keras_mixer import trainer
+    from keras_mixer import preemption, trainer
 
     config = _config(argv[1:])
     name = config.recipe or pathlib.Path(FLAGS.config).stem
-    result = trainer.fit(
-        config,
-        workdir=FLAGS.workdir or pathlib.Path("runs", name),
-        strategy=make_strategy(),
-    )
+    try:
+        result = trainer.fit(
+            config,
+            workdir=FLAGS.workdir or pathlib.Path("runs", name),
+            strategy=make_strategy(),
+        )
+    except trainer.Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(preemption.EXIT_CODE)
     print(
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"

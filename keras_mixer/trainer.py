@@ -9,7 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -22,24 +22,40 @@ from keras_mixer import (
     distribute,
     evaluate,
     images,
-    objective,
     optim,
+    preemption,
     progress,
+    step as step_lib,
     weights as weights_lib,
     workdir as workdir_lib,
 )
 from keras_mixer.config import Config, ConfigError
-
-# (losses, gradient norms), each float32 [steps], of several updates.
-TrainSteps = Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient stopped being a number."""
 
 
-def open_data(config: Config) -> tuple[data.Split, data.Split]:
-    """Opens the training and evaluation split and checks one with the other.
+class Stopped(RuntimeError):
+    """The run was asked to stop, and has been saved."""
+
+    def __init__(self, step: int, path: str | None):
+        super().__init__(
+            f"Stopped by a signal after step {step:,}; saved as {path}. The "
+            "same command goes on from there."
+        )
+
+
+class Splits(NamedTuple):
+    """What a run reads; `validation` chooses the best checkpoint."""
+
+    train: data.Split
+    validation: data.Split | None
+    evaluation: data.Split
+
+
+def open_data(config: Config) -> Splits:
+    """Opens the splits of a run and checks one with the other.
 
     Raises:
       ConfigError: `data.name` is empty.
@@ -51,6 +67,11 @@ def open_data(config: Config) -> tuple[data.Split, data.Split]:
             "(JFT-300M is not public): data.name=<TFDS name> or "
             "data.name=folder:/path"
         )
+    names = (
+        config.data.train_split,
+        config.data.val_split,
+        config.data.eval_split,
+    )
     splits = [
         data.open_split(
             config.data.name,
@@ -58,14 +79,26 @@ def open_data(config: Config) -> tuple[data.Split, data.Split]:
             config.data.data_dir,
             classes=config.data.classes,
         )
-        for split in (config.data.train_split, config.data.eval_split)
+        for split in names
+        if split is not None
     ]
-    if splits[0].class_names != splits[1].class_names:
-        raise data.DataError(
-            f"{splits[0].name} has {splits[0].num_classes} classes and "
-            f"{splits[1].name} has {splits[1].num_classes}, or other names."
+    train = splits[0]
+    for other in splits[1:]:
+        if other.class_names != train.class_names:
+            raise data.DataError(
+                f"{train.name} has {train.num_classes} classes and "
+                f"{other.name} has {other.num_classes}, or other names."
+            )
+    validation = splits[1] if len(splits) == 3 else None
+    if validation and config.data.val_split == config.data.eval_split:
+        raise ConfigError(
+            "data.val_split chooses the best checkpoint and must not be "
+            f"data.eval_split, of which the accuracy is reported. Received: "
+            f"{config.data.val_split!r} for both. Set a part of the training "
+            "split apart: data.train_split=train[:98%] "
+            "data.val_split=train[98%:]"
         )
-    return splits[0], splits[1]
+    return Splits(train, validation, splits[-1])
 
 
 def resolve(config: Config, split: data.Split) -> Config:
@@ -90,75 +123,11 @@ def resolve(config: Config, split: data.Split) -> Config:
     return config
 
 
-def _compile(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
-    """Compiles a part of a step with XLA, or leaves it as it is."""
-    return tf.function(function, jit_compile=True) if xla else function
-
-
-def make_train_steps(
-    model: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    config: Config,
-    strategy: tf.distribute.Strategy,
-) -> TrainSteps:
-    """Returns the traced function that runs several updates on the devices.
-
-    Each replica sums the losses of its examples over the global batch size,
-    so that the sum of the replicas' gradients is the gradient of the mean.
-    """
-    loss_fn = objective.LOSSES[config.train.loss]
-    smoothing = config.train.label_smoothing
-    batch_size = config.train.batch_size
-
-    def forward_backward(
-        image: tf.Tensor, label: tf.Tensor
-    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        with tf.GradientTape() as tape:
-            logits = model(images.to_value_range(image), training=True)
-            labels = tf.one_hot(label, logits.shape[-1])
-            labels = objective.smooth_labels(labels, smoothing)
-            loss = tf.reduce_sum(loss_fn(labels, logits)) / batch_size
-        return loss, tape.gradient(loss, model.trainable_variables)
-
-    gradient_fn = _compile(forward_backward, config.train.xla)
-
-    def replica_step(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, Any]:
-        loss, gradients = gradient_fn(batch["image"], batch["label"])
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss, optimizer.gradient_norm
-
-    # XLA refuses the collective of several CPUs or GPUs: only where there is
-    # none the update is compiled too.
-    alone = strategy.num_replicas_in_sync == 1
-    step_fn = _compile(replica_step, config.train.xla and alone)
-
-    @tf.function
-    def train_steps(
-        iterator: Any, count: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        losses = tf.TensorArray(tf.float32, size=count)
-        norms = tf.TensorArray(tf.float32, size=count)
-        for i in tf.range(count):
-            loss, norm = strategy.run(step_fn, args=(next(iterator),))
-            losses = losses.write(
-                i, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-            )
-            # The same number on every replica: the norm of the sum.
-            norms = norms.write(
-                i, strategy.reduce(tf.distribute.ReduceOp.MEAN, norm, axis=None)
-            )
-        return losses.stack(), norms.stack()
-
-    return train_steps
-
-
-def random_states(model: keras.Model) -> list[tf.Variable]:
-    """Returns the states of the model's random draws.
-
-    tf.train.Checkpoint does not find Keras' seed generators by itself.
-    """
-    weights = {id(variable) for variable in model.weights}
-    return [v.value for v in model.variables if id(v) not in weights]
+def _snapshot(variable: Any) -> Any:
+    """Returns a variable's value, which later updates leave as it is."""
+    value = getattr(variable, "value", variable)
+    components = getattr(value, "values", None)  # one of them per replica
+    return (components[0] if components else value).read_value()
 
 
 def _next_stop(step: int, total: int, *intervals: int | None) -> int:
@@ -199,85 +168,149 @@ class _Loop:
         *,
         workdir: pathlib.Path,
         strategy: tf.distribute.Strategy,
-        train_split: data.Split,
-        eval_split: data.Split,
+        splits: Splits,
         initial: weights_lib.Parameters | None,
     ):
         run = config.train
         assert run.steps is not None and config.model.image_size is not None
         self.config, self.workdir, self.strategy = config, workdir, strategy
-        self.train_split, self.total_steps = train_split, run.steps
-        # Spent on the run so far, up to the checkpoint that holds it.
-        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+        self.train_split, self.total_steps = splits.train, run.steps
+        self.is_chief = distribute.is_chief(strategy)
+        self.seconds = 0.0  # spent on the run before this process
+        self.clock = time.perf_counter()
+        # Of the steps since the last training line.
+        self.losses: list[np.ndarray] = []
+        self.norms: list[np.ndarray] = []
         keras.utils.set_random_seed(run.seed)
         self.schedule = optim.make_schedule(config.optim, total_steps=run.steps)
         with strategy.scope():
             self.model = workdir_lib.build_model(
-                config, train_split.num_classes, initial=initial
+                config, splits.train.num_classes, initial=initial
             )
             self.optimizer = optim.make_optimizer(
                 config.optim,
                 schedule=self.schedule,
                 variables=self.model.trainable_variables,
             )
-        self.evaluate = evaluate.make_evaluator(
-            self.model,
-            eval_split,
-            batch_size=run.batch_size,
-            image_size=config.model.image_size,
-            policy=config.augment.eval_policy,
-            loss=run.loss,
-            strategy=strategy,
-            xla=run.xla,
-        )
-        self.train_steps = make_train_steps(
+        self.evaluators = {
+            name: evaluate.make_evaluator(
+                self.model,
+                split,
+                batch_size=run.batch_size,
+                image_size=config.model.image_size,
+                policy=config.augment.eval_policy,
+                loss=run.loss,
+                strategy=strategy,
+                xla=run.xla,
+            )
+            for name, split in (
+                (config.data.val_split, splits.validation),
+                (config.data.eval_split, splits.evaluation),
+            )
+            if name is not None and split is not None
+        }
+        self.train_steps = step_lib.make_train_steps(
             self.model, self.optimizer, config, strategy
         )
 
-    def start(self) -> int:
-        """Opens the workdir's files; returns the step to go on from."""
+    def _variables(self) -> dict[str, dict[str, Any]]:
+        """Returns all that training changes: part -> name -> variable."""
+        return {
+            "model": weights_lib.mixer_variables(self.model),
+            "optimizer": {v.path: v for v in self.optimizer.variables},
+        }
+
+    def _state(self) -> dict[str, dict[str, Any]]:
+        """Returns what a checkpoint holds.
+
+        The values are tensors that TensorFlow copies when it next changes the
+        variable, so that this takes hardly any time.
+        """
+        seconds = self.seconds + time.perf_counter() - self.clock
+        nothing = np.zeros([0], np.float32)
+        return {
+            **{
+                part: {name: _snapshot(v) for name, v in variables.items()}
+                for part, variables in self._variables().items()
+            },
+            "run": {
+                "seconds": np.asarray(seconds),
+                "losses": np.concatenate([nothing, *self.losses]),
+                "norms": np.concatenate([nothing, *self.norms]),
+            },
+        }
+
+    def restore(self) -> int:
+        """Goes back to the newest checkpoint; returns its step, 0 if none."""
         run = self.config.train
-        self.clock = time.perf_counter()
         self.checkpoints = checkpoint.Checkpoints(
-            self.workdir,
-            keep=run.keep_checkpoints,
-            model=self.model,
-            optimizer=self.optimizer,
-            random=random_states(self.model),
-            seconds=self.seconds,
+            self.workdir, keep=run.keep_checkpoints, writes=self.is_chief
         )
+        found = self.checkpoints.restore()
         step = 0
-        if self.checkpoints.restore():
-            step = int(self.optimizer.iterations)
+        if found is not None:
+            step, state = found
+            for part, variables in self._variables().items():
+                workdir_lib.assign(variables, state[part], f"step {step}")
+            self.seconds = float(state["run"]["seconds"])
+            self.losses = [state["run"]["losses"]]
+            self.norms = [state["run"]["norms"]]
             print(f"Going on from step {step:,} ({self.checkpoints.latest})")
+        replicas = self.strategy.num_replicas_in_sync
+        total = distribute.sum_over_workers(self.strategy, step)
+        if total != step * replicas:
+            raise checkpoint.CheckpointError(
+                f"This worker goes on from step {step} and another one from "
+                f"another step. All hosts must see the same {self.workdir}, on "
+                "a disk that they share."
+            )
+        return step
+
+    def open(self, step: int) -> None:
+        """Opens the reports and the data at the step to go on from."""
+        config, run = self.config, self.config.train
+        assert config.model.image_size is not None
         self.report = progress.Progress(
             self.workdir,
             total_steps=self.total_steps,
             start_step=step,
             batch_size=run.batch_size,
             cores=self.strategy.num_replicas_in_sync,
+            writes=self.is_chief,
         )
-        assert self.config.model.image_size is not None
-        batches = data.train_batches(
-            self.train_split,
-            batch_size=run.batch_size,
-            image_size=self.config.model.image_size,
-            policy=self.config.augment.policy,
-            seed=run.seed,
-            start_step=step,
-            shuffle_buffer=self.config.data.shuffle_buffer,
-        )
-        self.iterator = iter(
-            self.strategy.experimental_distribute_dataset(batches)
-        )
-        return step
+        options: dict[str, Any] = {
+            "batch_size": run.batch_size,
+            "image_size": config.model.image_size,
+            "policy": config.augment.policy,
+            "seed": run.seed,
+            "start_step": step,
+            "shuffle_buffer": config.data.shuffle_buffer,
+            "mixup": config.mixup,
+        }
 
-    def train(self, step: int) -> evaluate.Scores | None:
-        """Trains from `step` to the end; returns the last scores, if any."""
+        def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            replicas = context.num_replicas_in_sync
+            local = replicas // context.num_input_pipelines
+            first = context.input_pipeline_id * local
+            return data.train_batches(
+                self.train_split,
+                num_shards=replicas,
+                shards=range(first, first + local),
+                **options,
+            )
+
+        self.iterator = iter(
+            self.strategy.distribute_datasets_from_function(batches)
+        )
+
+    def train(self, step: int, signals: preemption.Signals) -> Any:
+        """Trains from `step` to the end; returns the last scores, if any.
+
+        Raises:
+          Stopped: A signal asked for it; the run is saved.
+        """
         run = self.config.train
         watch = progress.Stopwatch()
-        losses: list[np.ndarray] = []
-        norms: list[np.ndarray] = []
         scores = None
         compiled = False
         # Good is a checkpoint from which a later step was finite.
@@ -292,37 +325,40 @@ class _Loop:
             )
             count = min(stop - step, run.steps_per_call)
             watch.start()
-            results = self.train_steps(self.iterator, tf.constant(count))
-            new_losses, new_norms = (np.asarray(r) for r in results)
+            results = self.train_steps(
+                self.iterator, tf.constant(count), tf.constant(signals.came)
+            )
+            losses, norms, stops = (np.asarray(r) for r in results)
             if compiled:
                 watch.stop(count * run.batch_size)
             compiled = True
-            _check_finite(
-                step,
-                new_losses,
-                new_norms,
-                self.schedule,
-                good_checkpoint,
-            )
+            _check_finite(step, losses, norms, self.schedule, good_checkpoint)
             good_checkpoint = self.checkpoints.latest
-            losses.append(new_losses)
-            norms.append(new_norms)
+            self.losses.append(losses)
+            self.norms.append(norms)
             step += count
 
             if self._is_due(step, run.log_every):
                 self.report.train(
                     step,
-                    loss=float(np.concatenate(losses).mean()),
+                    loss=float(np.concatenate(self.losses).mean()),
                     lr=float(self.schedule(step - 1)),
-                    grad_norm=float(np.concatenate(norms).mean()),
+                    grad_norm=float(np.concatenate(self.norms).mean()),
                     images_per_second=watch.rate(),
                 )
-                losses, norms = [], []
+                self.losses, self.norms = [], []
                 watch.reset()
+            best = None
             if self._is_due(step, run.eval_every):
                 scores = self._evaluate(step)
-            if self._is_due(step, run.checkpoint_every):
-                self._save(step)
+                best = self._is_best(scores)
+            due = self._is_due(step, run.checkpoint_every)
+            if due or best or (stops and step < self.total_steps):
+                self.report.sync()
+                self.checkpoints.save(step, self._state(), best=best)
+            if stops and step < self.total_steps:
+                self.leave()
+                raise Stopped(step, self.checkpoints.latest)
         return scores
 
     def _is_due(self, step: int, interval: int | None) -> bool:
@@ -331,30 +367,48 @@ class _Loop:
             interval and step % interval == 0
         )
 
-    def _evaluate(self, step: int) -> evaluate.Scores:
-        begun = time.perf_counter()
-        scores = self.evaluate()
-        if not math.isfinite(scores["loss"]):
-            raise NonFiniteError(
-                f"Step {step}: the loss on {self.config.data.eval_split} is "
-                f"{scores['loss']}. Nothing was saved at this step; the last "
-                f"checkpoint is {self.checkpoints.latest or 'none yet'}. "
-                "Lower optim.lr or lengthen optim.warmup_steps, in a new "
-                "--workdir."
+    def _evaluate(self, step: int) -> dict[str, evaluate.Scores]:
+        """Returns the scores of each split, and reports them."""
+        found = {}
+        for split, evaluator in self.evaluators.items():
+            begun = time.perf_counter()
+            scores = evaluator()
+            if not math.isfinite(scores["loss"]):
+                raise NonFiniteError(
+                    f"Step {step}: the loss on {split} is {scores['loss']}. "
+                    "Nothing was saved at this step; the last checkpoint is "
+                    f"{self.checkpoints.latest or 'none yet'}. Lower optim.lr "
+                    "or lengthen optim.warmup_steps, in a new --workdir."
+                )
+            self.report.evaluation(
+                step,
+                split=split,
+                seconds=time.perf_counter() - begun,
+                **scores,
             )
-        self.report.evaluation(
-            step,
-            split=self.config.data.eval_split,
-            seconds=time.perf_counter() - begun,
-            **scores,
-        )
-        return scores
+            found[split] = scores
+        return found
 
-    def _save(self, step: int) -> None:
-        now = time.perf_counter()
-        self.seconds.assign_add(now - self.clock)
-        self.clock = now
-        self.checkpoints.save(step)
+    def _is_best(
+        self, scores: dict[str, evaluate.Scores]
+    ) -> dict[str, Any] | None:
+        """Returns what to note of the best checkpoint; None if it is not.
+
+        Chosen on the validation split, and never on the one reported.
+        """
+        split = self.config.data.val_split
+        if split is None:
+            return None
+        best = self.checkpoints.best
+        if best and scores[split]["accuracy"] <= best["accuracy"]:
+            return None
+        return {"split": split, **scores[split]}
+
+    def leave(self) -> None:
+        """Waits until all is written, on every worker."""
+        self.checkpoints.wait()
+        distribute.sum_over_workers(self.strategy, 0)
+        self.report.close()
 
 
 def fit(
@@ -379,54 +433,76 @@ def fit(
       ConfigError, DataError, DistributeError, WorkdirError, CheckpointError:
         The run cannot start; all of them are ValueErrors.
       NonFiniteError: The loss or gradient stopped being a number.
+      Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     workdir_lib.require_tensorflow()
     workdir = pathlib.Path(workdir)
-    train_split, eval_split = open_data(config)
-    config = resolve(config, train_split)
+    splits = open_data(config)
+    config = resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)
     config = workdir_lib.resolve_model(config, initial)
-    finished = workdir_lib.read_result(workdir, config, train_split.class_names)
+    class_names = splits.train.class_names
+    finished = workdir_lib.read_result(workdir, config, class_names)
     if finished is not None:
         print(
             f"The run in {workdir} is finished. To train again, give another "
             "--workdir."
         )
         return finished
+    distribute.check_batch_size(
+        config.train.batch_size, strategy, config.train.accumulate
+    )
     assert config.model.image_size is not None
     images.parse_policy(
-        config.augment.policy, config.model.image_size, train_split.image_size
+        config.augment.policy, config.model.image_size, splits.train.image_size
     )
-    distribute.check_batch_size(config.train.batch_size, strategy)
     loop = _Loop(
         config,
         workdir=workdir,
         strategy=strategy,
-        train_split=train_split,
-        eval_split=eval_split,
+        splits=splits,
         initial=initial,
     )
-    workdir_lib.claim(workdir, config, train_split.class_names)
-    print(
-        f"{config_lib.describe(config)}\n\n"
-        f"{train_split.name}: {train_split.num_examples:,} examples, "
-        f"{train_split.num_classes} classes; {eval_split.name}: "
-        f"{eval_split.num_examples:,} examples\n"
-        f"{loop.model.count_params():,} parameters; "
-        f"{distribute.describe(strategy)}; workdir {workdir}",
-        flush=True,
+    if not loop.is_chief:
+        return _train(loop)
+    with workdir_lib.claim(workdir, config, class_names):
+        print(_summary(loop, splits), flush=True)
+        result = _train(loop)
+        config_lib.write_json(workdir / "result.json", result)
+    return result
+
+
+def _summary(loop: _Loop, splits: Splits) -> str:
+    """Returns what the run is, for people."""
+    parts = [splits.train, splits.validation, splits.evaluation]
+    described = "; ".join(
+        f"{split.name}: {split.num_examples:,} examples"
+        for split in parts
+        if split is not None
     )
-    step = loop.start()
+    return (
+        f"{config_lib.describe(loop.config)}\n\n"
+        f"{described}; {splits.train.num_classes} classes\n"
+        f"{loop.model.count_params():,} parameters; "
+        f"{distribute.describe(loop.strategy)}; workdir {loop.workdir}"
+    )
+
+
+def _train(loop: _Loop) -> dict[str, Any]:
+    """Trains from the newest checkpoint to the end; returns the result."""
+    step = loop.restore()
+    loop.open(step)
     if step < loop.total_steps:
         print("Compiling the training step ...", flush=True)
-    scores = loop.train(step)
-    loop.report.close()
-    # None where the run had stopped between its last checkpoint and here.
-    result = {
+    with preemption.Signals() as signals:
+        scores = loop.train(step, signals)
+        split = loop.config.data.eval_split
+        # None where the run had stopped between its last checkpoint and here.
+        found = scores[split] if scores else loop.evaluators[split]()
+        loop.leave()
+    return {
         "step": loop.total_steps,
-        "split": config.data.eval_split,
-        **(scores or loop.evaluate()),
-        "seconds": float(loop.seconds),
+        "split": split,
+        **found,
+        "seconds": loop.seconds + time.perf_counter() - loop.clock,
     }
-    config_lib.write_json(workdir / "result.json", result)
-    return result

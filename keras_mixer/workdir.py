@@ -1,12 +1,16 @@
 """What a run is on disk: its config, its classes, its result, its model."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_mixer import (
     checkpoint,
@@ -49,15 +53,7 @@ def initial_weights(config: Config) -> weights_lib.Parameters | None:
     weights = config.init.weights
     if weights is None:
         return None
-    folder = pathlib.Path(weights).expanduser()
-    if (folder / "config.json").exists():
-        return weights_lib.from_model(load_model(folder)[0], str(folder))
-    if weights in weights_lib.RELEASE_NAMES or not folder.is_dir():
-        return weights_lib.get(weights, config.model.variant)
-    raise WorkdirError(
-        f"init.weights={weights} is a folder, but not the workdir of a run: it "
-        "has no config.json."
-    )
+    return weights_lib.get(weights, config.model.variant)
 
 
 def resolve_model(
@@ -164,7 +160,7 @@ def read_result(
     try:
         if not (workdir / "config.json").exists():
             left = workdir.iterdir() if workdir.exists() else []
-            if any(path.suffix != ".tmp" for path in left):
+            if any(p.suffix != ".tmp" and p.name != "lock" for p in left):
                 raise WorkdirError(
                     f"{workdir} is not empty and holds no run (no "
                     "config.json). Give a --workdir that is new or empty."
@@ -208,28 +204,74 @@ def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
     return tuple(json.loads(path.read_text()))
 
 
+@contextlib.contextmanager
 def claim(
     workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
-) -> None:
-    """Writes what the run is into its workdir.
+) -> Iterator[None]:
+    """Writes what the run is into its workdir, and keeps others out.
 
     Raises:
-      WorkdirError: It cannot be written.
+      WorkdirError: It cannot be written, or another process trains in it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save(config, workdir / "config.json")
-        config_lib.write_json(workdir / "classes.json", list(class_names))
+        lock = (workdir / "lock").open("w")
     except OSError as error:
-        raise WorkdirError(
-            f"Cannot write to the workdir {workdir}: {error.strerror}"
-        ) from error
+        raise _not_writable(workdir, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(
+                f"Another process trains in {workdir}. Wait for it or stop "
+                "it, or give this run a --workdir of its own."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            config_lib.save(config, workdir / "config.json")
+            config_lib.write_json(workdir / "classes.json", list(class_names))
+        except OSError as error:
+            raise _not_writable(workdir, error) from error
+        yield
+
+
+def _not_writable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
+    return WorkdirError(
+        f"Cannot write to the workdir {workdir}: {error.strerror}"
+    )
+
+
+def assign(
+    variables: Mapping[str, Any], values: Mapping[str, np.ndarray], source: str
+) -> None:
+    """Sets variables from a checkpoint, each once, after all were checked.
+
+    Raises:
+      CheckpointError: Names or shapes differ. Nothing has been set.
+    """
+    differ = sorted(set(variables) ^ set(values)) or [
+        f"{name} {values[name].shape} for {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if values[name].shape != tuple(variable.shape)
+    ]
+    if differ:
+        raise checkpoint.CheckpointError(
+            f"The checkpoint of {source} is of another model or optimizer: "
+            f"{', '.join(differ[:5])}"
+        )
+    for name, variable in variables.items():
+        variable.assign(values[name])
 
 
 def load_model(
-    workdir: str | os.PathLike[str],
+    workdir: str | os.PathLike[str], which: str | int = "latest"
 ) -> tuple[keras.Model, Config, tuple[str, ...]]:
-    """Loads what a run trained, from its newest checkpoint.
+    """Loads what a run trained.
+
+    Args:
+      workdir: Folder of the run.
+      which: "latest", "best" (on its validation split), or a step.
 
     Returns:
       The model (images in [-1, 1] to logits), the run's config, and the names
@@ -237,9 +279,8 @@ def load_model(
 
     Raises:
       WorkdirError: The folder is not a workdir.
-      CheckpointError: It has no checkpoint, or one that cannot be read.
+      WeightsError: It has no such checkpoint, or one that cannot be read.
     """
-    require_tensorflow()
     workdir = pathlib.Path(workdir)
     for name in ("config.json", "classes.json"):
         if not (workdir / name).exists():
@@ -248,12 +289,7 @@ def load_model(
             )
     config = config_lib.load(workdir / "config.json")
     class_names = _read_classes(workdir / "classes.json")
+    parameters = weights_lib.read_workdir(workdir, which)
     model = build_model(config, len(class_names))
-    checkpoints = checkpoint.Checkpoints(workdir, model=model)
-    if not checkpoints.restore(partial=True):
-        raise checkpoint.CheckpointError(
-            f"{workdir} has no checkpoint yet. Go on training with "
-            f"train.py --config={workdir / 'config.json'} "
-            f"--workdir={workdir}"
-        )
+    weights_lib.load(model, parameters)
     return model, config, class_names

@@ -1,7 +1,7 @@
-import dataclasses
 import json
 import math
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -107,7 +107,8 @@ def test_a_run_leaves_what_others_rely_on(tmp_path, strategy_of, capsys):
     assert config.train.steps == 12
     assert config.model.image_size == 8
     assert list(workdir.glob("events.out.tfevents.*"))
-    assert len(list((workdir / "checkpoints").glob("*.index"))) == 2
+    steps = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    assert steps == ["step_00000008", "step_00000012"]
     shown = capsys.readouterr().out
     for part in ("step 12/12", "img/s", "ETA", "parameters", "batch_size: 24"):
         assert part in shown
@@ -138,38 +139,77 @@ def test_it_learns(tmp_path, strategy_of):
     assert result["accuracy"] > 0.85
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("train.xla=true",),
-        (
-            "train.loss=sigmoid",
-            "train.head_bias_init=-2",
-            "optim.name=sgd",
-            "train.label_smoothing=0.1",
-        ),
-    ],
-    ids=["adamw", "xla", "sigmoid-sgd-smoothing"],
+# All that is drawn: order, crops and flips, mixup, stochastic depth, dropout.
+RANDOM = (
+    "augment.policy=pad_crop(1)|flip",
+    "mixup.p=0.5",
+    "model.stoch_depth=0.3",
+    "model.dropout=0.1",
 )
-def test_1_2_and_4_replicas_train_the_same(tmp_path, strategy_of, overrides):
-    """With clipping active, augmentation on, and a partial last batch."""
-    config = small("optim.clip_norm=0.3", *overrides)
-    for replicas in (1, 2, 4):
+NOT_RANDOM = ("augment.policy=resize",)
+
+
+@pytest.mark.parametrize(
+    "random", [NOT_RANDOM, RANDOM], ids=["plain", "random"]
+)
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ("train.loss=softmax", "train.label_smoothing=0.1"),
+        ("train.loss=sigmoid", "train.head_bias_init=-2"),
+    ],
+    ids=["softmax", "sigmoid"],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_1_2_and_4_replicas_train_the_same(
+    tmp_path, strategy_of, optimizer, loss, accumulate, random
+):
+    """With clipping active, an odd accumulation and a partial last batch.
+
+    The run that the others must equal is that of one device and one part.
+    """
+    config = small(
+        "optim.clip_norm=0.3",
+        f"optim.name={optimizer}",
+        "train.steps=20",
+        "train.eval_every=20",
+        "train.checkpoint_every=20",
+        *loss,
+        *random,
+    )
+    parts = f"train.accumulate={accumulate}"
+    runs = {"1": (config, 1)}
+    if accumulate > 1:
+        runs["1 in parts"] = (config_lib.override(config, [parts]), 1)
+    for replicas in (2, 4):
+        runs[str(replicas)] = (config_lib.override(config, [parts]), replicas)
+    for name, (config, replicas) in runs.items():
         trainer.fit(
-            config,
-            workdir=tmp_path / str(replicas),
-            strategy=strategy_of(replicas),
+            config, workdir=tmp_path / name, strategy=strategy_of(replicas)
         )
     norms = [e["grad_norm"] for e in lines_of(tmp_path / "1") if "lr" in e]
     assert min(norms) > 0.3, "clipping must be active"
-    for replicas in ("2", "4"):
+    for name in list(runs)[1:]:
         assert_same_weights(
-            tmp_path / "1", tmp_path / replicas, rtol=1e-5, atol=1e-5
+            tmp_path / "1", tmp_path / name, rtol=1e-5, atol=1e-5
         )
         assert_same_lines(
-            lines_of(tmp_path / "1"), lines_of(tmp_path / replicas), rel=1e-4
+            lines_of(tmp_path / "1"), lines_of(tmp_path / name), rel=1e-4
         )
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_xla_trains_the_same(tmp_path, strategy_of, replicas):
+    for xla in (False, True):
+        trainer.fit(
+            small(f"train.xla={xla}", "train.accumulate=2", *RANDOM),
+            workdir=tmp_path / str(xla),
+            strategy=strategy_of(replicas),
+        )
+    assert_same_weights(
+        tmp_path / "False", tmp_path / "True", rtol=1e-4, atol=1e-5
+    )
 
 
 class Killed(Exception):
@@ -183,9 +223,7 @@ def test_resumed_equals_uninterrupted(
     tmp_path, strategy_of, monkeypatch, killed_at, xla, capsys
 ):
     """With everything random on: order, crops, stochastic depth, dropout."""
-    config = small(
-        "model.stoch_depth=0.3", "model.dropout=0.1", f"train.xla={xla}"
-    )
+    config = small(*RANDOM, f"train.xla={xla}")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer.fit(config, workdir=whole, strategy=strategy_of(1))
 
@@ -298,12 +336,6 @@ def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_stochastic_depth_runs_on_several_replicas(tmp_path, strategy_of):
-    config = small("model.stoch_depth=0.3", "model.dropout=0.1")
-    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
-    assert result["step"] == 12
-
-
 def test_a_loaded_model_scores_as_the_run_did(tmp_path, strategy_of):
     config = small()
     result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
@@ -343,11 +375,11 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, strategy_of):
         * (0.5 * (1 + math.cos(math.pi * max(0, (step - 1 - 8) / 4))))
     )
     assert f"learning rate of {lr:.3g}" in message
-    assert str(tmp_path / "checkpoints" / "step-") in message
+    assert str(tmp_path / "checkpoints" / "step_") in message
     assert "optim.lr" in message
     assert not (tmp_path / "result.json").exists()
     # The checkpoint it names is one from which a later step was finite.
-    named = int(re.search(r"checkpoints/step-(\d+)", message)[1])
+    named = int(re.search(r"checkpoints/step_(\d+)", message)[1])
     assert named <= step - 2
 
 
@@ -436,8 +468,6 @@ def test_another_backend_is_refused(tmp_path, strategy_of, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(config_lib.ConfigError, match="KERAS_BACKEND.*'jax'"):
         trainer.fit(small(), workdir=tmp_path / "a", strategy=strategy_of(1))
-    with pytest.raises(config_lib.ConfigError, match="KERAS_BACKEND.*'jax'"):
-        workdir_lib.load_model(tmp_path)
 
 
 def test_a_final_evaluation_that_is_no_number(
@@ -448,7 +478,7 @@ def test_a_final_evaluation_that_is_no_number(
         evaluate, "make_evaluator", lambda *_, **__: lambda: scores
     )
     config = small("train.eval_every=null")
-    with pytest.raises(trainer.NonFiniteError, match="Step 12.*step-8"):
+    with pytest.raises(trainer.NonFiniteError, match="Step 12.*step_00000008"):
         trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
     assert not (tmp_path / "result.json").exists()
 
@@ -460,29 +490,41 @@ def test_load_model_errors(tmp_path, strategy_of):
         workdir_lib.load_model(tmp_path)
     workdir = tmp_path / "run"
     trainer.fit(small(), workdir=workdir, strategy=strategy_of(1))
-    for path in (workdir / "checkpoints").glob("*.data*"):
+    for which, message in (
+        (5, "no checkpoint of step 5. Steps: 8, 12"),
+        ("best", "no validation split"),
+    ):
+        with pytest.raises(weights_lib.WeightsError, match=message):
+            workdir_lib.load_model(workdir, which)
+    for path in (workdir / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(checkpoint.CheckpointError, match="Cannot restore"):
+    with pytest.raises(weights_lib.WeightsError, match="100 bytes in place"):
         workdir_lib.load_model(workdir)
-    for path in (workdir / "checkpoints").iterdir():
-        path.unlink()
-    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint yet"):
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(weights_lib.WeightsError, match="no checkpoint yet"):
         workdir_lib.load_model(workdir)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, strategy_of):
-    trainer.fit(small(), workdir=tmp_path / "run", strategy=strategy_of(1))
-    config = config_lib.load(tmp_path / "run" / "config.json")
-    for change in ({"num_blocks": 3}, {"hidden_dim": 8}):
-        model = workdir_lib.build_model(
-            dataclasses.replace(
-                config, model=dataclasses.replace(config.model, **change)
-            ),
-            10,
+    trainer.fit(small(), workdir=tmp_path, strategy=strategy_of(1))
+    config = tmp_path / "config.json"
+    for change, message in (
+        ("model.num_blocks=3", "2 blocks.*The model: 3 blocks"),
+        ("model.hidden_dim=8", "width 16.*width 8"),
+    ):
+        config_lib.save(
+            config_lib.override(config_lib.load(config), [change]), config
         )
-        other = checkpoint.Checkpoints(tmp_path / "run", model=model)
-        with pytest.raises(checkpoint.CheckpointError, match="step-12"):
-            other.restore(partial=True)
+        with pytest.raises(weights_lib.WeightsError, match=message):
+            workdir_lib.load_model(tmp_path)
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        (tmp_path / "result.json").unlink(missing_ok=True)
+        with pytest.raises(checkpoint.CheckpointError, match="another model"):
+            trainer.fit(
+                config_lib.load(config),
+                workdir=tmp_path,
+                strategy=strategy_of(1),
+            )
 
 
 def test_steps_until_something_is_due():

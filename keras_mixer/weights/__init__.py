@@ -7,12 +7,19 @@ them into a model: all of them, each once, and none before all are checked.
 Needs keras and NumPy alone; timm's files need the package safetensors.
 """
 
-from keras_mixer.weights.formats import is_path, load_keras, read, save_npz
+from keras_mixer.weights.formats import (
+    is_path,
+    load_keras,
+    read,
+    read_workdir,
+    save_npz,
+)
 from keras_mixer.weights.parameters import (
     Parameters,
     WeightsError,
     from_model,
     load,
+    mixer_variables,
 )
 from keras_mixer.weights.releases import (
     RELEASE_NAMES,
@@ -37,7 +44,9 @@ __all__ = [
     "is_path",
     "load",
     "load_keras",
+    "mixer_variables",
     "read",
+    "read_workdir",
     "resize_tokens",
     "save_npz",
     "square_grid",

@@ -2,11 +2,12 @@
 
 Read: the official `.npz` (google-research/vision_transformer), the older
 `.npz` layout that big_vision also reads, timm's `.safetensors`, Keras' own
-`.weights.h5`. Written: the official `.npz`. Needs keras and NumPy alone;
-timm's files need the package safetensors.
+`.weights.h5`, and the workdirs of train.py. Written: the official `.npz`.
+Needs keras and NumPy alone; timm's files and workdirs the package safetensors.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_mixer import checkpoint
 from keras_mixer.weights.parameters import (
     Parameters,
     WeightsError,
@@ -158,13 +160,42 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
     return Parameters(str(path), values, exact_gelu=True)
 
 
+def read_workdir(
+    workdir: str | os.PathLike[str], which: str | int = "latest"
+) -> Parameters:
+    """Reads what a run of train.py trained.
+
+    Args:
+      workdir: Folder of the run.
+      which: "latest", "best" (on its validation split), or a step.
+
+    Raises:
+      WeightsError: The folder is no workdir, or has no such checkpoint.
+    """
+    folder = pathlib.Path(workdir)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        exact_gelu = config["model"]["gelu"] == "exact"
+        step, values = checkpoint.read_part(folder, "model", which)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, checkpoint.CheckpointError):
+            raise WeightsError(str(error)) from error
+        raise WeightsError(
+            f"{folder} is not the workdir of a run: cannot read its "
+            f"config.json ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    return Parameters(f"{folder} (step {step})", values, exact_gelu)
+
+
 def read(path: str | os.PathLike[str]) -> Parameters:
-    """Reads a `.npz` (either layout) or a timm `.safetensors` file.
+    """Reads a `.npz` (either layout), a timm `.safetensors`, or a workdir.
 
     Raises:
       WeightsError: The file does not exist, is damaged, or of another kind.
     """
     path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        return read_workdir(path)
     if not path.is_file():
         raise WeightsError(f"There is no file of weights {path}")
     readers = {".npz": read_npz, ".safetensors": _read_safetensors}
@@ -177,7 +208,7 @@ def read(path: str | os.PathLike[str]) -> Parameters:
 
 
 def is_path(weights: Any) -> bool:
-    """Whether `weights` names a file rather than a release."""
+    """Whether `weights` names a file or workdir rather than a release."""
     if isinstance(weights, os.PathLike):
         return True
     if not isinstance(weights, str):
@@ -185,8 +216,10 @@ def is_path(weights: Any) -> bool:
             f"weights must be a name, a path or None. Received: {weights!r}"
         )
     path = pathlib.Path(weights)
-    return path.suffix in (".npz", ".safetensors", ".h5") or (
-        len(path.parts) > 1
+    return (
+        path.suffix in (".npz", ".safetensors", ".h5")
+        or len(path.parts) > 1
+        or (path / "config.json").exists()
     )
 
 

@@ -74,8 +74,12 @@ def _list(keys: Any) -> str:
     return ", ".join(keys[:_LISTED]) + more
 
 
-def _variables(model: keras.Model) -> dict[str, Any]:
-    """Returns the Mixer's variables by the keys of the checkpoints."""
+def mixer_variables(model: keras.Model) -> dict[str, Any]:
+    """Returns the Mixer's variables by the keys of the released checkpoints.
+
+    Raises:
+      ValueError: There are several Mixers in the model.
+    """
     found: dict[str, Any] = {}
     for variable in model.weights:
         if _PARTS.fullmatch(variable.path):
@@ -135,7 +139,7 @@ def load(
     """
     if head not in ("keep", "fresh"):
         raise ValueError(f'head must be "keep" or "fresh". Received: {head!r}')
-    variables = _variables(model)
+    variables = mixer_variables(model)
     if head == "fresh" or not set(_HEAD) & set(variables):
         parameters = parameters.without_head()
         variables = {k: v for k, v in variables.items() if k not in _HEAD}
@@ -188,7 +192,7 @@ def from_model(model: keras.Model, source: str) -> Parameters:
     Raises:
       ValueError: The model is not a Mixer.
     """
-    variables = _variables(model)
+    variables = mixer_variables(model)
     if not any(key.startswith("MixerBlock_") for key in variables):
         raise ValueError(
             f"{model.name!r} is not a Mixer: it has no layer MixerBlock_0."

@@ -1,0 +1,52 @@
+"""Signals that ask a run to save and stop."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+# EX_TEMPFAIL of sysexits.h: the same command may succeed later.
+EXIT_CODE = 75
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """Notes SIGTERM and SIGINT while it is open; a second one ends at once.
+
+    Cloud machines send SIGTERM before they are taken away, SLURM before the
+    time is over (`--signal=TERM@120`). Python handles signals in its main
+    thread alone; elsewhere nothing is noted.
+
+    Attributes:
+      came: Whether a signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.came = True
+        self._restore()
+        name = signal.Signals(number).name
+        print(
+            f"\n{name}: saving and stopping after this call of the device. "
+            "Once more stops at once, without saving.",
+            flush=True,
+        )
