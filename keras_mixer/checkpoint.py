@@ -15,7 +15,7 @@ import pathlib
 import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,26 +75,11 @@ def _write(folder: pathlib.Path, step: int, parts: Mapping[str, State]) -> None:
     _sync(folder)
 
 
-def _read(folder: pathlib.Path, part: str) -> State:
-    """Reads one verified file of a checkpoint.
-
-    Raises:
-      CheckpointError: A file is missing, or is not what was written.
-    """
-    from safetensors import numpy as safetensors_numpy
-
+@contextlib.contextmanager
+def _names_the_damage(folder: pathlib.Path) -> Iterator[None]:
+    """Turns whatever reading raises into a CheckpointError that says where."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        name = f"{part}.safetensors"
-        expected, path = manifest["files"][name], folder / name
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointError(
-                f"{path} has {size:,} bytes in place of {expected['bytes']:,}"
-            )
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} has changed since it was written")
-        return dict(safetensors_numpy.load_file(path))
+        yield
     except CheckpointError:
         raise
     except Exception as error:  # JSON, the file system, safetensors' own
@@ -102,6 +87,34 @@ def _read(folder: pathlib.Path, part: str) -> State:
         raise CheckpointError(
             f"{folder} is damaged ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
+    """Reads one verified file of a checkpoint, or all of them.
+
+    Raises:
+      CheckpointError: A file is missing, or is not what was written.
+    """
+    from safetensors import numpy as safetensors_numpy
+
+    with _names_the_damage(folder):
+        files = json.loads((folder / _MANIFEST).read_text())["files"]
+        names = list(files) if part is None else [f"{part}.safetensors"]
+        state = {}
+        for name in names:
+            expected, path = files[name], folder / name
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                raise CheckpointError(
+                    f"{path} is damaged: it has {size:,} bytes in place of "
+                    f"{expected['bytes']:,}"
+                )
+            if _sha256(path) != expected["sha256"]:
+                raise CheckpointError(
+                    f"{path} is damaged: it has changed since it was written"
+                )
+            state[path.stem] = dict(safetensors_numpy.load_file(path))
+    return state
 
 
 def _steps(root: pathlib.Path) -> dict[int, pathlib.Path]:
@@ -146,7 +159,7 @@ def read_part(
         problems = []
         for step in reversed(steps):
             try:
-                return step, _read(steps[step], part)
+                return step, _read(steps[step], part)[part]
             except CheckpointError as error:
                 problems.append(str(error))
         raise CheckpointError(
@@ -165,7 +178,7 @@ def read_part(
             f"{workdir} has no checkpoint of step {which}. Steps: "
             + ", ".join(map(str, steps))
         )
-    return int(which), _read(steps[int(which)], part)
+    return int(which), _read(steps[int(which)], part)[part]
 
 
 def _read_best(root: pathlib.Path) -> dict[str, Any] | None:
@@ -319,14 +332,9 @@ class Checkpoints:
         problems = []
         for step in reversed(steps):
             try:
-                manifest = steps[step] / _MANIFEST
-                parts = [
-                    pathlib.Path(name).stem
-                    for name in json.loads(manifest.read_text())["files"]
-                ]
-                state = {part: _read(steps[step], part) for part in parts}
-            except Exception as error:
-                print(f"A checkpoint is damaged: {error}", flush=True)
+                state = _read(steps[step])
+            except CheckpointError as error:
+                print(f"Not used: {error}", flush=True)
                 problems.append(str(error))
                 continue
             for damaged in [s for s in steps if s > step]:

@@ -552,7 +552,11 @@ def train_batches(
     )
     if partners:
         batches = batches.map(drop_partner)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    # Several hosts would ask one another at every step whether it has ended.
+    endless = tf.data.experimental.assert_cardinality(
+        tf.data.INFINITE_CARDINALITY
+    )
+    return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
 
 
 def eval_batches(

@@ -1,9 +1,11 @@
 """Picks the `tf.distribute` strategy of a run, and says which it is."""
 
+import contextlib
 import ctypes
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
@@ -15,6 +17,10 @@ _MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
 
 class DistributeError(ValueError):
     """The machine or the batch does not fit the strategy that was asked for."""
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker died or cannot be reached; all must be started again."""
 
 
 def keep_freed_memory() -> bool:
@@ -196,6 +202,48 @@ def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
+_TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
+
+
+@contextlib.contextmanager
+def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns the failure of a collective into one that names who is missing.
+
+    TensorFlow's coordination service notices a closed connection at once and
+    a silent host after some missed heartbeats, and ends the collectives of
+    all others.
+
+    Raises:
+      WorkerLostError: An operation failed because of another worker.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        message = str(error)
+        lost = "Collective ops is aborted" in message or isinstance(
+            error, tf.errors.UnavailableError
+        )
+        if not _is_multi_worker(strategy) or not lost:
+            raise
+        resolver = strategy.cluster_resolver
+        cluster = resolver.cluster_spec().as_dict()
+        own = (resolver.task_type, resolver.task_id)
+        named = sorted(
+            {(kind, int(task)) for kind, task in _TASK.findall(message)} - {own}
+        )
+        who = ", ".join(
+            f"{kind} {task} ({cluster[kind][task]})"
+            for kind, task in named
+            if task < len(cluster.get(kind, []))
+        )
+        raise WorkerLostError(
+            f"{who or 'Another worker'} died or cannot be reached, so "
+            f"{own[0]} {own[1]} stops too. Its own output says why. Start all "
+            "workers again with the same command: they go on from the newest "
+            "checkpoint."
+        ) from error
+
+
 def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
     """Returns the sum over the replicas of the value that each process gives.
 
@@ -214,8 +262,11 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     """Returns for example "MirroredStrategy, 2 replicas on CPU"."""
     replicas = strategy.num_replicas_in_sync
     kind = strategy.extended.worker_devices[0].split("device:")[-1]
+    name = type(strategy).__name__
+    if _is_multi_worker(strategy):  # it calls itself by another name
+        name = "MultiWorkerMirroredStrategy"
     return (
-        f"{type(strategy).__name__}, {replicas} "
+        f"{name}, {replicas} "
         f"replica{'s' if replicas > 1 else ''} on {kind.split(':')[0]}"
     )
 

@@ -24,7 +24,8 @@ _HELP = """Trains an MLP-Mixer and prints its accuracy.
   python train.py --config=runs/b/config.json --workdir=runs/c
 
 The same command on the same workdir goes on where it stopped, also after a
-crash. On SIGTERM or Ctrl-C the run is saved and the program exits with 75.
+crash. On SIGTERM or Ctrl-C the run is saved. The program exits with 75 then,
+and when another worker died: give the same command again.
 
 Recipes (--recipe):
 {recipes}
@@ -100,7 +101,7 @@ def _config(overrides: list[str]) -> config_lib.Config:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
-    from keras_mixer import preemption, trainer
+    from keras_mixer import distribute, preemption, trainer
 
     config = _config(argv[1:])
     name = config.recipe or pathlib.Path(FLAGS.config).stem
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
             workdir=FLAGS.workdir or pathlib.Path("runs", name),
             strategy=make_strategy(),
         )
-    except trainer.Stopped as stopped:
+    except (trainer.Stopped, distribute.WorkerLostError) as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)
     print(

@@ -434,6 +434,7 @@ def fit(
         The run cannot start; all of them are ValueErrors.
       NonFiniteError: The loss or gradient stopped being a number.
       Stopped: SIGTERM or SIGINT came; the run is saved.
+      WorkerLostError: Another worker died; start all of them again.
     """
     workdir_lib.require_tensorflow()
     workdir = pathlib.Path(workdir)
@@ -494,7 +495,10 @@ def _train(loop: _Loop) -> dict[str, Any]:
     loop.open(step)
     if step < loop.total_steps:
         print("Compiling the training step ...", flush=True)
-    with preemption.Signals() as signals:
+    with (
+        preemption.Signals() as signals,
+        distribute.watch_workers(loop.strategy),
+    ):
         scores = loop.train(step, signals)
         split = loop.config.data.eval_split
         # None where the run had stopped between its last checkpoint and here.

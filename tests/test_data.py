@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer import data
+from keras_mixer import config, data
 
 DIGITS_TEST_SHA256 = (
     "ac6ada28192bd51afee49bd7498331d97a9233e21e762b219700b723b191dbf1"
@@ -177,6 +177,164 @@ def test_folder_with_splits(folder, tmp_path_factory):
     (root / "test" / "dogs").rename(root / "test" / "wolves")
     with pytest.raises(data.DataError, match="differ in dogs, wolves"):
         data.open_split(f"folder:{root}", "train")
+
+
+def shards_of(split, steps, *, num_shards, shards, **options):
+    """Returns, for each step, the parts of its batch as they come."""
+    batches = data.train_batches(
+        split,
+        batch_size=24,
+        image_size=8,
+        policy="pad_crop(2)|flip",
+        seed=3,
+        num_shards=num_shards,
+        shards=shards,
+        **options,
+    )
+    parts = list(batches.take(steps * len(shards)).as_numpy_iterator())
+    size = len(shards)
+    return [parts[i * size : (i + 1) * size] for i in range(steps)]
+
+
+def joined(parts, key, skip=0):
+    return np.concatenate([part[key][skip:] for part in parts])
+
+
+@pytest.mark.parametrize("start_step", [0, 7])
+def test_any_number_of_shards_and_hosts_has_the_same_batch(start_step):
+    """Epochs of 50 examples: batches of 24 straddle them."""
+    split = data.open_split("digits", "train[:50]")
+    [[first], [second]] = shards_of(
+        split, 2, num_shards=1, shards=[0], start_step=start_step
+    )
+    np.testing.assert_array_equal(first["index"], np.arange(24))
+    for num_shards, hosts in (
+        (4, [[0, 1, 2, 3]]),
+        (4, [[0, 1], [2, 3]]),
+        (3, [[0], [1], [2]]),
+    ):
+        got = [
+            shards_of(
+                split,
+                2,
+                num_shards=num_shards,
+                shards=shards,
+                start_step=start_step,
+            )
+            for shards in hosts
+        ]
+        for step, whole in enumerate((first, second)):
+            parts = [part for host in got for part in host[step]]
+            assert [len(p["label"]) for p in parts] == [24 // num_shards] * (
+                num_shards
+            )
+            for key in whole:
+                np.testing.assert_array_equal(joined(parts, key), whole[key])
+
+
+def test_a_host_decodes_its_own_share_alone(folder):
+    """The images of the other shards may even be broken."""
+    split = data.open_split(f"folder:{folder}", "train")
+    options = {
+        "batch_size": 10,
+        "image_size": 6,
+        "policy": "resize",
+        "seed": 0,
+        "num_shards": 2,
+    }
+    mine = next(iter(data.train_batches(split, shards=[1], **options)))
+    own = set((mine["image"][:, 0, 0, 0].numpy() // 10).tolist())
+    for path in folder.rglob("*.png"):
+        if int(path.stem) not in own:
+            path.write_bytes(b"broken")
+    again = next(iter(data.train_batches(split, shards=[1], **options)))
+    np.testing.assert_array_equal(again["image"], mine["image"])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        next(iter(data.train_batches(split, shards=[0], **options)))
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize(
+    ("num_shards", "hosts"), [(1, [[0]]), (4, [[0, 1], [2, 3]])]
+)
+def test_mixup_partners_are_the_rolled_batch(num_shards, hosts, per_example):
+    split = data.open_split("digits", "train[:50]")
+    plain = shards_of(split, 3, num_shards=1, shards=[0])
+    mixup = config.MixupConfig(p=0.5, per_example=per_example)
+    got = [
+        shards_of(split, 3, num_shards=num_shards, shards=s, mixup=mixup)
+        for s in hosts
+    ]
+    seen = []
+    for step, [whole] in enumerate(plain):
+        parts = [part for host in got for part in host[step]]
+        for key in ("image", "label"):
+            assert all(len(p[key]) == 24 // num_shards + 1 for p in parts)
+            np.testing.assert_array_equal(joined(parts, key, 1), whole[key])
+            partners = np.concatenate([part[key][:-1] for part in parts])
+            np.testing.assert_array_equal(
+                partners, np.roll(whole[key], 1, axis=0)
+            )
+        np.testing.assert_array_equal(joined(parts, "index"), np.arange(24))
+        share = joined(parts, "share")
+        assert share.dtype == np.float32
+        assert ((share >= 0.5) & (share <= 1)).all()
+        assert len(np.unique(share)) == (24 if per_example else 1)
+        seen.append(share)
+    assert len(np.unique(seen)) == (72 if per_example else 3)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 1.0])
+def test_mixing_shares_are_of_the_folded_beta(p):
+    """Kolmogorov-Smirnov against max(X, 1 - X), X ~ Beta(p, p)."""
+    from scipy import stats
+
+    keys = tf.range(3000, dtype=tf.int64)
+    shares = tf.map_fn(
+        lambda key: data._mixing_share(5, key, p),
+        keys,
+        fn_output_signature=tf.float32,
+    ).numpy()
+
+    def cdf(x):
+        return stats.beta.cdf(x, p, p) - stats.beta.cdf(1 - x, p, p)
+
+    assert np.isfinite(shares).all()
+    assert stats.kstest(shares.astype(np.float64), cdf).pvalue > 0.001
+    other = data._mixing_share(6, keys[0], p)
+    assert float(other) != shares[0]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3])
+def test_hosts_share_an_evaluation(hosts):
+    split = data.open_split("digits", "test[:50]")
+    seen = []
+    for host in range(hosts):
+        batches = data.eval_batches(
+            split,
+            batch_size=12,
+            image_size=8,
+            policy="resize",
+            num_hosts=hosts,
+            host=host,
+            replicas=6,
+        )
+        parts = list(batches.as_numpy_iterator())
+        assert len(parts) == 5 * 6 // hosts  # as many on each host
+        assert all(part["image"].shape == (2, 8, 8, 3) for part in parts)
+        for part in parts:
+            real = part["mask"] > 0
+            seen += [
+                (image.tobytes(), label)
+                for image, label in zip(
+                    part["image"][real], part["label"][real], strict=True
+                )
+            ]
+    want = [
+        (r["image"].tobytes(), r["label"])
+        for r in split.records().as_numpy_iterator()
+    ]
+    assert sorted(seen) == sorted(want)
 
 
 @pytest.mark.filterwarnings("ignore")  # TFDS's own

@@ -34,8 +34,57 @@ def test_batches_must_divide(strategy_of):
     distribute.check_batch_size(12, strategy_of(4))
     with pytest.raises(distribute.DistributeError, match="nearest.* 12 and 16"):
         distribute.check_batch_size(13, strategy_of(4))
-    with pytest.raises(distribute.DistributeError, match="nearest sizes are 4"):
+    with pytest.raises(distribute.DistributeError, match="nearest size is 4"):
         distribute.check_batch_size(3, strategy_of(4))
+
+
+def test_batches_must_divide_into_parts(strategy_of):
+    distribute.check_batch_size(24, strategy_of(4), 3)
+    with pytest.raises(
+        distribute.DistributeError, match="in 3 parts each.* 12 and 24"
+    ):
+        distribute.check_batch_size(20, strategy_of(4), 3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "finds no other host. Set TF_CONFIG"),
+        ({"TF_CONFIG": "{"}, "Cannot read the environment variable TF_CONFIG"),
+        ({"TF_CONFIG": "[]"}, "Cannot read the environment variable TF_CONFIG"),
+        ({"TF_CONFIG": '{"cluster": 3}'}, "Cannot read the environment"),
+    ],
+)
+def test_a_cluster_that_cannot_be_found(monkeypatch, environment, message):
+    for name in ("TF_CONFIG", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(distribute.DistributeError, match=message):
+        distribute.make_strategy("multi_worker")
+
+
+def test_a_tpu_that_is_not_there(monkeypatch):
+    for name in ("TPU_NAME", "COLAB_TPU_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(distribute.DistributeError, match="No TPU found.*local"):
+        distribute.make_strategy("tpu")
+
+
+def test_one_process_is_its_own_chief(strategy_of):
+    for replicas in (1, 2):
+        assert distribute.is_chief(strategy_of(replicas))
+        total = distribute.sum_over_workers(strategy_of(replicas), 3)
+        assert total == 3 * replicas
+
+
+def test_other_errors_than_a_lost_worker_stay_what_they_are(strategy_of):
+    error = tf.errors.UnavailableError(None, None, "no worker is meant")
+    with (
+        pytest.raises(tf.errors.UnavailableError),
+        distribute.watch_workers(strategy_of(2)),
+    ):
+        raise error
 
 
 def test_devices_are_split_before_they_are_used():

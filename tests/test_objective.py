@@ -34,3 +34,13 @@ def test_label_smoothing():
     got = objective.smooth_labels(labels, 0.2)
     np.testing.assert_allclose(got, [[0.05, 0.85, 0.05, 0.05]], atol=1e-7)
     assert objective.smooth_labels(labels, 0.0) is labels
+
+
+def test_mix_is_linear_in_images_and_labels():
+    rng = np.random.default_rng(0)
+    share = np.array([0.5, 0.7, 1.0], np.float32)
+    for shape in ((3, 4, 4, 3), (3, 5)):
+        x, y = rng.standard_normal((2, *shape)).astype(np.float32)
+        s = share.reshape(3, *[1] * (len(shape) - 1))
+        got = objective.mix(tf.constant(x), tf.constant(y), share)
+        np.testing.assert_allclose(got, s * x + (1 - s) * y, rtol=1e-6)
