@@ -7,8 +7,9 @@ MLPs expanded (paper, App. C; the images are the same, enlarged). The three
 have the same settings and number of updates; only init.* and model.image_size
 differ. Pre-training crops 25 to 100 percent of the area, as the paper's does
 (5 to 100), so that it has seen objects at twice their size: at 64 px the
-expanded network begins with four quarters of the enlarged image. Each run is a call of train.py with a workdir of its own, so that the
-script goes on where it was stopped.
+expanded network begins with four quarters of the enlarged image. Each run is
+a call of train.py with a workdir of its own, so that the script goes on where
+it was stopped.
 
     python benchmarks/transfer.py --data_dir=~/tensorflow_datasets
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import config, data
+from keras_mixer.data import batches as batches_lib, sources
 
 DIGITS_TEST_SHA256 = (
     "ac6ada28192bd51afee49bd7498331d97a9233e21e762b219700b723b191dbf1"
@@ -115,7 +116,7 @@ def test_examples_without_a_label_are_in_no_chosen_class():
         ),
         labels=lambda: labels,
     )
-    chosen = data._keep_classes(split, "b,a")
+    chosen = sources._keep_classes(split, "b,a")
     got = [r["label"] for r in chosen.records().as_numpy_iterator()]
     assert got == chosen.labels().tolist() == [1, 0]
     assert chosen.num_examples == 2
@@ -291,7 +292,7 @@ def test_mixing_shares_are_of_the_folded_beta(p):
 
     keys = tf.range(3000, dtype=tf.int64)
     shares = tf.map_fn(
-        lambda key: data._mixing_share(5, key, p),
+        lambda key: batches_lib._mixing_share(5, key, p),
         keys,
         fn_output_signature=tf.float32,
     ).numpy()
@@ -301,7 +302,7 @@ def test_mixing_shares_are_of_the_folded_beta(p):
 
     assert np.isfinite(shares).all()
     assert stats.kstest(shares.astype(np.float64), cdf).pvalue > 0.001
-    other = data._mixing_share(6, keys[0], p)
+    other = batches_lib._mixing_share(6, keys[0], p)
     assert float(other) != shares[0]
 
 

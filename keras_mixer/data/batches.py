@@ -1,0 +1,249 @@
+"""A split becomes the batches of training and of evaluation.
+
+Everything random is a function of (seed, epoch) for the order and of (seed,
+position in the training stream) for the augmentation. So the batches of a
+step depend on the seed and the step alone: not on the number of devices or
+hosts, nor on where the run was interrupted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer import images
+from keras_mixer.config import MixupConfig
+from keras_mixer.data.sources import Split
+
+_GRAPH_SEED = 1
+_MIXUP_SEED = 2**32  # apart from the augmentation's
+
+
+def _prepare_example(
+    record: Mapping[str, tf.Tensor],
+    seed: tf.Tensor,
+    policy: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    split: Split,
+) -> dict[str, tf.Tensor]:
+    image, label = record["image"], record["label"]
+    if image.dtype == tf.string:
+        image = images.decode(image)
+    # Public test splits often come with the label -1.
+    tf.debugging.assert_equal(
+        tf.logical_and(label >= 0, label < split.num_classes),
+        True,
+        message=f"{split.name} has an example without a label, or with one "
+        f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
+    )
+    return {
+        "image": policy(image, seed),  # uint8 [side, side, 3]
+        "label": tf.cast(label, tf.int32),
+    }
+
+
+def _shard(
+    records: tf.data.Dataset, batch_size: int, wanted: np.ndarray
+) -> tf.data.Dataset:
+    """Picks examples of every global batch, before they are decoded.
+
+    Args:
+      records: `(position, record)`, from the beginning of a batch on.
+      batch_size: Examples of the global batch.
+      wanted: Their indices in the global batch, in the order in which they
+        are to come; some may come twice, others not at all.
+    """
+
+    def pick(position: tf.Tensor, record: Mapping[str, tf.Tensor]) -> Any:
+        return tf.gather(position, wanted), {
+            key: tf.gather(value, wanted) for key, value in record.items()
+        }
+
+    batches = records.batch(batch_size, drop_remainder=True)
+    return batches.map(pick).unbatch()
+
+
+def _mixing_share(seed: int, key: tf.Tensor, p: float) -> tf.Tensor:
+    """Draws lambda from Beta(p, p), and takes max(lambda, 1 - lambda).
+
+    At least 1/2, so that an example keeps the larger share of itself.
+    """
+    # Two gamma variables make a beta; in float64 a small p does not underflow.
+    x = tf.random.stateless_gamma(
+        [2],
+        tf.stack([tf.constant(seed + _MIXUP_SEED, tf.int64), key]),
+        p,
+        dtype=tf.float64,
+    )
+    share = x[0] / (x[0] + x[1])
+    return tf.cast(tf.maximum(share, 1.0 - share), tf.float32)
+
+
+def train_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    policy: str,
+    seed: int,
+    start_step: int = 0,
+    shuffle_buffer: int = 50_000,
+    num_shards: int = 1,
+    shards: Sequence[int] = (0,),
+    mixup: MixupConfig | None = None,
+) -> tf.data.Dataset:
+    """Returns the endless training stream, from `start_step` on.
+
+    Epochs follow one another without a gap, each in an order of its own; a
+    batch may straddle two. Order, augmentation and mixing shares depend on
+    `seed` and the position in the stream alone. An interrupted run skips to
+    its position before anything is decoded, and a host decodes its shards
+    alone.
+
+    Args:
+      split: What to train on.
+      batch_size: Examples of the global batch of one update.
+      image_size: Side of the images, in pixels.
+      policy: Augmentation, see `images.parse_policy`.
+      seed: Of the run.
+      start_step: Updates that have been done.
+      shuffle_buffer: Records in the shuffle buffer.
+      num_shards: Parts of equal size into which a global batch is cut.
+      shards: The parts that are wanted here, in this order.
+      mixup: Whether a part begins with the partner of its first example.
+
+    Returns:
+      For each update the parts of its batch, one after another: `{"image":
+      uint8 [n, side, side, 3], "label": int32 [n], "index": int32 [n]}`,
+      n = batch_size / num_shards; `index` is the place in the global batch.
+      With mixup images and labels have n + 1 rows, of which row i is the
+      partner of row i + 1 (the global batch rolled by one), and "share",
+      float32 [n], is the share of the example itself.
+
+    Raises:
+      ValueError: `policy` cannot be read.
+    """
+    apply = images.parse_policy(policy, image_size, split.image_size)
+    records = split.records()
+    start = start_step * batch_size
+    first_epoch, offset = divmod(start, split.num_examples)
+    buffer = min(shuffle_buffer, split.num_examples)
+    size = batch_size // num_shards
+    mixes = mixup is not None and mixup.p > 0
+    partners = 1 if mixes else 0
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        # Of this function's graph alone: without it the order would depend on
+        # the global seed of the process (and a global seed of 0 would fail).
+        tf.random.set_seed(_GRAPH_SEED)
+        order = tf.random.stateless_uniform(
+            [], (seed, number), 0, 2**31 - 1, dtype=tf.int64
+        )
+        return records.shuffle(
+            buffer, seed=order, reshuffle_each_iteration=False
+        )
+
+    def prepare(
+        position: tf.Tensor, record: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
+        key = tf.stack([tf.constant(seed, tf.int64), position])
+        example = _prepare_example(record, key, apply, split)
+        example["index"] = tf.cast(position % batch_size, tf.int32)
+        if mixes:
+            assert mixup is not None
+            step = position // batch_size
+            example["share"] = _mixing_share(
+                seed, position if mixup.per_example else step, mixup.p
+            )
+        return example
+
+    def drop_partner(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        kept = {k: batch[k][partners:] for k in ("index", "share")}
+        return {**batch, **kept}
+
+    examples = (
+        tf.data.Dataset.counter(first_epoch)
+        .flat_map(epoch)
+        .skip(offset)
+        .enumerate(start)
+    )
+    if partners or tuple(shards) != tuple(range(num_shards)):
+        wanted = [
+            np.arange(part * size - partners, (part + 1) * size) % batch_size
+            for part in shards
+        ]
+        examples = _shard(examples, batch_size, np.concatenate(wanted))
+    batches = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(
+        size + partners, drop_remainder=True
+    )
+    if partners:
+        batches = batches.map(drop_partner)
+    # Several hosts would ask one another at every step whether it has ended.
+    endless = tf.data.experimental.assert_cardinality(
+        tf.data.INFINITE_CARDINALITY
+    )
+    return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+
+
+def eval_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    policy: str,
+    num_hosts: int = 1,
+    host: int = 0,
+    replicas: int = 1,
+) -> tf.data.Dataset:
+    """Returns every example of a split once, the last batch filled up.
+
+    Args:
+      split: What to evaluate on.
+      batch_size: Examples per step, over all replicas of all hosts.
+      image_size: Side of the images, in pixels.
+      policy: Preprocessing, see `images.parse_policy`.
+      num_hosts: Hosts that share the work, each with as many batches.
+      host: Which of them this is; it gets every `num_hosts`-th example.
+      replicas: Parts into which a batch is cut, over all hosts.
+
+    Returns:
+      `num_batches` times the parts for this host, `{"image": uint8 [n, side,
+      side, 3], "label": int32 [n], "mask": float32 [n]}`, n = batch_size /
+      replicas; the mask is 0 for filling, 1 otherwise.
+
+    Raises:
+      ValueError: `policy` cannot be read.
+    """
+    apply = images.parse_policy(policy, image_size, split.image_size)
+
+    def prepare(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
+        return {
+            **_prepare_example(record, seed, apply, split),
+            "mask": tf.ones([]),
+        }
+
+    mine = len(range(host, split.num_examples, num_hosts))
+    total = num_batches(split, batch_size) * batch_size // num_hosts
+    real = (
+        split.records()
+        .shard(num_hosts, host)
+        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    )
+    filling = tf.data.Dataset.from_tensors(
+        {
+            "image": tf.zeros([image_size, image_size, 3], tf.uint8),
+            "label": tf.zeros([], tf.int32),
+            "mask": tf.zeros([]),
+        }
+    ).repeat(total - mine)
+    return (
+        real.concatenate(filling)
+        .batch(batch_size // replicas, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
+def num_batches(split: Split, batch_size: int) -> int:
+    """Returns how many batches hold every example of a split."""
+    return -(-split.num_examples // batch_size)
