@@ -5,11 +5,9 @@ other five classes are learnt in a few epochs: from scratch at 32 px, from the
 pre-trained weights at 32 px, and from them at 64 px, with the token-mixing
 MLPs expanded (paper, App. C; the images are the same, enlarged). The three
 have the same settings and number of updates; only init.* and model.image_size
-differ. Pre-training crops 25 to 100 percent of the area, as the paper's does
-(5 to 100), so that it has seen objects at twice their size: at 64 px the
-expanded network begins with four quarters of the enlarged image. Each run is
-a call of train.py with a workdir of its own, so that the script goes on where
-it was stopped.
+differ. The Mixer is that of the recipe cifar10_scratch on patches of 8 pixels:
+16 tokens at 32 px, 64 at 64 px. Each run is a call of train.py with a workdir
+of its own, so that the script goes on where it was stopped.
 
     python benchmarks/transfer.py --data_dir=~/tensorflow_datasets
 
@@ -39,6 +37,8 @@ def train(workdir: pathlib.Path, *overrides: str) -> dict:
             f"--workdir={workdir}",
             "train.eval_every=null",
             "train.eval_every_epochs=null",
+            "model.patch_size=8",
+            "augment.policy=pad_crop(4)|resize|flip",
             *overrides,
         ]
         print(" ".join(command), flush=True)
@@ -53,8 +53,8 @@ def main() -> None:
     parser.add_argument("--data_dir", help="where TFDS finds cifar10")
     parser.add_argument("--output", default="runs/transfer")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1 ...")
-    parser.add_argument("--pretrain_epochs", type=float, default=6)
-    parser.add_argument("--epochs", type=float, default=1.5)
+    parser.add_argument("--pretrain_epochs", type=float, default=10)
+    parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--lr", type=float, default=1e-3, help="of all three")
     options = parser.parse_args()
     output = pathlib.Path(options.output)
@@ -67,14 +67,12 @@ def main() -> None:
             train(
                 before,
                 f"data.classes={FIRST}",
-                "augment.policy=inception_crop(25)|flip",
                 f"train.epochs={options.pretrain_epochs}",
                 *common,
             )
         )
         common += [
             f"data.classes={SECOND}",
-            "augment.policy=pad_crop(4)|resize|flip",
             f"train.epochs={options.epochs}",
             "optim.warmup_epochs=0.2",
             f"optim.lr={options.lr}",

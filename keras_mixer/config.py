@@ -330,6 +330,7 @@ _FLAGS = (
     "tpu",
     "virtual_devices",
     "task",
+    "checkpoint",
 )
 
 

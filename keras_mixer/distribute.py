@@ -252,7 +252,7 @@ def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
 
     @tf.function
     def total() -> tf.Tensor:
-        given = strategy.run(lambda: tf.constant(value, tf.float32))
+        given = strategy.run(lambda: tf.constant(value, tf.float64))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, given, axis=None)
 
     return float(total())

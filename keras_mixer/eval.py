@@ -18,9 +18,10 @@ from keras_mixer.train import (
 
 FLAGS = flags.FLAGS
 
-_HELP = """Evaluates the newest checkpoint of a run: every example counts once.
+_HELP = """Evaluates a checkpoint of a run: every example counts once.
 
   python eval.py --workdir=runs/digits
+  python eval.py --workdir=runs/digits --checkpoint=best
   python eval.py --workdir=runs/digits data.eval_split=train
   python eval.py --workdir=runs/cifar10_scratch --virtual_devices=2 \\
       data.data_dir=~/tensorflow_datasets train.batch_size=500
@@ -46,8 +47,13 @@ def define_flags() -> list[str]:
     flags.DEFINE_enum(
         "task", "classification", ["classification"], "What to measure."
     )
+    flags.DEFINE_string(
+        "checkpoint",
+        "latest",
+        "Which one: latest, best (on the validation split), or a step.",
+    )
     flags.DEFINE_string("output", None, "File to write the scores to, as JSON.")
-    return ["workdir", "task", "output", *define_device_flags()]
+    return ["workdir", "task", "checkpoint", "output", *define_device_flags()]
 
 
 def _override(config: config_lib.Config, overrides: list[str]) -> Any:
@@ -61,15 +67,29 @@ def _override(config: config_lib.Config, overrides: list[str]) -> Any:
     return config_lib.override(config, overrides)
 
 
+def _which(checkpoint: str) -> str | int:
+    """Reads --checkpoint."""
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    if checkpoint not in ("latest", "best"):
+        raise config_lib.ConfigError(
+            "--checkpoint must be latest, best or a step. Received: "
+            f"{checkpoint!r}"
+        )
+    return checkpoint
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
-    from keras_mixer import data, evaluate, workdir
+    from keras_mixer import data, distribute, evaluate, workdir
 
     if FLAGS.output:
         pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
     strategy = make_strategy()
     with strategy.scope():
-        model, config, class_names = workdir.load_model(FLAGS.workdir)
+        model, config, class_names = workdir.load_model(
+            FLAGS.workdir, _which(FLAGS.checkpoint)
+        )
     config = _override(config, argv[1:])
     split = data.open_split(
         config.data.name,
@@ -94,12 +114,13 @@ def main(argv: list[str]) -> None:
     )()
     result = {
         "workdir": str(FLAGS.workdir),
+        "checkpoint": FLAGS.checkpoint,
         "data": config.data.name,
         "split": config.data.eval_split,
         **scores,
     }
     print(json.dumps(result, indent=2))
-    if FLAGS.output:
+    if FLAGS.output and distribute.is_chief(strategy):
         config_lib.write_json(FLAGS.output, result)
 
 

@@ -148,6 +148,9 @@ def fit_weights(
     """
     names = {dims: name for name, dims in VARIANTS.items()}
     found = weights_lib.get(weights, names.get(variant))
+    stem = found.values.get("stem/kernel")
+    if stem is not None and stem.shape[0] != variant.patch_size:
+        return found, variant  # no change of resolution: `load` says what is
     found = weights_lib.resize_tokens(
         found, grid, method=resize_tokens, patch_size=variant.patch_size
     )

@@ -454,9 +454,11 @@ def fit(
         config.train.batch_size, strategy, config.train.accumulate
     )
     assert config.model.image_size is not None
-    images.parse_policy(
-        config.augment.policy, config.model.image_size, splits.train.image_size
-    )
+    for policy, split in (
+        (config.augment.policy, splits.train),
+        (config.augment.eval_policy, splits.evaluation),
+    ):
+        images.parse_policy(policy, config.model.image_size, split.image_size)
     loop = _Loop(
         config,
         workdir=workdir,
@@ -464,12 +466,13 @@ def fit(
         splits=splits,
         initial=initial,
     )
-    if not loop.is_chief:
-        return _train(loop)
-    with workdir_lib.claim(workdir, config, class_names):
-        print(_summary(loop, splits), flush=True)
-        result = _train(loop)
-        config_lib.write_json(workdir / "result.json", result)
+    with distribute.watch_workers(strategy):
+        if not loop.is_chief:
+            return _train(loop)
+        with workdir_lib.claim(workdir, config, class_names):
+            print(_summary(loop, splits), flush=True)
+            result = _train(loop)
+            config_lib.write_json(workdir / "result.json", result)
     return result
 
 
@@ -495,10 +498,7 @@ def _train(loop: _Loop) -> dict[str, Any]:
     loop.open(step)
     if step < loop.total_steps:
         print("Compiling the training step ...", flush=True)
-    with (
-        preemption.Signals() as signals,
-        distribute.watch_workers(loop.strategy),
-    ):
+    with preemption.Signals() as signals:
         scores = loop.train(step, signals)
         split = loop.config.data.eval_split
         # None where the run had stopped between its last checkpoint and here.

@@ -72,6 +72,7 @@ def test_train_again_from_the_file_and_evaluate(tmp_path):
     scores = json.loads(out)
     assert scores == json.loads((tmp_path / "scores.json").read_text())
     assert scores["count"] == 1437
+    assert scores["checkpoint"] == "latest"
     assert scores["split"] == "train"
 
 
@@ -131,6 +132,10 @@ def test_help_teaches():
         (("train.py", "--worddir=x"), "Unknown command line flag 'worddir'"),
         (("eval.py", "--workdir=/nowhere"), "/nowhere is not the workdir"),
         (("eval.py",), "workdir"),
+        (
+            ("eval.py", "--workdir=/nowhere", "--checkpoint=last"),
+            "latest, best or a step. Received: 'last'",
+        ),
     ],
 )
 def test_errors_are_one_line(command, message, tmp_path):

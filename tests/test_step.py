@@ -26,10 +26,13 @@ def collectives(function):
     return found
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_each_gradient_crosses_once(optimizer, accumulate):
+def test_each_gradient_crosses_once(optimizer, accumulate, precision):
     """Two replicas; 4 bytes of each parameter leave each of them, once.
+
+    Also of a model that computes in bfloat16: it is summed in float32.
 
     Keras' `apply` after an all_reduce of one's own would make it twice.
     """
@@ -37,6 +40,7 @@ def test_each_gradient_crosses_once(optimizer, accumulate):
         *RANDOM,
         f"optim.name={optimizer}",
         f"train.accumulate={accumulate}",
+        f"model.precision={precision}",
         "model.image_size=8",
     )
     # Its collectives are traced and never run: see distribute.mirror.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_mixer
 from keras_mixer import (
     checkpoint,
     config as config_lib,
@@ -635,6 +636,67 @@ def test_initial_weights_that_are_not_there(tmp_path, strategy_of):
                 workdir=tmp_path / "w",
                 strategy=strategy_of(1),
             )
+
+
+def test_a_model_takes_the_weights_of_a_workdir(pretrained):
+    """As keras.applications' models take a file; also without the head."""
+    images = reference.random_images(2, 8, 8, 3)
+    trained, _, _ = workdir_lib.load_model(pretrained)
+    dims = keras_mixer.models.Variant(2, 2, 16, 8, 16)
+    options = {"weights": str(pretrained), "classifier_activation": None}
+    model = keras_mixer.Mixer(dims, input_shape=(8, 8, 3), **options)
+    np.testing.assert_allclose(model(images), trained(images), rtol=1e-5)
+    large = keras_mixer.Mixer(
+        dims, input_shape=(16, 16, 3), include_top=False, **options
+    )
+    assert large.output_shape == (None, 64, 16)
+    with pytest.raises(ValueError, match="2 blocks"):
+        keras_mixer.MixerS16(weights=pretrained, input_shape=(32, 32, 3))
+
+
+def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
+    """Of the checkpoints, and never chosen by the split that is reported."""
+    config = small(
+        "data.train_split=train[:200]",
+        "data.val_split=train[200:270]",
+        "train.steps=40",
+        "train.eval_every=5",
+        "train.checkpoint_every=8",
+        "train.keep_checkpoints=1",
+        "optim.lr=0.05",
+    )
+    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    assert result["split"] == "test[:70]"
+    lines = [e for e in lines_of(tmp_path) if e["kind"] == "eval"]
+    of = {
+        split: {e["step"]: e["accuracy"] for e in lines if e["split"] == split}
+        for split in ("train[200:270]", "test[:70]")
+    }
+    assert [list(steps) for steps in of.values()] == [list(range(5, 41, 5))] * 2
+    validation = of["train[200:270]"]
+    want = max(validation, key=lambda step: (validation[step], -step))
+    best = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
+    assert (best["step"], best["accuracy"]) == (want, validation[want])
+    assert best["split"] == "train[200:270]"
+    assert checkpoint.Checkpoints(tmp_path).steps == sorted({want, 40})
+    model, _, _ = workdir_lib.load_model(tmp_path, "best")
+    scores = evaluate.make_evaluator(
+        model,
+        data.open_split("digits", "test[:70]"),
+        batch_size=70,
+        image_size=8,
+        policy="resize",
+        loss="softmax",
+        strategy=strategy_of(1),
+        xla=False,
+    )()
+    assert scores["accuracy"] == of["test[:70]"][want]
+    with pytest.raises(config_lib.ConfigError, match="must not be"):
+        trainer.fit(
+            small("data.val_split=test[:70]"),
+            workdir=tmp_path / "w",
+            strategy=strategy_of(1),
+        )
 
 
 @pytest.mark.parametrize("last_blocks", [0, 1])
