@@ -96,8 +96,8 @@ def test_killed_ten_times(tmp_path):
         if attempt in (1, 6):
             time.sleep(rng.uniform(0, 6))
         else:
-            run.wait_for("Compiling the training step")
-            time.sleep(rng.uniform(0, 4))
+            run.wait_for("\nstep ")
+            time.sleep(rng.uniform(0, 1.5))
         run.process.send_signal(signal.SIGKILL)
         kills += run.end() == -signal.SIGKILL
     assert kills >= 8, "the run should not have ended before"
