@@ -40,6 +40,7 @@ _LAZY_MODULES = (
     "optim",
     "preemption",
     "progress",
+    "randaugment",
     "recipes",
     "step",
     "trainer",

@@ -39,6 +39,15 @@ def photos_dir() -> pathlib.Path:
 
 
 @pytest.fixture
+def imagenet_files() -> list[pathlib.Path]:
+    """JPEGs of ImageNet: 4:4:4, 4:2:2, 4:2:0 and two grey ones."""
+    files = sorted((SHARED / "imagenet_samples").glob("*.JPEG"))
+    if not files:
+        pytest.skip("needs the images ../shared/imagenet_samples/*.JPEG")
+    return files
+
+
+@pytest.fixture
 def strategy_of():
     """Makes a strategy over the first n virtual CPUs."""
 
