@@ -1,23 +1,77 @@
 """Per-image TensorFlow ops, and the policies that name them.
 
-A policy is a line such as `inception_crop|flip`: the steps between decoding
-and the map to [-1, 1], each `name` or `name(number, ...)`. Random steps are
-stateless: the same seed, two integers, gives the same image, in eager mode and
-in tf.data.
+A policy is a line such as `inception_crop|flip|randaugment(2, 15)`: the steps
+between the file and the map to [-1, 1], each `name` or `name(number, ...)`.
+Random steps are stateless: the same seed, two integers, gives the same image,
+in eager mode and in tf.data.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from keras_mixer import randaugment
+
+_END_OF_JPEG = b"\xff\xd9"
+
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes JPEG, PNG, GIF or BMP bytes to uint8 `[height, width, 3]`."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    """Decodes JPEG, PNG, GIF or BMP bytes (WebP without alpha, too) to RGB.
+
+    Grey becomes three equal channels, CMYK and YCCK JPEGs become RGB (inverted
+    where an Adobe marker says so, without colour profile), of 16 bits the
+    upper 8 stay, of a GIF the first frame. As in the authors' code alpha is
+    dropped, not composited, EXIF's orientation is ignored, and JPEGs pass
+    TensorFlow's default DCT, the fast one: PIL's pixels are 1 level away in
+    the mean, 18 at the most (measured on ImageNet).
+
+    Args:
+      encoded: The bytes of a file, a scalar string.
+
+    Returns:
+      uint8 `[height, width, 3]`.
+
+    Raises:
+      tf.errors.InvalidArgumentError: The bytes are no image, or not all of it.
+    """
+    image = tf.cond(
+        tf.strings.substr(encoded, 0, 2) == b"BM",
+        lambda: _decode_bmp(encoded),
+        lambda: _decode_image(encoded),
+    )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def _decode_image(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+
+def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a BMP. TensorFlow takes the indices of a palette for grey."""
+    # 54 bytes are the file's header and the usual one of the image.
+    head = tf.strings.substr(encoded, 0, 54) + b"\0" * 54
+    head = tf.cast(tf.io.decode_raw(head, tf.uint8)[:54], tf.int32)
+    bits = head[28] + 256 * head[29]  # per pixel
+
+    def with_palette() -> tf.Tensor:
+        # The palette lies between the headers and the pixels: B, G, R, 0.
+        start = 14 + head[14] + 256 * head[15]
+        end = head[10] + 256 * head[11]
+        palette = tf.strings.substr(encoded, start, end - start)
+        palette = tf.reshape(tf.io.decode_raw(palette, tf.uint8), [-1, 4])
+        index = tf.io.decode_bmp(encoded)[..., 0]
+        return tf.gather(palette[:, 2::-1], tf.cast(index, tf.int32))
+
+    # 0: less than a header, which TensorFlow's decoder tells.
+    tf.debugging.Assert(
+        tf.reduce_any(bits == [0, 8, 24, 32]),
+        ["A BMP needs 8, 24 or 32 bits per pixel, not", bits],
+    )
+    return tf.cond(bits == 8, with_palette, lambda: _decode_image(encoded))
 
 
 def to_value_range(image: tf.Tensor) -> tf.Tensor:
@@ -76,6 +130,21 @@ def pad_crop(image: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:
     return tf.image.stateless_random_crop(padded, shape, seed)
 
 
+def _inception_box(
+    shape: tf.Tensor, seed: tf.Tensor, area_min: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Draws a box: its first corner and its size, each (y, x, channels)."""
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        tf.zeros([0, 0, 4]),
+        seed=seed,
+        area_range=(area_min / 100, 1.0),
+        min_object_covered=0.0,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin, size
+
+
 def inception_crop(
     image: tf.Tensor, seed: tf.Tensor, side: int, area_min: int = 5
 ) -> tf.Tensor:
@@ -84,46 +153,87 @@ def inception_crop(
     The box has `area_min` to 100 percent of the area and an aspect ratio of
     3/4 to 1.33 (Szegedy 2015; big_vision, pp/ops_image.py).
     """
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
-        tf.zeros([0, 0, 4]),
-        seed=seed,
-        area_range=(area_min / 100, 1.0),
-        min_object_covered=0.0,
-        use_image_if_no_bounding_boxes=True,
-    )
-    crop = tf.slice(image, begin, size)
+    crop = tf.slice(image, *_inception_box(tf.shape(image), seed, area_min))
     crop = tf.ensure_shape(crop, (None, None, image.shape[-1]))
     return _resize(crop, (side, side), "bilinear")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """A step of a policy: its function, and the numbers it may be given."""
+def decode_and_inception_crop(
+    encoded: tf.Tensor, seed: tf.Tensor, side: int, area_min: int = 5
+) -> tf.Tensor:
+    """Is `inception_crop(decode(encoded), ...)`, pixel for pixel, but faster.
 
-    function: Callable[..., tf.Tensor]
-    sized: bool = False  # takes the model's side and makes images of it
-    number: str | None = None
+    Of a JPEG only the box is decoded. So damage below it goes unseen, except
+    a missing end: a file without its last marker is decoded whole, to fail
+    whatever the box.
+    """
+
+    def crop_jpeg() -> tf.Tensor:
+        shape = tf.image.extract_jpeg_shape(encoded)
+        begin, size = _inception_box(shape, seed, area_min)
+        # A column more on both sides: chroma at half the resolution is
+        # interpolated from there, and TensorFlow's crop does without.
+        left = tf.maximum(begin[1] - 1, 0)
+        right = tf.minimum(begin[1] + size[1] + 1, shape[1])
+        window = tf.stack([begin[0], left, size[0], right - left])
+        wide = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
+        start = begin[1] - left
+        crop = wide[:, start : start + size[1]]
+        return _resize(crop, (side, side), "bilinear")
+
+    end = tf.maximum(tf.strings.length(encoded) - 2, 0)
+    return tf.cond(
+        tf.io.is_jpeg(encoded)
+        & (tf.strings.substr(encoded, end, 2) == _END_OF_JPEG),
+        crop_jpeg,
+        lambda: inception_crop(decode(encoded), seed, side, area_min),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """A whole number that a step takes."""
+
+    name: str
     low: int = 1
     high: int = 10_000
-    optional: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name} is a whole number from {self.low} to {self.high}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step of a policy: its function, and the numbers it takes."""
+
+    function: Callable[..., tf.Tensor]
+    numbers: tuple[_Number, ...] = ()
+    optional: bool = True  # the numbers, all or none
+    sized: bool = False  # takes the model's side and makes images of it
+
+
+_RANDAUGMENT = (_Number("layers", 1, 10), _Number("magnitude", 0, 30))
 _STEPS = {
     "resize": _Step(resize, sized=True),
-    "resize_small": _Step(resize_small, number="side", optional=False),
+    "resize_small": _Step(resize_small, (_Number("side"),), optional=False),
     "central_crop": _Step(central_crop, sized=True),
     "flip": _Step(flip),
-    "pad_crop": _Step(pad_crop, number="padding"),
+    "pad_crop": _Step(pad_crop, (_Number("padding"),)),
     "inception_crop": _Step(
-        inception_crop, sized=True, number="area_min", high=100
+        inception_crop, (_Number("area_min", high=100),), sized=True
+    ),
+    "randaugment": _Step(randaugment.randaugment, _RANDAUGMENT, optional=False),
+    "randaugment_pil": _Step(
+        functools.partial(randaugment.randaugment, pil=True),
+        _RANDAUGMENT,
+        optional=False,
     ),
 }
 
 
 def _step_help(name: str) -> str:
-    number = _STEPS[name].number
-    return f"{name}({number})" if number else name
+    numbers = ", ".join(number.name for number in _STEPS[name].numbers)
+    return f"{name}({numbers})" if numbers else name
 
 
 def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
@@ -135,28 +245,33 @@ def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
             f"{', '.join(map(_step_help, _STEPS))}"
         )
     name, step = match[1], _STEPS[match[1]]
-    given = match[2] is not None
-    if given and step.number and re.fullmatch(r"\s*\d+\s*", match[2]):
-        value = int(match[2])
-        if step.low <= value <= step.high:
-            return name, [value]
-    elif not given and step.optional:
+    given = [] if match[2] is None else match[2].split(",")
+    if not given and step.optional:
         return name, []
-    allowed = (
-        f"{step.number} is a whole number from {step.low} to {step.high}"
-        if step.number
-        else "it takes no number"
-    )
+    if len(given) == len(step.numbers) and all(
+        re.fullmatch(r"\s*\d+\s*", value)
+        and number.low <= int(value) <= number.high
+        for value, number in zip(given, step.numbers, strict=True)
+    ):
+        return name, [int(value) for value in given]
+    allowed = " and ".join(map(str, step.numbers)) or "it takes no number"
     raise ValueError(
         f"Cannot use {text!r} in the policy {policy!r}: it is written "
         f"{_step_help(name)}, and {allowed}."
     )
 
 
+def _on_bytes(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Returns the step that takes the bytes of a file in place of an image."""
+    if function is inception_crop:
+        return decode_and_inception_crop
+    return lambda encoded, *arguments: function(decode(encoded), *arguments)
+
+
 def parse_policy(
     policy: str, image_size: int, source_size: int | None = None
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Compiles a policy into a function of an image and a seed.
+    """Compiles a policy into a function of an image, or its file, and a seed.
 
     A policy in which no step sets the size begins with a resize, unless the
     images have the model's size already.
@@ -168,8 +283,9 @@ def parse_policy(
       source_size: Side of the images before, if all are squares of one size.
 
     Returns:
-      `f(image, seed)`: uint8 `[height, width, 3]` and two integers to uint8
-      `[image_size, image_size, 3]`.
+      `f(image, seed)`: uint8 `[height, width, 3]`, or the bytes of a file (a
+      scalar string), and two integers to uint8 `[image_size, image_size, 3]`.
+      From bytes it decodes no more than the first step needs.
 
     Raises:
       ValueError: A step is unknown, its number does not fit it, or the images
@@ -200,6 +316,8 @@ def parse_policy(
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         seeds = tf.random.experimental.stateless_split(seed, len(steps))
         for i, (function, arguments) in enumerate(steps):
+            if image.dtype == tf.string:
+                function = _on_bytes(function)
             image = function(image, seeds[i], *arguments)
         return tf.ensure_shape(image, (image_size, image_size, 3))
 

@@ -26,9 +26,7 @@ def _prepare_example(
     policy: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     split: Split,
 ) -> dict[str, tf.Tensor]:
-    image, label = record["image"], record["label"]
-    if image.dtype == tf.string:
-        image = images.decode(image)
+    label = record["label"]
     # Public test splits often come with the label -1.
     tf.debugging.assert_equal(
         tf.logical_and(label >= 0, label < split.num_classes),
@@ -37,7 +35,7 @@ def _prepare_example(
         f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
     )
     return {
-        "image": policy(image, seed),  # uint8 [side, side, 3]
+        "image": policy(record["image"], seed),  # uint8 [side, side, 3]
         "label": tf.cast(label, tf.int32),
     }
 
