@@ -134,8 +134,8 @@ class AugmentConfig:
 
     policy: str = _doc(
         "resize",
-        "training: steps joined by |, for example inception_crop|flip or "
-        "pad_crop(4)|flip",
+        "training: steps joined by |, for example pad_crop(4)|flip or "
+        "inception_crop|flip|randaugment(2, 15)",
     )
     eval_policy: str = _doc(
         "resize", "evaluation, for example resize_small(256)|central_crop"
