@@ -141,10 +141,11 @@ def main() -> None:
     )
     print("| variant | images/s per core | of the first | lowest to highest |")
     print("|---|---|---|---|")
+    escaped = r"\|"  # or Markdown ends the cell
     for name, seconds in times.items():
         ratios = [a / b for a, b in zip(times[_LIMIT], seconds, strict=True)]
         print(
-            f"| `{name}` | {1 / statistics.median(seconds):.0f} | "
+            f"| `{name.replace('|', escaped)}` | {1 / statistics.median(seconds):.0f} | "
             f"{statistics.median(ratios):.2f} | "
             f"{min(ratios):.2f} to {max(ratios):.2f} |"
         )
