@@ -64,8 +64,8 @@ def open_data(config: Config) -> Splits:
     if not config.data.name:
         raise ConfigError(
             f"The recipe {config.recipe!r} asks for a data set of yours "
-            "(JFT-300M is not public): data.name=<TFDS name> or "
-            "data.name=folder:/path"
+            "(JFT-300M is not public, and TFDS has no ImageNet-21k): "
+            "data.name=<TFDS name> or data.name=folder:/path"
         )
     names = (
         config.data.train_split,

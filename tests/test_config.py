@@ -193,3 +193,30 @@ def test_jft_rows_are_those_of_table_4():
         assert config.model.image_size == 224
         assert (config.model.stoch_depth, config.model.dropout) == (0, 0)
         assert config.augment.policy == "inception_crop|flip"
+
+
+def test_imagenet_rows_are_those_of_table_4():
+    """PAPER: pre-training, App. B: RandAugment's magnitude, mixup's p."""
+    rows = {
+        "imagenet_b": ("B/16", 15, 0.5),
+        "imagenet_l": ("L/16", 15, 0.5),
+        "imagenet21k_b": ("B/16", 10, 0.2),
+        "imagenet21k_l": ("L/16", 20, 0.5),
+    }
+    assert set(rows) == {
+        r for r in recipes.RECIPES if r.startswith(("imagenet", "imagenet21k"))
+    }
+    for name, (variant, magnitude, p) in rows.items():
+        c = recipes.get_recipe(name)
+        assert (c.model.variant, c.mixup.p) == (variant, p)
+        assert c.augment.policy == (
+            f"inception_crop|flip|randaugment(2, {magnitude})"
+        )
+        assert (c.model.stoch_depth, c.model.dropout) == (0.1, 0.0)
+        assert (c.train.epochs, c.train.batch_size) == (300, 4096)
+        assert (c.optim.lr, c.optim.weight_decay) == (1e-3, 0.1)
+        assert (c.optim.warmup_steps, c.optim.schedule) == (10_000, "linear")
+        assert (c.optim.clip_norm, c.optim.eps) == (1.0, 1e-8)
+        assert (c.train.loss, c.train.head_bias_init) == ("sigmoid", -6.9)
+        # The split that chooses the best is never the one reported.
+        assert c.data.val_split != c.data.eval_split

@@ -31,6 +31,7 @@ def test_one_step(name, folder, tmp_path, strategy_of):
             f"data.name=folder:{folder}",
             "data.train_split=train[:8]",
             "data.eval_split=train[8:]",
+            "data.val_split=null",
             f"model.image_size={2 * patch}",
             "model.num_blocks=2",
             "model.hidden_dim=8",
@@ -67,9 +68,10 @@ def test_docstrings_say_how_to_run_it(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in recipes.RECIPES if n.startswith("jft")]
+    "name",
+    [n for n in recipes.RECIPES if n.startswith(("jft", "imagenet21k"))],
 )
-def test_jft_asks_for_data(name, tmp_path, strategy_of):
+def test_what_nobody_can_download_is_asked_for(name, tmp_path, strategy_of):
     with pytest.raises(config_lib.ConfigError, match="data.name="):
         trainer.fit(
             recipes.get_recipe(name),
