@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,8 +50,13 @@ def _sha256(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def _write(folder: pathlib.Path, step: int, parts: Mapping[str, State]) -> None:
-    """Writes a whole checkpoint; until the last line it counts as none."""
+def _write(
+    folder: pathlib.Path,
+    step: int,
+    parts: Mapping[str, State],
+    best: Mapping[str, Any] | None,
+) -> None:
+    """Writes a whole checkpoint; until the manifest it counts as none."""
     from safetensors import numpy as safetensors_numpy
 
     # A folder without a manifest is what a killed run left.
@@ -66,13 +72,23 @@ def _write(folder: pathlib.Path, step: int, parts: Mapping[str, State]) -> None:
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
         }
-    manifest = {"format": _FORMAT, "step": step, "files": files}
-    temporary = folder / f"{_MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    manifest = {
+        "format": _FORMAT,
+        "step": step,
+        "files": files,
+        "best": dict(best) if best else None,
+    }
+    _sync(folder)
+    _write_json(folder / _MANIFEST, manifest)
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a file that is there whole, and on the disk, or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
     _sync(temporary)
-    _sync(folder)
-    os.replace(temporary, folder / _MANIFEST)
-    _sync(folder)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -118,16 +134,23 @@ def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
 
 
 def _steps(root: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Returns the checkpoints that were written to the end, oldest first."""
-    with contextlib.suppress(OSError):
+    """Returns the checkpoints that were written to the end, oldest first.
+
+    Raises:
+      CheckpointError: The folder cannot be read.
+    """
+    try:
         found = {
             int(match[1]): path
             for path in root.iterdir()
             if (match := _FOLDER.fullmatch(path.name))
             and (path / _MANIFEST).exists()
         }
-        return dict(sorted(found.items()))
-    return {}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {root}: {error}") from error
+    return dict(sorted(found.items()))
 
 
 def read_part(
@@ -161,6 +184,7 @@ def read_part(
             try:
                 return step, _read(steps[step], part)[part]
             except CheckpointError as error:
+                print(f"Not used: {error}", file=sys.stderr, flush=True)
                 problems.append(str(error))
         raise CheckpointError(
             "No checkpoint can be read: " + "; ".join(problems)
@@ -170,7 +194,8 @@ def read_part(
         if best is None:
             raise CheckpointError(
                 f"{workdir} has no best checkpoint: the run has no validation "
-                "split (data.val_split). Take the latest, or a step."
+                "split (data.val_split), or was not evaluated on it yet. Take "
+                "the latest, or a step."
             )
         which = int(best["step"])
     if which not in steps:
@@ -254,16 +279,17 @@ class Checkpoints:
         self.wait()
         self._last = step
         if best is not None:
-            best = self._best = {"step": step, **best}
+            self._best = {"step": step, **best}
+        current = self._best
         if not self._writes:
             return
 
         def write() -> None:
             try:
-                _write(self._path(step), step, parts)
-                if best is not None:
-                    self._write_best(best)
-                self._prune()
+                _write(self._path(step), step, parts, current)
+                if current is not None:
+                    _write_json(self._root / "best.json", current)
+                self._prune(current)
             except Exception as error:  # re-raised by wait
                 self._error = error
 
@@ -284,11 +310,12 @@ class Checkpoints:
             error, self._error = self._error, None
             failed, self._last = self._last, None
             assert failed is not None
-            shutil.rmtree(self._path(failed), ignore_errors=True)
+            if not (self._path(failed) / _MANIFEST).exists():
+                shutil.rmtree(self._path(failed), ignore_errors=True)
             good = self.latest or "none"
             raise CheckpointError(
                 f"Cannot write the checkpoint {self._path(failed)}: {error}. "
-                f"The last good one is untouched: {good}. Make room, or make "
+                f"The last good one: {good}. Make room, or make "
                 "the folder writable, and give the same command again."
             ) from error
 
@@ -297,23 +324,17 @@ class Checkpoints:
         """What was said of the best checkpoint up to here; None at first."""
         return self._best
 
-    def _write_best(self, best: Mapping[str, Any]) -> None:
-        temporary = self._root / "best.json.tmp"
-        temporary.write_text(json.dumps(dict(best), indent=2) + "\n")
-        os.replace(temporary, self._root / "best.json")
-
-    def _prune(self) -> None:
+    def _prune(self, best: Mapping[str, Any] | None) -> None:
         """Removes old checkpoints, and what killed runs left half-written."""
         steps = list(_steps(self._root))
         kept = set(steps[-self._keep :])
-        best = _read_best(self._root)
         if best is not None:
             kept.add(int(best["step"]))
         for path in self._root.iterdir():
             match = _FOLDER.fullmatch(path.name)
             if match and int(match[1]) not in kept:
                 # Without its manifest it is none, whatever comes next.
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     (path / _MANIFEST).unlink()
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -340,9 +361,7 @@ class Checkpoints:
             for damaged in [s for s in steps if s > step]:
                 self._set_aside(steps[damaged])
             self._last = step
-            best = _read_best(self._root)
-            # A later one is of steps that are to come again.
-            self._best = best if best and best["step"] <= step else None
+            self._restore_best(steps[step], set(steps))
             return step, state
         if problems:
             raise CheckpointError(
@@ -351,6 +370,21 @@ class Checkpoints:
                 "another --workdir."
             )
         return None
+
+    def _restore_best(self, folder: pathlib.Path, steps: set[int]) -> None:
+        """Goes back to the best of the steps up to a checkpoint.
+
+        best.json may be of a later one, or of an earlier one if the run was
+        killed before it was written; the manifest knows.
+        """
+        best = json.loads((folder / _MANIFEST).read_text()).get("best")
+        known = best if best and int(best["step"]) in steps else None
+        self._best = known
+        if self._writes and known != _read_best(self._root):
+            if known is None:
+                (self._root / "best.json").unlink(missing_ok=True)
+            else:
+                _write_json(self._root / "best.json", known)
 
     def _set_aside(self, folder: pathlib.Path) -> None:
         if self._writes:

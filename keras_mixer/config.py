@@ -461,7 +461,10 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a small JSON file by way of a temporary one."""
     target = pathlib.Path(path)
     temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    with temporary.open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, target)
 
 

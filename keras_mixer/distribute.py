@@ -106,7 +106,15 @@ def _make_multi_worker() -> tf.distribute.Strategy:
     if cluster:
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     elif "SLURM_PROCID" in os.environ:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+        try:
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+            resolver.cluster_spec()
+        except Exception as error:  # it calls scontrol and nvidia-smi
+            raise DistributeError(
+                "TensorFlow cannot make a cluster of SLURM's variables "
+                f"({type(error).__name__}: {str(error)[:200]}). Set TF_CONFIG "
+                f"on every host instead. {_TF_CONFIG_HELP}"
+            ) from error
     else:
         raise DistributeError(
             "--strategy=multi_worker finds no other host. Set TF_CONFIG on "
@@ -186,6 +194,11 @@ def make_strategy(
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     return mirror(devices)
+
+
+def is_alone(strategy: tf.distribute.Strategy) -> bool:
+    """Whether no other process takes part."""
+    return not _is_multi_worker(strategy)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

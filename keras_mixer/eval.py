@@ -81,16 +81,24 @@ def _which(checkpoint: str) -> str | int:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
-    from keras_mixer import data, distribute, evaluate, workdir
+    from keras_mixer import distribute
 
     if FLAGS.output:
         pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
     strategy = make_strategy()
+    with distribute.watch_workers(strategy):
+        _evaluate(strategy, argv[1:])
+
+
+def _evaluate(strategy: Any, overrides: list[str]) -> None:
+    """Evaluates on a strategy; the chief prints and writes the scores."""
+    from keras_mixer import data, distribute, evaluate, workdir
+
     with strategy.scope():
         model, config, class_names = workdir.load_model(
             FLAGS.workdir, _which(FLAGS.checkpoint)
         )
-    config = _override(config, argv[1:])
+    config = _override(config, overrides)
     split = data.open_split(
         config.data.name,
         config.data.eval_split,

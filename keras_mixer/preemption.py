@@ -1,5 +1,6 @@
 """Signals that ask a run to save and stop."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -45,8 +46,9 @@ class Signals:
         self.came = True
         self._restore()
         name = signal.Signals(number).name
-        print(
-            f"\n{name}: saving and stopping after this call of the device. "
-            "Once more stops at once, without saving.",
-            flush=True,
+        # Not print: the signal may have come in the middle of one.
+        os.write(
+            2,
+            f"\n{name}: saves and stops as soon as the device is back. Once "
+            "more stops at once, without saving.\n".encode(),
         )

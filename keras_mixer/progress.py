@@ -110,8 +110,13 @@ class Progress:
         if not self._writes:
             return
         line = {"step": step, "kind": kind, **metrics}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # of a full disk it names no file
+            raise OSError(
+                error.errno, error.strerror, str(self._path)
+            ) from error
         with self._events.as_default(step=step):
             for name, value in metrics.items():
                 if isinstance(value, int | float):

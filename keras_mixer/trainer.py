@@ -8,6 +8,7 @@ import dataclasses
 import math
 import pathlib
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,14 +91,18 @@ def open_data(config: Config) -> Splits:
                 f"{other.name} has {other.num_classes}, or other names."
             )
     validation = splits[1] if len(splits) == 3 else None
-    if validation and config.data.val_split == config.data.eval_split:
-        raise ConfigError(
-            "data.val_split chooses the best checkpoint and must not be "
-            f"data.eval_split, of which the accuracy is reported. Received: "
-            f"{config.data.val_split!r} for both. Set a part of the training "
-            "split apart: data.train_split=train[:98%] "
-            "data.val_split=train[98%:]"
-        )
+    for field, other in (
+        ("train_split", splits[0]),
+        ("eval_split", splits[-1]),
+    ):
+        if validation and validation.overlaps(other):
+            raise ConfigError(
+                "data.val_split chooses the best checkpoint and must not "
+                f"share examples with data.{field}. Received: "
+                f"{config.data.val_split} and {getattr(config.data, field)}. "
+                "Set a part of the training split apart: "
+                "data.train_split=train[:98%] data.val_split=train[98%:]"
+            )
     return Splits(train, validation, splits[-1])
 
 
@@ -142,7 +147,8 @@ def _check_finite(
     losses: np.ndarray,
     norms: np.ndarray,
     schedule: Callable[[Any], Any],
-    last_checkpoint: str | None,
+    good: str | None,
+    newest: str | None,
 ) -> None:
     """Raises NonFiniteError for the first of these steps that is not finite."""
     bad = ~(np.isfinite(losses) & np.isfinite(norms))
@@ -152,10 +158,12 @@ def _check_finite(
     raise NonFiniteError(
         f"Step {step + first + 1}: the loss is {losses[first]} and the norm "
         f"of the gradient {norms[first]}, at a learning rate of "
-        f"{float(schedule(step + first)):.3g}. Nothing was saved after the "
-        f"last good checkpoint: {last_checkpoint or 'none yet'}. Lower "
-        "optim.lr, lengthen optim.warmup_steps, lower optim.clip_norm, or "
-        "look for broken images; then start in a new --workdir."
+        f"{float(schedule(step + first)):.3g}. The last good checkpoint is "
+        f"{good or 'none yet'}"
+        + ("" if newest == good else f"; {newest} leads to the same step")
+        + ". Lower optim.lr, lengthen optim.warmup_steps, lower "
+        "optim.clip_norm, or look for broken images; then start in a new "
+        "--workdir."
     )
 
 
@@ -256,15 +264,27 @@ class _Loop:
             self.losses = [state["run"]["losses"]]
             self.norms = [state["run"]["norms"]]
             print(f"Going on from step {step:,} ({self.checkpoints.latest})")
-        replicas = self.strategy.num_replicas_in_sync
-        total = distribute.sum_over_workers(self.strategy, step)
-        if total != step * replicas:
-            raise checkpoint.CheckpointError(
-                f"This worker goes on from step {step} and another one from "
-                f"another step. All hosts must see the same {self.workdir}, on "
-                "a disk that they share."
-            )
+        self._compare_with_others(step)
         return step
+
+    def _compare_with_others(self, step: int) -> None:
+        """Raises WorkdirError unless all workers do the same."""
+        config = dataclasses.asdict(self.config)
+        del config["data"]["data_dir"]  # may differ from host to host
+        data_set = (self.train_split.num_examples, self.train_split.class_names)
+        for what, mine in (
+            ("config", config),
+            ("training split", data_set),
+            (f"step to go on from ({step} here)", step),
+        ):
+            digest = zlib.crc32(repr(mine).encode())
+            total = distribute.sum_over_workers(self.strategy, digest)
+            if total != digest * self.strategy.num_replicas_in_sync:
+                raise workdir_lib.WorkdirError(
+                    f"Another worker has another {what}. Give all the same "
+                    "command, the same data, and one --workdir on a disk that "
+                    "they share."
+                )
 
     def open(self, step: int) -> None:
         """Opens the reports and the data at the step to go on from."""
@@ -313,6 +333,7 @@ class _Loop:
         watch = progress.Stopwatch()
         scores = None
         compiled = False
+        alone = distribute.is_alone(self.strategy)
         # Good is a checkpoint from which a later step was finite.
         good_checkpoint = self.checkpoints.latest
         while step < self.total_steps:
@@ -332,8 +353,11 @@ class _Loop:
             if compiled:
                 watch.stop(count * run.batch_size)
             compiled = True
-            _check_finite(step, losses, norms, self.schedule, good_checkpoint)
-            good_checkpoint = self.checkpoints.latest
+            newest = self.checkpoints.latest
+            _check_finite(
+                step, losses, norms, self.schedule, good_checkpoint, newest
+            )
+            good_checkpoint = newest
             self.losses.append(losses)
             self.norms.append(norms)
             step += count
@@ -353,10 +377,13 @@ class _Loop:
                 scores = self._evaluate(step)
                 best = self._is_best(scores)
             due = self._is_due(step, run.checkpoint_every)
-            if due or best or (stops and step < self.total_steps):
+            # Of several workers all must have heard of the signal.
+            stopping = stops or (alone and signals.came)
+            stopping = stopping and step < self.total_steps
+            if due or best or stopping:
                 self.report.sync()
                 self.checkpoints.save(step, self._state(), best=best)
-            if stops and step < self.total_steps:
+            if stopping:
                 self.leave()
                 raise Stopped(step, self.checkpoints.latest)
         return scores
@@ -410,6 +437,14 @@ class _Loop:
         distribute.sum_over_workers(self.strategy, 0)
         self.report.close()
 
+    def abandon(self) -> None:
+        """Lets nothing of this run go on after its failure."""
+        try:
+            self.checkpoints.wait()
+        except checkpoint.CheckpointError as error:
+            print(error, flush=True)
+        self.report.close()
+
 
 def fit(
     config: Config,
@@ -459,19 +494,19 @@ def fit(
         (config.augment.eval_policy, splits.evaluation),
     ):
         images.parse_policy(policy, config.model.image_size, split.image_size)
-    loop = _Loop(
-        config,
-        workdir=workdir,
-        strategy=strategy,
-        splits=splits,
-        initial=initial,
-    )
-    with distribute.watch_workers(strategy):
+    with distribute.watch_workers(strategy), preemption.Signals() as signals:
+        loop = _Loop(
+            config,
+            workdir=workdir,
+            strategy=strategy,
+            splits=splits,
+            initial=initial,
+        )
         if not loop.is_chief:
-            return _train(loop)
+            return _train(loop, signals)
         with workdir_lib.claim(workdir, config, class_names):
             print(_summary(loop, splits), flush=True)
-            result = _train(loop)
+            result = _train(loop, signals)
             config_lib.write_json(workdir / "result.json", result)
     return result
 
@@ -492,18 +527,21 @@ def _summary(loop: _Loop, splits: Splits) -> str:
     )
 
 
-def _train(loop: _Loop) -> dict[str, Any]:
+def _train(loop: _Loop, signals: preemption.Signals) -> dict[str, Any]:
     """Trains from the newest checkpoint to the end; returns the result."""
     step = loop.restore()
     loop.open(step)
     if step < loop.total_steps:
         print("Compiling the training step ...", flush=True)
-    with preemption.Signals() as signals:
+    try:
         scores = loop.train(step, signals)
         split = loop.config.data.eval_split
         # None where the run had stopped between its last checkpoint and here.
         found = scores[split] if scores else loop.evaluators[split]()
         loop.leave()
+    except BaseException:
+        loop.abandon()
+        raise
     return {
         "step": loop.total_steps,
         "split": split,

@@ -168,7 +168,9 @@ def read_result(
             return None
         changes = _changes(workdir, config, class_names)
         metrics = workdir / "metrics.jsonl"
-        begun = metrics.exists() and metrics.stat().st_size
+        begun = (metrics.exists() and metrics.stat().st_size) or (
+            checkpoint.Checkpoints(workdir).steps
+        )
         if changes and begun:
             raise WorkdirError(
                 f"{workdir} holds a run of another config. Give this run a "

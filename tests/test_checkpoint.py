@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pathlib
 import shutil
 import threading
 
@@ -83,6 +84,55 @@ def test_a_best_of_steps_to_come_is_forgotten(tmp_path):
     other = checkpoint.Checkpoints(tmp_path)
     assert other.restore()[0] == 1
     assert other.best is None
+
+
+def test_a_kill_before_best_json_loses_no_best(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(1), best={"accuracy": 0.5})
+    checkpoints.wait()
+    before = (tmp_path / "checkpoints/best.json").read_bytes()
+    checkpoints.save(2, state(2), best={"accuracy": 0.7})
+    checkpoints.wait()
+    (tmp_path / "checkpoints/best.json").write_bytes(before)
+    other = checkpoint.Checkpoints(tmp_path, keep=1)
+    assert other.restore()[0] == 2
+    assert other.best == {"step": 2, "accuracy": 0.7}
+    assert checkpoint.read_part(tmp_path, "model", "best")[0] == 2
+    other.save(3, state(3))
+    other.wait()
+    assert other.steps == [2, 3]
+
+
+def test_what_fails_after_the_manifest_costs_no_checkpoint(
+    tmp_path, monkeypatch
+):
+    checkpoints = saved(tmp_path, 5, keep=1)
+
+    def fail(self, best):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_prune", fail)
+    checkpoints.save(9, state(9))
+    with pytest.raises(checkpoint.CheckpointError, match="Input/output"):
+        checkpoints.wait()
+    assert checkpoints.steps == [5, 9]
+    # A stray file with the name of a checkpoint is no reason to fail.
+    monkeypatch.undo()
+    (tmp_path / "checkpoints/step_00000001").write_text("")
+    checkpoints.save(11, state(11))
+    checkpoints.wait()
+    assert checkpoints.steps == [11]
+
+
+def test_a_folder_that_cannot_be_read_is_no_new_run(tmp_path, monkeypatch):
+    saved(tmp_path, 5)
+
+    def fail(self):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", fail)
+    with pytest.raises(checkpoint.CheckpointError, match="Cannot read"):
+        checkpoint.Checkpoints(tmp_path).restore()
 
 
 FILES = ["manifest.json", "model.safetensors", "run.safetensors"]

@@ -72,6 +72,34 @@ def test_digits_are_fixed_and_stratified():
     assert first.max() > 200
 
 
+def test_splits_know_what_they_share(folder, cifar10_dir):
+    for name, data_dir in (
+        ("digits", None),
+        (f"folder:{folder}", None),
+        ("cifar10", str(cifar10_dir)),
+    ):
+        whole, first, second, middle = (
+            data.open_split(name, split, data_dir)
+            for split in (
+                "train",
+                "train[:60%]",
+                "train[60%:]",
+                "train[-50%:-30%]",
+            )
+        )
+        assert not first.overlaps(second)
+        for a, b in (
+            (whole, second),
+            (middle, first),
+            (first, middle),
+            (middle, second),
+        ):
+            assert a.overlaps(b), (name, a.ranges, b.ranges)
+    assert not data.open_split("digits", "test").overlaps(
+        data.open_split("digits", "train")
+    )
+
+
 def test_split_expressions():
     first = data.open_split("digits", "train[:50%]")
     second = data.open_split("digits", "train[50%:]")

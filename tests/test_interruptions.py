@@ -80,10 +80,10 @@ class Run:
 def test_killed_ten_times(tmp_path):
     """kill -9 at random moments of training, saving, evaluating."""
     arguments = overrides(
-        "train.steps=3000",
+        "train.steps=5000",
         "train.log_every=70",
         "train.eval_every=300",
-        "train.checkpoint_every=100",
+        "train.checkpoint_every=30",
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run = Run(whole, *arguments, output=tmp_path / "whole.txt")
@@ -100,7 +100,7 @@ def test_killed_ten_times(tmp_path):
             time.sleep(rng.uniform(0, 1.5))
         run.process.send_signal(signal.SIGKILL)
         kills += run.end() == -signal.SIGKILL
-    assert kills >= 8, "the run should not have ended before"
+    assert kills >= 6, "the run should not have ended before"
     run = Run(parts, *arguments, output=tmp_path / "last.txt")
     assert run.end() == 0, run.text()
     assert "Going on from step" in run.text()
@@ -111,13 +111,13 @@ def test_killed_ten_times(tmp_path):
     ]
     for key in ("step", "split", "accuracy", "loss", "count"):
         assert result[0][key] == result[1][key]
-    assert checkpoint.Checkpoints(parts).steps == [2900, 3000]
+    assert checkpoint.Checkpoints(parts).steps == [4980, 5000]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, number):
     arguments = overrides(
-        "train.steps=1200", "train.log_every=70", "train.checkpoint_every=5000"
+        "train.steps=4000", "train.log_every=70", "train.checkpoint_every=5000"
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert Run(whole, *arguments, output=tmp_path / "whole.txt").end() == 0
@@ -127,7 +127,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
     assert run.end() == preemption.EXIT_CODE == 75, run.text()
     assert "Traceback" not in run.text()
     [step] = checkpoint.Checkpoints(parts).steps
-    assert 140 <= step < 1200
+    assert 140 <= step < 4000
     assert f"saved as {parts}/checkpoints/step_{step:08d}" in run.text()
     run = Run(parts, *arguments, output=tmp_path / "second.txt")
     assert run.end() == 0, run.text()
@@ -146,12 +146,14 @@ def free_ports(count):
     return ports
 
 
-def start_workers(workdir, arguments, tmp_path, name, count=2):
+def start_workers(workdir, arguments, tmp_path, name, extra=((), ())):
+    count = len(extra)
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(count)]}
     return [
         Run(
             workdir,
             *arguments,
+            *extra[i],
             output=tmp_path / f"{name}_{i}.txt",
             environment={
                 "TF_CONFIG": json.dumps(
@@ -228,6 +230,37 @@ def test_a_worker_is_killed(tmp_path, victim):
     assert_same_lines(lines_of(one), lines_of(two), rel=1e-4)
 
 
+def test_a_worker_that_cannot_start_is_named(tmp_path):
+    """Its data are missing, as on one host of several."""
+    arguments = overrides("train.steps=20")
+    workers = start_workers(
+        tmp_path / "run",
+        arguments,
+        tmp_path,
+        "w",
+        extra=[[], ["data.name=folder:/nowhere"]],
+    )
+    assert workers[1].end() == 1
+    assert "There is no image folder /nowhere" in workers[1].text()
+    assert workers[0].end() == preemption.EXIT_CODE, workers[0].text()[-2000:]
+    assert "worker 1 (localhost:" in workers[0].text()
+
+
+def test_workers_must_do_the_same(tmp_path):
+    arguments = overrides("train.steps=20")
+    workers = start_workers(
+        tmp_path / "run",
+        arguments,
+        tmp_path,
+        "w",
+        extra=[[], ["optim.lr=0.1"]],
+    )
+    codes = {worker.end() for worker in workers}
+    assert codes <= {1, preemption.EXIT_CODE}
+    assert 1 in codes
+    assert any("another config" in w.text() for w in workers)
+
+
 def test_a_signal_to_one_worker_stops_both(tmp_path):
     arguments = overrides("train.steps=20000", "train.log_every=70")
     workers = start_workers(tmp_path / "run", arguments, tmp_path, "w")
@@ -252,7 +285,7 @@ def test_another_process_in_the_workdir_is_refused(tmp_path):
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_going_on_with_more_replicas(tmp_path, replicas):
-    arguments = overrides("train.steps=400", "train.log_every=20")
+    arguments = overrides("train.steps=3000", "train.log_every=50")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert Run(whole, *arguments, output=tmp_path / "whole.txt").end() == 0
     run = Run(parts, *arguments, output=tmp_path / "first.txt")
@@ -271,4 +304,4 @@ def test_going_on_with_more_replicas(tmp_path, replicas):
         for w in (whole, parts)
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-    assert len(losses[0]) == 20
+    assert len(losses[0]) == 60

@@ -153,7 +153,7 @@ NOT_RANDOM = ("augment.policy=resize",)
 @pytest.mark.parametrize(
     "random", [NOT_RANDOM, RANDOM], ids=["plain", "random"]
 )
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize(
     "loss",
     [
@@ -166,13 +166,14 @@ NOT_RANDOM = ("augment.policy=resize",)
 def test_1_2_and_4_replicas_train_the_same(
     tmp_path, strategy_of, optimizer, loss, accumulate, random
 ):
-    """With clipping active, an odd accumulation and a partial last batch.
+    """With clipping active and a partial last batch of the evaluation.
 
     The run that the others must equal is that of one device and one part.
     """
     config = small(
         "optim.clip_norm=0.3",
         f"optim.name={optimizer}",
+        "train.batch_size=32",
         "train.steps=20",
         "train.eval_every=20",
         "train.checkpoint_every=20",
@@ -378,6 +379,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, strategy_of):
     assert f"learning rate of {lr:.3g}" in message
     assert str(tmp_path / "checkpoints" / "step_") in message
     assert "optim.lr" in message
+    assert "leads to the same step" in message
     assert not (tmp_path / "result.json").exists()
     # The checkpoint it names is one from which a later step was finite.
     named = int(re.search(r"checkpoints/step_(\d+)", message)[1])
@@ -518,7 +520,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, strategy_of):
         )
         with pytest.raises(weights_lib.WeightsError, match=message):
             workdir_lib.load_model(tmp_path)
-        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
         (tmp_path / "result.json").unlink(missing_ok=True)
         with pytest.raises(checkpoint.CheckpointError, match="another model"):
             trainer.fit(
@@ -691,10 +692,40 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
         xla=False,
     )()
     assert scores["accuracy"] == of["test[:70]"][want]
-    with pytest.raises(config_lib.ConfigError, match="must not be"):
+    for split, other in (
+        ("test[:50]", "data.eval_split"),
+        ("train[199:]", "data.train_split"),
+    ):
+        with pytest.raises(
+            config_lib.ConfigError, match=f"share examples with {other}"
+        ):
+            trainer.fit(
+                small(f"data.val_split={split}"),
+                workdir=tmp_path / "w",
+                strategy=strategy_of(1),
+            )
+
+
+def test_a_run_without_a_line_yet_is_not_taken_over(
+    tmp_path, strategy_of, monkeypatch
+):
+    """It has a checkpoint, and nothing in metrics.jsonl."""
+    config = small("train.log_every=100", "train.eval_every=null")
+    original = checkpoint.Checkpoints.save
+
+    def kill(self, step, parts, **options):
+        original(self, step, parts, **options)
+        raise Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", kill)
+    with pytest.raises(Killed):
+        trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    monkeypatch.undo()
+    assert checkpoint.Checkpoints(tmp_path).steps == [4]
+    with pytest.raises(workdir_lib.WorkdirError, match="optim.lr: 0.003"):
         trainer.fit(
-            small("data.val_split=test[:70]"),
-            workdir=tmp_path / "w",
+            config_lib.override(config, ["optim.lr=0.5"]),
+            workdir=tmp_path,
             strategy=strategy_of(1),
         )
 

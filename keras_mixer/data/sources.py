@@ -37,6 +37,7 @@ class Split:
         encoded bytes or uint8 [height, width, 3], "label": int64 []}`.
       labels: Returns the labels in the same order, int64 [num_examples],
         without reading images where the source allows it.
+      ranges: The parts of the data set's splits, (name, begin, end).
     """
 
     name: str
@@ -45,10 +46,19 @@ class Split:
     image_size: int | None
     records: Callable[[], tf.data.Dataset]
     labels: Callable[[], np.ndarray]
+    ranges: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def overlaps(self, other: "Split") -> bool:
+        """Whether two splits of one data set share examples."""
+        return any(
+            name == theirs and max(begin, start) < min(end, stop)
+            for name, begin, end in self.ranges
+            for theirs, start, stop in other.ranges
+        )
 
 
 def open_split(
@@ -190,6 +200,7 @@ def _digits(split: str) -> Split:
             {"image": pixels, "label": labels}
         ),
         labels=lambda: labels,
+        ranges=((key, *part.indices(lengths[key])[:2]),),
     )
 
 
@@ -284,6 +295,7 @@ def _folder(path: str, split: str) -> Split:
         image_size=None,
         records=records,
         labels=lambda: labels,
+        ranges=((key, *part.indices(lengths[key])[:2]),),
     )
 
 
@@ -382,4 +394,15 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         image_size=height if height == width else None,
         records=records,
         labels=functools.cache(labels),
+        ranges=tuple(
+            (
+                part.splitname,
+                *slice(part.from_, part.to).indices(
+                    builder.info.splits[part.splitname].num_examples
+                )[:2],
+            )
+            for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(
+                builder.info.splits
+            )
+        ),
     )
