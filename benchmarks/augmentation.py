@@ -1,10 +1,10 @@
 """Images per second and core of decoding, cropping and RandAugment.
 
-    python benchmarks/augmentation.py [--folder=DIR] [--rounds=9]
+    python benchmarks/augmentation.py [--folder=DIR] [--batches=500]
 
-Every variant runs on one thread over the same JPEGs, in turn, in every round,
-and is timed in seconds of CPU: other programs on the machine disturb it
-little, and ratios within one run less. Without a folder it draws 64 pictures
+Every variant runs on one thread over the same JPEGs with the same seeds, and
+they take turns batch by batch. Time is seconds of CPU. So other programs on
+the machine disturb the ratios little. Without a folder it draws 64 pictures
 with the pixels and bytes of ImageNet's.
 """
 
@@ -24,6 +24,7 @@ from keras_mixer import images
 
 _SIDE = 224
 _BATCH = 32
+_WARM_UP = 5  # batches: the start of a stream costs hundreds of images
 _WHOLE = "inception_crop|flip, decoded whole"
 _FUSED = "inception_crop|flip"
 _LIMIT = "decode_and_crop_jpeg and resize alone"
@@ -86,8 +87,9 @@ def pipeline(files: list[bytes], function) -> Iterator:
     options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
-    # Or the next batch would be made while another variant is timed.
-    options.experimental_optimization.inject_prefetch = False
+    # tf.data makes maps parallel and prefetches by default, and would work on
+    # the next batch while another variant is timed.
+    options.experimental_optimization.apply_default_optimizations = False
     return iter(
         tf.data.Dataset.from_tensor_slices(files)
         .repeat()
@@ -98,19 +100,10 @@ def pipeline(files: list[bytes], function) -> Iterator:
     )
 
 
-def seconds_per_image(batches: Iterator, count: int) -> float:
-    """Times batches of a stream that runs: its start costs much more."""
-    start = time.process_time()
-    for _ in range(count // _BATCH):
-        next(batches)
-    return (time.process_time() - start) / (count // _BATCH * _BATCH)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=pathlib.Path, help="of JPEGs")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--images", type=int, default=640, help="per round")
+    parser.add_argument("--batches", type=int, default=500, help="of 32")
     flags = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -120,7 +113,7 @@ def main() -> None:
             path
             for path in flags.folder.rglob("*")
             if path.suffix.lower() in (".jpg", ".jpeg")
-        )[: flags.images]
+        )
         files = [path.read_bytes() for path in paths]
         if not files:
             parser.error(f"no *.jpg or *.jpeg in {flags.folder}")
@@ -129,27 +122,30 @@ def main() -> None:
     streams = {
         name: pipeline(files, function) for name, function in variants().items()
     }
-    for stream in streams.values():
-        seconds_per_image(stream, 4 * _BATCH)  # warm-up
     times: dict[str, list[float]] = {name: [] for name in streams}
-    for _ in range(flags.rounds):
+    for batch in range(flags.batches + _WARM_UP):
         for name, stream in streams.items():
-            times[name].append(seconds_per_image(stream, flags.images))
+            start = time.process_time()
+            next(stream)
+            if batch >= _WARM_UP:
+                times[name].append(time.process_time() - start)
 
     size = statistics.median(map(len, files)) / 1000
     print(
-        f"{len(files)} JPEGs, {size:.0f} kB in the median; {flags.rounds} "
-        f"rounds of {flags.images} images to {_SIDE} x {_SIDE}"
+        f"{len(files)} JPEGs, {size:.0f} kB in the median, to {_SIDE} x "
+        f"{_SIDE}; {flags.batches * _BATCH} images; tenths: the ratio of "
+        "every tenth batch"
     )
-    print("| variant | images/s per core | of the first | lowest to highest |")
+    print("| variant | images/s per core | of the first | tenths |")
     print("|---|---|---|---|")
+    parts = [slice(i, None, 10) for i in range(10)]
     for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(times[_LIMIT], seconds, strict=True)]
+        rate = len(seconds) * _BATCH / sum(seconds)
+        ratios = [sum(times[_LIMIT][p]) / sum(seconds[p]) for p in parts]
         name = name.replace("|", r"\|")  # or Markdown ends the cell
         print(
-            f"| `{name}` | {1 / statistics.median(seconds):.0f} | "
-            f"{statistics.median(ratios):.2f} | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} |"
+            f"| `{name}` | {rate:.0f} | {sum(times[_LIMIT]) / sum(seconds):.2f}"
+            f" | {min(ratios):.2f} to {max(ratios):.2f} |"
         )
 
 

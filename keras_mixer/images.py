@@ -171,14 +171,14 @@ def decode_and_inception_crop(
     def crop_jpeg() -> tf.Tensor:
         shape = tf.image.extract_jpeg_shape(encoded)
         begin, size = _inception_box(shape, seed, area_min)
+        (y, x, _), (height, width, _) = tf.unstack(begin), tf.unstack(size)
         # A column more on both sides: chroma at half the resolution is
         # interpolated from there, and TensorFlow's crop does without.
-        left = tf.maximum(begin[1] - 1, 0)
-        right = tf.minimum(begin[1] + size[1] + 1, shape[1])
-        window = tf.stack([begin[0], left, size[0], right - left])
+        left = tf.maximum(x - 1, 0)
+        right = tf.minimum(x + width + 1, shape[1])
+        window = tf.stack([y, left, height, right - left])
         wide = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
-        start = begin[1] - left
-        crop = wide[:, start : start + size[1]]
+        crop = wide[:, x - left : x - left + width]
         return _resize(crop, (side, side), "bilinear")
 
     end = tf.maximum(tf.strings.length(encoded) - 2, 0)
