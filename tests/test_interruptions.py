@@ -165,21 +165,34 @@ def start_workers(workdir, arguments, tmp_path, name, extra=((), ())):
     ]
 
 
+NOTHING_RANDOM = (
+    "augment.policy=resize",
+    "mixup.p=0",
+    "model.stoch_depth=0",
+    "model.dropout=0",
+)
+SIGMOID = ("train.loss=sigmoid", "train.head_bias_init=-2")
+
+
+# Every pair of (optimizer, loss, accumulation, random or not) is in one.
 @pytest.mark.parametrize(
     "changes",
     [
         (),
-        ("optim.name=sgd", "train.loss=sigmoid", "train.accumulate=4"),
-        (
-            "train.xla=true",
-            "train.accumulate=4",
-            "augment.policy=resize",
-            "mixup.p=0",
-            "model.stoch_depth=0",
-            "model.dropout=0",
-        ),
+        ("optim.name=sgd", "train.accumulate=4"),
+        ("optim.name=sgd", "train.accumulate=4", *SIGMOID),
+        ("train.accumulate=4", *SIGMOID, *NOTHING_RANDOM),
+        ("optim.name=sgd", *SIGMOID, *NOTHING_RANDOM),
+        ("train.xla=true", "train.accumulate=4", *NOTHING_RANDOM),
     ],
-    ids=["adamw", "sgd-sigmoid-parts", "xla-nothing-random"],
+    ids=[
+        "adamw-softmax-1-random",
+        "sgd-softmax-4-random",
+        "sgd-sigmoid-4-random",
+        "adamw-sigmoid-4-plain",
+        "sgd-sigmoid-1-plain",
+        "adamw-softmax-4-plain-xla",
+    ],
 )
 def test_two_workers_train_as_one(tmp_path, changes):
     arguments = overrides(
