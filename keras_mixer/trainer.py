@@ -269,6 +269,8 @@ class _Loop:
 
     def _compare_with_others(self, step: int) -> None:
         """Raises WorkdirError unless all workers do the same."""
+        if distribute.is_alone(self.strategy):
+            return
         config = dataclasses.asdict(self.config)
         del config["data"]["data_dir"]  # may differ from host to host
         data_set = (self.train_split.num_examples, self.train_split.class_names)
