@@ -11,6 +11,7 @@ from absl import flags
 
 from keras_mixer import config as config_lib
 from keras_mixer.train import (
+    KEPT,
     define_device_flags,
     make_strategy,
     run_program,
@@ -110,7 +111,7 @@ def _evaluate(strategy: Any, overrides: list[str]) -> None:
             f"{split.name} has {split.num_classes} classes and the run in "
             f"{FLAGS.workdir} {len(class_names)}, or other names."
         )
-    scores = evaluate.make_evaluator(
+    evaluator = evaluate.make_evaluator(
         model,
         split,
         batch_size=config.train.batch_size,
@@ -119,7 +120,9 @@ def _evaluate(strategy: Any, overrides: list[str]) -> None:
         loss=config.train.loss,
         strategy=strategy,
         xla=config.train.xla,
-    )()
+    )
+    KEPT.append(evaluator)
+    scores = evaluator()
     result = {
         "workdir": str(FLAGS.workdir),
         "checkpoint": FLAGS.checkpoint,

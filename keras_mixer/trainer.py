@@ -453,6 +453,7 @@ def fit(
     *,
     workdir: str | pathlib.Path,
     strategy: tf.distribute.Strategy,
+    keep_alive: list[Any] | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, from the newest checkpoint if there is one.
 
@@ -461,6 +462,8 @@ def fit(
       workdir: Folder of the run: config.json, metrics.jsonl, checkpoints and
         result.json.
       strategy: Where to train.
+      keep_alive: Gets what is not to be freed when this returns. TensorFlow
+        now and then hangs when it frees iterators over several CPUs.
 
     Returns:
       What result.json holds: `step`, `split`, `accuracy`, `loss`, `count` of
@@ -504,6 +507,8 @@ def fit(
             splits=splits,
             initial=initial,
         )
+        if keep_alive is not None:
+            keep_alive.append(loop)
         if not loop.is_chief:
             return _train(loop, signals)
         with workdir_lib.claim(workdir, config, class_names):
