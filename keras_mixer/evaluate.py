@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import keras
 import tensorflow as tf
 
-from keras_mixer import data, images, objective
+from keras_mixer import data, images, objective, step
 
 
 class Scores(TypedDict):
@@ -84,8 +84,7 @@ def make_evaluator(
 
     # On several CPUs XLA looks for the second replica's weights on the first.
     alone = strategy.num_replicas_in_sync == 1
-    compiled = xla and alone
-    replica_fn = tf.function(score, jit_compile=True) if compiled else score
+    replica_fn = step.maybe_compile(score, xla and alone)
 
     @tf.function
     def pass_over(iterator: Any) -> tuple[tf.Tensor, ...]:

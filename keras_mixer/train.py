@@ -158,7 +158,7 @@ def run_program(
     def guarded(argv: list[str]) -> None:
         import tensorflow as tf
 
-        from keras_mixer import distribute, trainer
+        from keras_mixer import distribute, preemption, trainer
 
         logging.set_verbosity(logging.WARNING)
         distribute.keep_freed_memory()
@@ -173,8 +173,11 @@ def run_program(
             if FLAGS.virtual_devices is not None:
                 _end_at_once(0)
         except SystemExit as ending:
-            if FLAGS.virtual_devices is not None and ending.code == 75:
-                _end_at_once(75)
+            if (
+                FLAGS.virtual_devices is not None
+                and ending.code == preemption.EXIT_CODE
+            ):
+                _end_at_once(preemption.EXIT_CODE)
             raise
         except expected as error:
             if os.environ.get("KERAS_MIXER_TRACEBACK"):
