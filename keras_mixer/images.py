@@ -67,10 +67,12 @@ def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
         return tf.gather(palette[:, 2::-1], tf.cast(index, tf.int32))
 
     # 0: less than a header, which TensorFlow's decoder tells.
-    tf.debugging.Assert(
+    check = tf.debugging.Assert(
         tf.reduce_any(bits == [0, 8, 24, 32]),
         ["A BMP needs 8, 24 or 32 bits per pixel, not", bits],
     )
+    with tf.control_dependencies([check]):  # or the decoder's error is first
+        bits = tf.identity(bits)
     return tf.cond(bits == 8, with_palette, lambda: _decode_image(encoded))
 
 
