@@ -296,7 +296,7 @@ def test_another_process_in_the_workdir_is_refused(tmp_path):
     run.end()
 
 
-@pytest.mark.parametrize("replicas", [2])
+@pytest.mark.parametrize("replicas", [2, 4])
 def test_going_on_with_more_replicas(tmp_path, replicas):
     arguments = overrides("train.steps=1500", "train.log_every=25")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
