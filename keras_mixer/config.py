@@ -64,12 +64,29 @@ class DataConfig:
     classes: str | None = _doc(
         None, "only these, names with commas between them; null: all"
     )
-    shuffle_buffer: int = _doc(
-        50_000, "records in the shuffle buffer (encoded, not decoded)"
+    shuffle_buffer: int | None = _doc(
+        None,
+        "encoded records in the shuffle buffer of TFRecords, whose files are "
+        "shuffled, too (folders are shuffled whole); null: 1 GiB of them",
+    )
+    cache: bool = _doc(
+        False, "keep the encoded images in memory after the first epoch"
+    )
+    max_broken: float = _doc(
+        0.01,
+        "share of a split's images that may be broken: they are dropped and "
+        "named; above it the run stops",
     )
 
     def __post_init__(self) -> None:
-        _require_at_least(self, "data", {"shuffle_buffer": 1})
+        if self.shuffle_buffer is not None:
+            _require_at_least(self, "data", {"shuffle_buffer": 1})
+        _require(
+            0 <= self.max_broken <= 1,
+            "data.max_broken",
+            self.max_broken,
+            "from 0 to 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

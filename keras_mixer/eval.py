@@ -120,6 +120,7 @@ def _evaluate(strategy: Any, overrides: list[str]) -> None:
         loss=config.train.loss,
         strategy=strategy,
         xla=config.train.xla,
+        broken=data.BrokenImages(split, limit=config.data.max_broken),
     )
     KEPT.append(evaluator)
     scores = evaluator()

@@ -36,6 +36,7 @@ def make_evaluator(
     loss: str,
     strategy: tf.distribute.Strategy,
     xla: bool,
+    broken: data.BrokenImages | None = None,
 ) -> Callable[[], Scores]:
     """Returns a function that evaluates `model` on `split`.
 
@@ -52,9 +53,12 @@ def make_evaluator(
       loss: A name of `objective.LOSSES`.
       strategy: Where to evaluate.
       xla: Whether to compile the forward pass, if there is one replica.
+      broken: How many images may be broken; none without it. They do not
+        count.
     """
     batch_size = padded_batch_size(batch_size, split.num_examples, strategy)
     num_batches = data.num_batches(split, batch_size)
+    broken = broken or data.BrokenImages(split)
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return data.eval_batches(
@@ -65,6 +69,7 @@ def make_evaluator(
             num_hosts=context.num_input_pipelines,
             host=context.input_pipeline_id,
             replicas=context.num_replicas_in_sync,
+            broken=broken,
         ).repeat()
 
     loss_fn = objective.LOSSES[loss]
@@ -112,8 +117,15 @@ def make_evaluator(
             opened.append(
                 iter(strategy.distribute_datasets_from_function(batches))
             )
-        correct, loss_sum, count = map(float, pass_over(opened[0]))
-        assert count == split.num_examples, (count, split)
+        try:
+            correct, loss_sum, count = map(float, pass_over(opened[0]))
+        except tf.errors.OpError:
+            broken.check()
+            raise
+        missing = split.num_examples - count
+        assert 0 <= missing <= broken.allowed, (count, split)
+        if not count:
+            raise data.DataError(f"All images of {split.name} are broken.")
         return {
             "accuracy": correct / count,
             "loss": loss_sum / count,

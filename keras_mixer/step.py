@@ -2,7 +2,8 @@
 
 Each replica sums the losses of its examples over the global batch size, so
 that the sum of the replicas' gradients is the gradient of the mean; the
-optimizer makes that sum once, and clips it (optim.py).
+optimizer makes that sum once, and clips it (optim.py). A broken image, whose
+label is -1, adds nothing, and is nobody's mixup partner.
 """
 
 from collections.abc import Callable
@@ -58,18 +59,20 @@ def make_loss_and_gradients(
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         image = images.to_value_range(batch["image"])
         classes = model.output_shape[-1]
+        counts = batch["label"] >= 0  # false: the image is broken
         labels = tf.one_hot(batch["label"], classes)
         labels = objective.smooth_labels(labels, run.label_smoothing)
         if "share" in batch:
+            share = tf.where(batch["partner_label"] >= 0, batch["share"], 1.0)
             partner = images.to_value_range(batch["partner_image"])
-            image = objective.mix(image, partner, batch["share"])
+            image = objective.mix(image, partner, share)
             partner = tf.one_hot(batch["partner_label"], classes)
             partner = objective.smooth_labels(partner, run.label_smoothing)
-            labels = objective.mix(labels, partner, batch["share"])
+            labels = objective.mix(labels, partner, share)
         draw = draws.keyed_uniform(run.seed, step, batch["index"])
         with tf.GradientTape() as tape, layers.drawn_by(draw):
             logits = model(image, training=True)
-            losses = loss_fn(labels, logits)
+            losses = tf.where(counts, loss_fn(labels, logits), 0.0)
             loss = tf.reduce_sum(losses) / run.batch_size
         return loss, tape.gradient(loss, model.trainable_variables)
 

@@ -190,6 +190,7 @@ class _Loop:
         self.losses: list[np.ndarray] = []
         self.norms: list[np.ndarray] = []
         keras.utils.set_random_seed(run.seed)
+        self.broken = self._broken_images("train", splits.train)
         self.schedule = optim.make_schedule(config.optim, total_steps=run.steps)
         with strategy.scope():
             self.model = workdir_lib.build_model(
@@ -210,15 +211,25 @@ class _Loop:
                 loss=run.loss,
                 strategy=strategy,
                 xla=run.xla,
+                broken=self._broken_images(role, split),
             )
-            for name, split in (
-                (config.data.val_split, splits.validation),
-                (config.data.eval_split, splits.evaluation),
+            for role, name, split in (
+                ("validation", config.data.val_split, splits.validation),
+                ("evaluation", config.data.eval_split, splits.evaluation),
             )
             if name is not None and split is not None
         }
         self.train_steps = step_lib.make_train_steps(
             self.model, self.optimizer, config, strategy
+        )
+
+    def _broken_images(self, role: str, split: data.Split) -> data.BrokenImages:
+        """Opens the list of a split's broken images."""
+        file = self.workdir / f"broken_{role}.txt"
+        return data.BrokenImages(
+            split,
+            limit=self.config.data.max_broken,
+            file=file if self.is_chief else None,
         )
 
     def _variables(self) -> dict[str, dict[str, Any]]:
@@ -307,7 +318,9 @@ class _Loop:
             "seed": run.seed,
             "start_step": step,
             "shuffle_buffer": config.data.shuffle_buffer,
+            "cache": config.data.cache,
             "mixup": config.mixup,
+            "broken": self.broken,
         }
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -348,9 +361,13 @@ class _Loop:
             )
             count = min(stop - step, run.steps_per_call)
             watch.start()
-            results = self.train_steps(
-                self.iterator, tf.constant(count), tf.constant(signals.came)
-            )
+            try:
+                results = self.train_steps(
+                    self.iterator, tf.constant(count), tf.constant(signals.came)
+                )
+            except tf.errors.OpError:
+                self.broken.check()
+                raise
             losses, norms, stops = (np.asarray(r) for r in results)
             if compiled:
                 watch.stop(count * run.batch_size)

@@ -1,13 +1,18 @@
 """A data set's name becomes batches.
 
-`open_split` finds a split of a data set (sources.py); `train_batches` and
-`eval_batches` make the input of a step from it (batches.py).
+`open_split` finds a split of a data set (sources.py, folders.py), whose records
+come in a fixed or a random order (splits.py); `train_batches` and
+`eval_batches` make the input of a step from it (batches.py), without the
+images that cannot be decoded (broken.py).
 """
 
 from keras_mixer.data.batches import eval_batches, num_batches, train_batches
-from keras_mixer.data.sources import DataError, Split, open_split
+from keras_mixer.data.broken import BrokenImages
+from keras_mixer.data.sources import open_split
+from keras_mixer.data.splits import DataError, Split
 
 __all__ = [
+    "BrokenImages",
     "DataError",
     "Split",
     "eval_batches",

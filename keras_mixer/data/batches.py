@@ -14,30 +14,67 @@ import tensorflow as tf
 
 from keras_mixer import images
 from keras_mixer.config import MixupConfig
-from keras_mixer.data.sources import Split
+from keras_mixer.data.broken import BrokenImages, map_images
+from keras_mixer.data.splits import Record, Split, cached, default_buffer
+
+NO_LABEL = -1  # of an example that does not count
 
 _GRAPH_SEED = 1
 _MIXUP_SEED = 2**32  # apart from the augmentation's
 
 
-def _prepare_example(
-    record: Mapping[str, tf.Tensor],
-    seed: tf.Tensor,
-    policy: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    split: Split,
-) -> dict[str, tf.Tensor]:
+def _check_label(record: Record, split: Split) -> Record:
+    """Fails for an example without a label, as public test splits have."""
     label = record["label"]
-    # Public test splits often come with the label -1.
     tf.debugging.assert_equal(
         tf.logical_and(label >= 0, label < split.num_classes),
         True,
         message=f"{split.name} has an example without a label, or with one "
         f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
     )
-    return {
-        "image": policy(record["image"], seed),  # uint8 [side, side, 3]
-        "label": tf.cast(label, tf.int32),
-    }
+    return record
+
+
+def _prepare(
+    items: tf.data.Dataset,
+    image_of: Callable[[Record], tf.Tensor],
+    rest_of: Callable[[Record], dict[str, tf.Tensor]],
+    *,
+    split: Split,
+    image_size: int,
+    dropped: Mapping[str, Any],
+    broken: BrokenImages | None,
+) -> tf.data.Dataset:
+    """Makes examples of records, in parallel.
+
+    Args:
+      items: Records, with what the two functions want to know besides.
+      image_of: Makes uint8 [image_size, image_size, 3]; fails for a broken
+        image.
+      rest_of: Makes everything else.
+      split: What the records are of.
+      image_size: Side of the images.
+      dropped: What replaces the rest of an example whose image is broken.
+      broken: Is told of those; without it the first one is an error.
+    """
+
+    def prepare(item: Record) -> dict[str, tf.Tensor]:
+        return {**rest_of(item), "image": image_of(item)}
+
+    if not split.is_encoded:
+        return items.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def otherwise(item: Record) -> dict[str, tf.Tensor]:
+        black = tf.zeros([image_size, image_size, 3], tf.uint8)
+        return {**rest_of(item), "image": black, **dropped}
+
+    return map_images(
+        items,
+        prepare,
+        otherwise=otherwise,
+        name_of=split.name_of,
+        broken=broken or BrokenImages(split),
+    )
 
 
 def _shard(
@@ -85,10 +122,12 @@ def train_batches(
     policy: str,
     seed: int,
     start_step: int = 0,
-    shuffle_buffer: int = 50_000,
+    shuffle_buffer: int | None = None,
+    cache: bool = False,
     num_shards: int = 1,
     shards: Sequence[int] = (0,),
     mixup: MixupConfig | None = None,
+    broken: BrokenImages | None = None,
 ) -> tf.data.Dataset:
     """Returns the endless training stream, from `start_step` on.
 
@@ -96,7 +135,7 @@ def train_batches(
     batch may straddle two. Order, augmentation and mixing shares depend on
     `seed` and the position in the stream alone. An interrupted run skips to
     its position before anything is decoded, and a host decodes its shards
-    alone.
+    alone (of a folder it also reads its files alone).
 
     Args:
       split: What to train on.
@@ -105,75 +144,91 @@ def train_batches(
       policy: Augmentation, see `images.parse_policy`.
       seed: Of the run.
       start_step: Updates that have been done.
-      shuffle_buffer: Records in the shuffle buffer.
+      shuffle_buffer: Encoded records in the shuffle buffer of TFRecords; as
+        many as fill 1 GiB if None. Folders are shuffled whole, by name.
+      cache: Keep all encoded images in memory after the first epoch.
       num_shards: Parts of equal size into which a global batch is cut.
       shards: The parts that are wanted here, in this order.
       mixup: Whether a part begins with the partner of its first example.
+      broken: What to do about images that cannot be decoded. Without it the
+        first one is an error.
 
     Returns:
       For each update the parts of its batch, one after another: `{"image":
       uint8 [n, side, side, 3], "label": int32 [n], "index": int32 [n]}`,
       n = batch_size / num_shards; `index` is the place in the global batch.
-      With mixup images and labels have n + 1 rows, of which row i is the
-      partner of row i + 1 (the global batch rolled by one), and "share",
-      float32 [n], is the share of the example itself.
+      The label of a broken image is -1. With mixup images and labels have n +
+      1 rows, of which row i is the partner of row i + 1 (the global batch
+      rolled by one), and "share", float32 [n], is the share of the example
+      itself.
 
     Raises:
       ValueError: `policy` cannot be read.
     """
     apply = images.parse_policy(policy, image_size, split.image_size)
-    records = split.records()
     start = start_step * batch_size
     first_epoch, offset = divmod(start, split.num_examples)
-    buffer = min(shuffle_buffer, split.num_examples)
+    buffer = min(shuffle_buffer or default_buffer(split), split.num_examples)
     size = batch_size // num_shards
     mixes = mixup is not None and mixup.p > 0
     partners = 1 if mixes else 0
+    source = cached(split) if cache else split
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
         # Of this function's graph alone: without it the order would depend on
         # the global seed of the process (and a global seed of 0 would fail).
         tf.random.set_seed(_GRAPH_SEED)
-        order = tf.random.stateless_uniform(
-            [], (seed, number), 0, 2**31 - 1, dtype=tf.int64
+        order = tf.stack([tf.constant(seed, tf.int64), number])
+        first = tf.where(
+            number == first_epoch, tf.constant(offset, tf.int64), 0
         )
-        return records.shuffle(
-            buffer, seed=order, reshuffle_each_iteration=False
-        )
+        return source.in_order_of(order, first, buffer)
 
-    def prepare(
-        position: tf.Tensor, record: Mapping[str, tf.Tensor]
+    def name_position(
+        position: tf.Tensor, record: Record
     ) -> dict[str, tf.Tensor]:
-        key = tf.stack([tf.constant(seed, tf.int64), position])
-        example = _prepare_example(record, key, apply, split)
-        example["index"] = tf.cast(position % batch_size, tf.int32)
+        return {**_check_label(record, split), "position": position}
+
+    def image_of(item: Record) -> tf.Tensor:
+        key = tf.stack([tf.constant(seed, tf.int64), item["position"]])
+        return apply(source.load(item), key)
+
+    def rest_of(item: Record) -> dict[str, tf.Tensor]:
+        position = item["position"]
+        rest = {
+            "label": tf.cast(item["label"], tf.int32),
+            "index": tf.cast(position % batch_size, tf.int32),
+        }
         if mixes:
             assert mixup is not None
             step = position // batch_size
-            example["share"] = _mixing_share(
+            rest["share"] = _mixing_share(
                 seed, position if mixup.per_example else step, mixup.p
             )
-        return example
+        return rest
 
     def drop_partner(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         kept = {k: batch[k][partners:] for k in ("index", "share")}
         return {**batch, **kept}
 
-    examples = (
-        tf.data.Dataset.counter(first_epoch)
-        .flat_map(epoch)
-        .skip(offset)
-        .enumerate(start)
+    records = (
+        tf.data.Dataset.counter(first_epoch).flat_map(epoch).enumerate(start)
     )
     if partners or tuple(shards) != tuple(range(num_shards)):
         wanted = [
             np.arange(part * size - partners, (part + 1) * size) % batch_size
             for part in shards
         ]
-        examples = _shard(examples, batch_size, np.concatenate(wanted))
-    batches = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(
-        size + partners, drop_remainder=True
-    )
+        records = _shard(records, batch_size, np.concatenate(wanted))
+    batches = _prepare(
+        records.map(name_position),
+        image_of,
+        rest_of,
+        split=split,
+        image_size=image_size,
+        dropped={"label": tf.constant(NO_LABEL)},
+        broken=broken,
+    ).batch(size + partners, drop_remainder=True)
     if partners:
         batches = batches.map(drop_partner)
     # Several hosts would ask one another at every step whether it has ended.
@@ -192,6 +247,7 @@ def eval_batches(
     num_hosts: int = 1,
     host: int = 0,
     replicas: int = 1,
+    broken: BrokenImages | None = None,
 ) -> tf.data.Dataset:
     """Returns every example of a split once, the last batch filled up.
 
@@ -203,30 +259,41 @@ def eval_batches(
       num_hosts: Hosts that share the work, each with as many batches.
       host: Which of them this is; it gets every `num_hosts`-th example.
       replicas: Parts into which a batch is cut, over all hosts.
+      broken: What to do about images that cannot be decoded. Without it the
+        first one is an error.
 
     Returns:
       `num_batches` times the parts for this host, `{"image": uint8 [n, side,
       side, 3], "label": int32 [n], "mask": float32 [n]}`, n = batch_size /
-      replicas; the mask is 0 for filling, 1 otherwise.
+      replicas; the mask is 0 for filling and broken images, 1 otherwise.
 
     Raises:
       ValueError: `policy` cannot be read.
     """
     apply = images.parse_policy(policy, image_size, split.image_size)
 
-    def prepare(record: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def image_of(item: Record) -> tf.Tensor:
         seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
+        return apply(split.load(item), seed)
+
+    def rest_of(item: Record) -> dict[str, tf.Tensor]:
         return {
-            **_prepare_example(record, seed, apply, split),
+            "label": tf.cast(item["label"], tf.int32),
             "mask": tf.ones([]),
         }
 
     mine = len(range(host, split.num_examples, num_hosts))
     total = num_batches(split, batch_size) * batch_size // num_hosts
-    real = (
+    real = _prepare(
         split.records()
         .shard(num_hosts, host)
-        .map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        .map(lambda record: _check_label(record, split)),
+        image_of,
+        rest_of,
+        split=split,
+        image_size=image_size,
+        dropped={"mask": tf.zeros([])},
+        broken=broken,
     )
     filling = tf.data.Dataset.from_tensors(
         {

@@ -1,7 +1,7 @@
 """Where the images come from: a data set's name becomes a `Split`.
 
 Three kinds of data set: `digits` (bundled with scikit-learn), any TFDS name,
-and `folder:/path`. Each split is a fixed order of raw records.
+and `folder:/path` (folders.py).
 """
 
 import dataclasses
@@ -9,56 +9,24 @@ import difflib
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-_FOLDER_ORDER_SEED = 0
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+from keras_mixer.data import folders
+from keras_mixer.data.splits import (
+    DataError,
+    Record,
+    Split,
+    permutation,
+    shuffle,
+    table,
+)
+
 _DIGITS_TEST_EXAMPLES = 360
-
-
-class DataError(ValueError):
-    """A data set is missing, or not what the run needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """One split of a data set.
-
-    Attributes:
-      name: For people, "cifar10 train[:99%]".
-      num_examples: Length of `records()`.
-      class_names: One name per class, in the order of the labels.
-      image_size: Side in pixels if all images are squares of one size.
-      records: Makes the data set of records in a fixed order, `{"image":
-        encoded bytes or uint8 [height, width, 3], "label": int64 []}`.
-      labels: Returns the labels in the same order, int64 [num_examples],
-        without reading images where the source allows it.
-      ranges: The parts of the data set's splits, (name, begin, end).
-    """
-
-    name: str
-    num_examples: int
-    class_names: tuple[str, ...]
-    image_size: int | None
-    records: Callable[[], tf.data.Dataset]
-    labels: Callable[[], np.ndarray]
-    ranges: tuple[tuple[str, int, int], ...] = ()
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def overlaps(self, other: "Split") -> bool:
-        """Whether two splits of one data set share examples."""
-        return any(
-            name == theirs and max(begin, start) < min(end, stop)
-            for name, begin, end in self.ranges
-            for theirs, start, stop in other.ranges
-        )
+_FILES_AT_ONCE = 16  # of a TFRecord data set, in turn
 
 
 def open_split(
@@ -85,7 +53,8 @@ def open_split(
     if name == "digits":
         found = _digits(split)
     elif name.startswith("folder:"):
-        found = _folder(name.removeprefix("folder:"), split)
+        path = name.removeprefix("folder:")
+        found = folders.open_folder(path, split, _select)
     else:
         found = _tfds(name, split, data_dir)
     if classes is not None:
@@ -122,20 +91,34 @@ def _keep_classes(split: Split, classes: str) -> Split:
         found = new_label[split.labels()]
         return found[found >= 0]
 
-    def records() -> tf.data.Dataset:
+    def keep(records: tf.data.Dataset) -> tf.data.Dataset:
         def relabel(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            old = record["label"] % len(new_label)
-            return {**record, "label": tf.gather(new_label, old)}
+            old = record["label"]
+            return {
+                **record,
+                "old_label": old,
+                "label": tf.gather(new_label, old % len(new_label)),
+            }
 
-        return split.records().map(relabel).filter(lambda x: x["label"] >= 0)
+        return records.map(relabel).filter(lambda x: x["label"] >= 0)
+
+    def old(record: Record) -> Record:
+        return {**record, "label": record["old_label"]}
+
+    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
+        # Only what is left counts, so nothing can be skipped before.
+        return keep(split.in_order_of(seed, 0, buffer)).skip(first)
 
     return dataclasses.replace(
         split,
         name=f"{split.name} ({', '.join(names)})",
         num_examples=len(labels()),
         class_names=names,
-        records=records,
+        records=lambda: keep(split.records()),
         labels=labels,
+        load=lambda record: split.load(old(record)),
+        name_of=lambda record: split.name_of(old(record)),
+        shuffled=shuffled,
     )
 
 
@@ -193,109 +176,11 @@ def _digits(split: str) -> Split:
     pixels, labels = arrays[key][0][part], arrays[key][1][part]
     return Split(
         name=f"digits {split}",
-        num_examples=len(labels),
         class_names=tuple(str(i) for i in range(10)),
         image_size=8,
-        records=lambda: tf.data.Dataset.from_tensor_slices(
-            {"image": pixels, "label": labels}
-        ),
-        labels=lambda: labels,
         ranges=((key, *part.indices(lengths[key])[:2]),),
-    )
-
-
-def _list_folder(
-    root: pathlib.Path, class_names: list[str]
-) -> tuple[list[str], list[int]]:
-    """Lists the images of class folders in a fixed, mixed order."""
-    files, labels = [], []
-    for label, class_name in enumerate(class_names):
-        found = sorted(
-            str(path)
-            for path in (root / class_name).rglob("*")
-            if path.suffix.lower() in _IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-        )
-        if not found:
-            raise DataError(
-                f"The class folder {root / class_name} has no image "
-                f"({', '.join(_IMAGE_SUFFIXES)}). Remove it or fill it."
-            )
-        files += found
-        labels += [label] * len(found)
-    order = np.random.default_rng(_FOLDER_ORDER_SEED).permutation(len(files))
-    return [files[i] for i in order], [labels[i] for i in order]
-
-
-def _subfolders(path: pathlib.Path) -> list[str]:
-    return sorted(
-        p.name
-        for p in path.iterdir()
-        if p.is_dir() and not p.name.startswith(".")
-    )
-
-
-def _folder(path: str, split: str) -> Split:
-    """Reads `path/<class>/*.jpg`, or `path/<split>/<class>/*.jpg`.
-
-    Without split folders everything is the split "train", in an order that
-    mixes the classes: train[:80%] and train[80%:] make two parts.
-    """
-    root = pathlib.Path(path).expanduser()
-    if not root.is_dir():
-        raise DataError(f"There is no image folder {root}")
-    folders = _subfolders(root)
-    nested = [f for f in folders if _subfolders(root / f)]
-    if nested and len(nested) < len(folders):
-        flat = sorted(set(folders) - set(nested))
-        raise DataError(
-            f"{root} mixes two layouts: {', '.join(nested[:3])} hold folders, "
-            f"{', '.join(flat[:3])} do not. It should be <class>/*.jpg, or "
-            "train/<class>/*.jpg and test/<class>/*.jpg."
-        )
-    has_splits = bool(nested)
-    roots = {f: root / f for f in folders} if has_splits else {"train": root}
-    names = {key: _subfolders(r) for key, r in roots.items()}
-    if not any(names.values()):
-        raise DataError(
-            f"The image folder {root} has no folders. It should hold one "
-            "folder of images per class, <class>/*.jpg, or train/<class>/"
-            "*.jpg and test/<class>/*.jpg."
-        )
-    class_names = next(iter(names.values()))
-    for key, theirs in names.items():
-        if theirs != class_names:
-            different = sorted(set(theirs) ^ set(class_names))
-            raise DataError(
-                f"The splits of {root} have different classes: {key} and "
-                f"{next(iter(names))} differ in {', '.join(different[:5])}"
-            )
-    lists = {key: _list_folder(r, class_names) for key, r in roots.items()}
-    lengths = {key: len(files) for key, (files, _) in lists.items()}
-    key, part = _select(split, lengths, f"folder:{path}")
-    files = np.array(lists[key][0][part])
-    labels = np.array(lists[key][1][part], np.int64)
-
-    def records() -> tf.data.Dataset:
-        paths = tf.data.Dataset.from_tensor_slices(
-            {"path": files, "label": labels}
-        )
-        return paths.map(
-            lambda x: {
-                "image": tf.io.read_file(x["path"]),
-                "label": x["label"],
-            },
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-
-    return Split(
-        name=f"folder:{path} {split}",
-        num_examples=len(files),
-        class_names=tuple(class_names),
-        image_size=None,
-        records=records,
-        labels=lambda: labels,
-        ranges=((key, *part.indices(lengths[key])[:2]),),
+        num_bytes=lambda: pixels.nbytes,
+        **table({"image": pixels, "label": labels}),
     )
 
 
@@ -376,17 +261,37 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         found = [x[label_key] for x in dataset.batch(4096).as_numpy_iterator()]
         return np.concatenate(found)
 
+    decoders = {image_key: tfds.decode.SkipDecoding()}
+
     def records() -> tf.data.Dataset:
         dataset = builder.as_dataset(
             split=split,
             shuffle_files=False,
-            decoders={image_key: tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(try_autocache=False),
+            decoders=decoders,
+            read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
         )
         return dataset.map(
-            lambda x: {"image": x[image_key], "label": x[label_key]}
+            lambda x: {
+                "image": x[image_key],
+                "label": x[label_key],
+                "name": x["tfds_id"],
+            }
         )
 
+    def parse(name: tf.Tensor, example: tf.Tensor) -> dict[str, tf.Tensor]:
+        x = features.deserialize_example(example, decoders=decoders)
+        return {"image": x[image_key], "label": x[label_key], "name": name}
+
+    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
+        raw = _shuffled_examples(info.file_instructions, seed, buffer)
+        return raw.skip(first).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(
+        builder.info.splits
+    )
+    whole = [builder.info.splits[part.splitname] for part in parts]
+    share = info.num_examples / max(sum(x.num_examples for x in whole), 1)
+    is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     return Split(
         name=f"{name} {split}",
         num_examples=info.num_examples,
@@ -397,12 +302,51 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         ranges=tuple(
             (
                 part.splitname,
-                *slice(part.from_, part.to).indices(
-                    builder.info.splits[part.splitname].num_examples
-                )[:2],
+                *slice(part.from_, part.to).indices(x.num_examples)[:2],
             )
-            for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(
-                builder.info.splits
-            )
+            for part, x in zip(parts, whole, strict=True)
         ),
+        shuffled=shuffled if is_tfrecord else None,
+        num_bytes=lambda: int(share * sum(x.num_bytes for x in whole)),
     )
+
+
+def _shuffled_examples(
+    instructions: Sequence[Any], seed: tf.Tensor, buffer: int
+) -> tf.data.Dataset:
+    """Reads TFRecord files in a random order, several in turn.
+
+    Together with the buffer this mixes a data set far larger than the buffer.
+
+    Args:
+      instructions: Of TFDS: the files, and which of their records.
+      seed: int64 [2].
+      buffer: Records in the shuffle buffer.
+
+    Returns:
+      Pairs of strings: a name as TFDS gives it, and the serialized example.
+    """
+    count = len(instructions)
+    paths = tf.constant([i.filename for i in instructions])
+    skips = tf.constant([i.skip for i in instructions], tf.int64)
+    takes = tf.constant([i.take for i in instructions], tf.int64)
+
+    def read(i: tf.Tensor) -> tf.data.Dataset:
+        name = tf.strings.split(paths[i], "/")[-1] + "__"
+        return (
+            tf.data.TFRecordDataset(paths[i])
+            .skip(skips[i])
+            .take(takes[i])
+            .enumerate(skips[i])
+            .map(lambda j, example: (name + tf.strings.as_string(j), example))
+        )
+
+    order = tf.data.Dataset.from_tensor_slices(permutation(seed, count))
+    examples = order.interleave(
+        read,
+        cycle_length=_FILES_AT_ONCE,
+        block_length=_FILES_AT_ONCE,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return shuffle(examples, seed, buffer)

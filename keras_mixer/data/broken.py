@@ -1,0 +1,167 @@
+"""Images that cannot be decoded: dropped, counted and named.
+
+A broken image keeps its place in the batch, without weight: so the batches do
+not depend on which images are broken, and every resume and every number of
+hosts agrees on them.
+"""
+
+import pathlib
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from keras_mixer.data.splits import DataError, Split
+
+_CHUNK = 16  # images that are tried at once
+_SHOWN = 10  # of a split, on the screen
+
+Item = Mapping[str, tf.Tensor]
+
+
+class BrokenImages:
+    """Which images of a split are broken, and how many may be.
+
+    Args:
+      split: What the images are of.
+      limit: The share of the split's images that may be broken. At the first
+        one above, the input pipeline fails.
+      file: Where to write them down, one `name<TAB>reason` a line; what an
+        interrupted run has written there counts. None: nowhere.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        limit: float = 0.0,
+        file: pathlib.Path | None = None,
+    ):
+        self._split, self._limit, self._file = split, limit, file
+        self._lock = threading.Lock()
+        self._error: DataError | None = None
+        self.names: set[str] = set()
+        if file is not None and file.exists():
+            lines = file.read_text(errors="replace").splitlines()
+            self.names.update(line.partition("\t")[0] for line in lines)
+
+    @property
+    def allowed(self) -> int:
+        """How many images may be broken."""
+        return int(self._limit * self._split.num_examples)
+
+    def report(self, name: str, reason: str) -> None:
+        """Notes a broken image, once.
+
+        Raises:
+          DataError: Too many are broken.
+        """
+        with self._lock:
+            if name in self.names:
+                return
+            self.names.add(name)
+            if self._file is not None:
+                with self._file.open("a") as file:
+                    file.write(f"{name}\t{reason}\n")
+            count, total = len(self.names), self._split.num_examples
+            if count > self.allowed:
+                error = DataError(
+                    f"{count} of the {total:,} images of {self._split.name} "
+                    f"cannot be decoded, the last one {name} ({reason}). "
+                    "Remove or mend them"
+                    + (f" (all are in {self._file})" if self._file else "")
+                    + ", or let a larger share of them be dropped: "
+                    f"data.max_broken={min(2 * count / total, 1):.2g}"
+                )
+                self._error = self._error or error
+                raise error
+            if count <= _SHOWN or self._file is None:
+                self._tell(f"Dropped a broken image: {name} ({reason})")
+            if count == _SHOWN and self._file is not None:
+                self._tell(f"If there are more, {self._file} lists them.")
+
+    @staticmethod
+    def _tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def check(self) -> None:
+        """Raises DataError if the input pipeline failed for too many."""
+        if self._error is not None:
+            raise self._error
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return line.rpartition("}} ")[2].partition(" [Op:")[0][:200]
+
+
+def map_images(
+    items: tf.data.Dataset,
+    prepare: Callable[[Item], Any],
+    *,
+    otherwise: Callable[[Item], Any],
+    name_of: Callable[[Item], tf.Tensor],
+    broken: BrokenImages,
+) -> tf.data.Dataset:
+    """Maps items in parallel, and those that fail to something else.
+
+    TensorFlow has no op that catches an error; only a data set can leave out
+    an element. So a few items are a data set of their own, and where one of
+    them fails they are tried again one by one.
+
+    Args:
+      items: What to map, dictionaries of tensors.
+      prepare: May fail, with any of TensorFlow's errors.
+      otherwise: Its substitute, with the same types and shapes.
+      name_of: Names an item that failed.
+      broken: Is told of it.
+    """
+
+    def tell(*flat: tf.Tensor) -> bool:
+        item = tf.nest.pack_sequence_as(items.element_spec, flat)
+        try:
+            prepare(item)
+            reason = "the first attempt failed"
+        except (tf.errors.OpError, ValueError) as error:
+            reason = _first_line(error)
+        broken.report(name_of(item).numpy().decode(), reason)
+        return True
+
+    def substitute(item: Item) -> Any:
+        told = tf.py_function(tell, tf.nest.flatten(item), tf.bool)
+        with tf.control_dependencies([told]):
+            return tf.nest.map_structure(tf.identity, otherwise(item))
+
+    def rescue(item: Item) -> Any:
+        alone = tf.data.Dataset.from_tensors(item)
+        return (
+            alone.map(prepare)
+            .ignore_errors()
+            .concatenate(alone.map(substitute))
+            .take(1)
+            .get_single_element()
+        )
+
+    def attempt(chunk: Item) -> Any:
+        one_by_one = tf.data.Dataset.from_tensor_slices(chunk)
+        size = tf.cast(one_by_one.cardinality(), tf.int64)
+
+        def of_all(function: Callable[[Item], Any]) -> tf.data.Dataset:
+            # After a failure fewer are left than a whole batch.
+            return one_by_one.map(function).batch(size, drop_remainder=True)
+
+        return (
+            of_all(prepare)
+            .ignore_errors()
+            .concatenate(of_all(rescue))
+            .take(1)
+            .get_single_element()
+        )
+
+    return (
+        items.batch(_CHUNK)
+        .map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
+        .unbatch()
+    )

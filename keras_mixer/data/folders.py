@@ -1,0 +1,170 @@
+"""Folders of images, one folder per class, on a disk or in a bucket."""
+
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer.data.splits import DataError, Record, Split, table
+
+_ORDER_SEED = 0
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_LAYOUTS = "<class>/*.jpg, or train/<class>/*.jpg and test/<class>/*.jpg"
+_PATIENCE = 5.0  # seconds between two words of a long listing
+
+# Class -> paths of its images, from the class folder on.
+Listing = dict[str, list[str]]
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(_SUFFIXES)
+
+
+def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """Yields each folder, by the parts of its path, and its images' names."""
+    if _is_remote(root):
+        # One request for a thousand files; to ask of each whether it is a
+        # folder would be one for each. A bucket has no empty folders.
+        found: dict[tuple[str, ...], list[str]] = {}
+        for pattern in ("*/*", "*/*/*"):
+            for path in tf.io.gfile.glob(f"{root}/{pattern}"):
+                *folder, name = path.removeprefix(f"{root}/").split("/")
+                if _is_image(name):
+                    found.setdefault(tuple(folder), []).append(name)
+        yield from found.items()
+        return
+    for path, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        parts = pathlib.Path(path).relative_to(root).parts
+        yield parts, list(filter(_is_image, names))
+
+
+def _list(root: str) -> tuple[dict[str, Listing], bool]:
+    """Lists the images of a folder.
+
+    Returns:
+      They by split, class and name, sorted; and whether there is a folder for
+      each split (without it all are the split "train").
+
+    Raises:
+      DataError: The folder is missing, or laid out in no known way.
+    """
+    if not tf.io.gfile.isdir(root):
+        raise DataError(f"There is no image folder {root}")
+    folders: dict[tuple[str, ...], list[str]] = {}
+    told = time.monotonic()
+    for folder, names in _walk(root):
+        for depth in range(1, len(folder)):
+            folders.setdefault(folder[:depth], [])
+        folders[folder] = names
+        if time.monotonic() - told > _PATIENCE:
+            told = time.monotonic()
+            count = sum(map(len, folders.values()))
+            print(f"Listing {root}: {count:,} images ...", flush=True)
+    top = {f[0] for f in folders if len(f) == 1}
+    nested = {f[0] for f in folders if len(f) == 2}
+    if not top:
+        raise DataError(
+            f"The image folder {root} has no folders. It should hold one "
+            f"folder of images per class: {_LAYOUTS}."
+        )
+    if nested and nested != top:
+        raise DataError(
+            f"{root} mixes two layouts: {', '.join(sorted(nested)[:3])} hold "
+            f"folders, {', '.join(sorted(top - nested)[:3])} do not. It should "
+            f"be {_LAYOUTS}."
+        )
+    depth = 2 if nested else 1  # of a class folder
+    listings: dict[str, Listing] = {}
+    for folder in sorted(f for f in folders if len(f) >= depth):
+        split, class_name = ("train", *folder[:depth])[-2:]
+        inner = "".join(f"{part}/" for part in folder[depth:])
+        names = listings.setdefault(split, {}).setdefault(class_name, [])
+        names += [inner + name for name in folders[folder]]
+    for split, listing in listings.items():
+        for class_name, names in listing.items():
+            names.sort()
+            if not names:
+                where = f"{root}/{split}" if nested else root
+                raise DataError(
+                    f"The class folder {where}/{class_name} has no image "
+                    f"({', '.join(_SUFFIXES)}). Remove it or fill it."
+                )
+    return listings, bool(nested)
+
+
+def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
+    """Returns the classes, the same for all splits."""
+    first, *others = listings
+    for other in others:
+        different = sorted(set(listings[other]) ^ set(listings[first]))
+        if different:
+            raise DataError(
+                f"The splits of {root} have different classes: {other} and "
+                f"{first} differ in {', '.join(different[:5])}"
+            )
+    return tuple(listings[first])
+
+
+def _columns(listing: Listing) -> dict[str, Any]:
+    """Returns the files of a split in a fixed order that mixes the classes."""
+    files = [name for names in listing.values() for name in names]
+    lengths = [len(names) for names in listing.values()]
+    labels = np.repeat(np.arange(len(listing), dtype=np.int64), lengths)
+    order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
+    return {"file": [files[i] for i in order], "label": labels[order]}
+
+
+def open_folder(path: str, split: str, select: Any) -> Split:
+    """Reads `path/<class>/*.jpg`, or `path/<split>/<class>/*.jpg`.
+
+    Without split folders everything is the split "train", in an order that
+    mixes the classes: train[:80%] and train[80%:] make two parts. A table of
+    14 million names takes 0.5 GB; the images are read when they are needed.
+
+    Args:
+      path: A folder, or one of a bucket as `gs://bucket/folder`.
+      split: A TFDS split expression.
+      select: Maps it, the lengths of the splits and a name for errors to the
+        split's name and a slice.
+    """
+    root = path.rstrip("/") if _is_remote(path) else os.path.expanduser(path)
+    listings, has_splits = _list(root)
+    class_names = _class_names(root, listings)
+    lengths = {key: sum(map(len, x.values())) for key, x in listings.items()}
+    key, part = select(split, lengths, f"folder:{path}")
+    columns = {k: v[part] for k, v in _columns(listings[key]).items()}
+    top = f"{root}/{key}" if has_splits else root
+    folders = tf.constant([f"{top}/{name}/" for name in class_names])
+
+    def path_of(record: Record) -> tf.Tensor:
+        return tf.gather(folders, record["label"]) + record["file"]
+
+    def num_bytes() -> int | None:
+        if _is_remote(root):
+            return None  # a request for each file
+        return sum(
+            os.path.getsize(f"{top}/{class_names[label]}/{file}")
+            for file, label in zip(
+                columns["file"], columns["label"], strict=True
+            )
+        )
+
+    return Split(
+        name=f"folder:{path} {split}",
+        class_names=class_names,
+        image_size=None,
+        ranges=((key, *part.indices(lengths[key])[:2]),),
+        load=lambda record: tf.io.read_file(path_of(record)),
+        name_of=path_of,
+        num_bytes=num_bytes,
+        **table(columns),
+    )

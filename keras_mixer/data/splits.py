@@ -1,0 +1,193 @@
+"""What a split of a data set is, and the order in which it is read.
+
+Records are light: they name or hold the encoded image, and nothing is read or
+decoded before it is known which host needs it. A table of records (a folder,
+arrays in memory) is read in any order at once; a stream (TFRecords) goes
+through a shuffle buffer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+Record = Mapping[str, tf.Tensor]
+
+_ROWS = 1024  # of a table, looked up by one call
+_CACHE_SHARE = 0.8  # of the free memory
+_BUFFER_BYTES = 2**30
+_BUFFER_RECORDS = 50_000  # where the size of a record is unknown
+
+
+class DataError(ValueError):
+    """A data set is missing, or not what the run needs."""
+
+
+def _image_of(record: Record) -> tf.Tensor:
+    return record["image"]
+
+
+def _name_of(record: Record) -> tf.Tensor:
+    return record.get("name", tf.constant("an image without a name"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+      name: For people, "cifar10 train[:99%]".
+      num_examples: Length of `records()`.
+      class_names: One name per class, in the order of the labels.
+      image_size: Side in pixels if all images are squares of one size.
+      records: Makes the data set of records in a fixed order, each with
+        "label", int64 [], and what `load` takes.
+      labels: Returns the labels in the same order, int64 [num_examples],
+        without reading images where the source allows it.
+      ranges: The parts of the data set's splits, (name, begin, end).
+      load: Maps a record to its image: encoded bytes, a scalar string, or
+        uint8 [height, width, 3].
+      name_of: Maps a record to its name, a path where it has one.
+      shuffled: Makes the data set of records in the order of a seed (int64
+        [2]), from a position on, through a buffer of so many records; None:
+        `records()` through the buffer.
+      num_bytes: Returns the size of all encoded images, None if unknown.
+    """
+
+    name: str
+    num_examples: int
+    class_names: tuple[str, ...]
+    image_size: int | None
+    records: Callable[[], tf.data.Dataset]
+    labels: Callable[[], np.ndarray]
+    ranges: tuple[tuple[str, int, int], ...] = ()
+    load: Callable[[Record], tf.Tensor] = _image_of
+    name_of: Callable[[Record], tf.Tensor] = _name_of
+    shuffled: Callable[[tf.Tensor, Any, int], tf.data.Dataset] | None = None
+    num_bytes: Callable[[], int | None] = lambda: None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether `load` returns files, which can be broken."""
+        image = self.records().element_spec.get("image")
+        return image is None or image.dtype == tf.string
+
+    def overlaps(self, other: "Split") -> bool:
+        """Whether two splits of one data set share examples."""
+        return any(
+            name == theirs and max(begin, start) < min(end, stop)
+            for name, begin, end in self.ranges
+            for theirs, start, stop in other.ranges
+        )
+
+    def in_order_of(
+        self, seed: tf.Tensor, first: Any, buffer: int
+    ) -> tf.data.Dataset:
+        """Returns all records from position `first` on, in a random order.
+
+        Args:
+          seed: int64 [2]; the same seed gives the same order.
+          first: Records to skip, an integer or int64 [].
+          buffer: Records in the shuffle buffer of a stream; a table needs
+            none.
+        """
+        if self.shuffled is not None:
+            return self.shuffled(seed, first, buffer)
+        return shuffle(self.records(), seed, buffer).skip(first)
+
+
+def default_buffer(split: Split) -> int:
+    """Returns how many records of a split fill 1 GiB, at most all of them."""
+    size = split.num_bytes()
+    if not size:
+        return min(_BUFFER_RECORDS, split.num_examples)
+    mean = size / split.num_examples
+    return min(max(int(_BUFFER_BYTES / mean), 1), split.num_examples)
+
+
+def cached(split: Split) -> Split:
+    """Returns a split whose encoded images stay in memory once read.
+
+    Raises:
+      DataError: They are larger than the memory that is free.
+    """
+    size = split.num_bytes()
+    free = psutil.virtual_memory().available
+    if size is not None and size > _CACHE_SHARE * free:
+        raise DataError(
+            f"data.cache=true: the images of {split.name} are "
+            f"{size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free. "
+            "Without the cache they are read anew every epoch."
+        )
+
+    def load(record: Record) -> dict[str, tf.Tensor]:
+        return {**record, "image": split.load(record)}
+
+    records = (
+        split.records().map(load, num_parallel_calls=tf.data.AUTOTUNE).cache()
+    )
+
+    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
+        del buffer  # it shares the images with the cache: all fit
+        return shuffle(records, seed, split.num_examples).skip(first)
+
+    return dataclasses.replace(
+        split, records=lambda: records, load=_image_of, shuffled=shuffled
+    )
+
+
+def shuffle(
+    records: tf.data.Dataset, seed: tf.Tensor, buffer: int
+) -> tf.data.Dataset:
+    """Shuffles a stream by a buffer, in the order of a seed, int64 [2]."""
+    # tf.data takes one number, reduces it modulo 2**31 - 1, and fails for
+    # tensors where the global seed is 0; the caller's graph has a seed.
+    number = tf.random.stateless_uniform([], seed, 0, 2**31 - 1, dtype=tf.int64)
+    return records.shuffle(buffer, seed=number, reshuffle_each_iteration=False)
+
+
+def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns the numbers 0 ... count - 1 in the order of a seed, int64 [2].
+
+    Of 1.3 million numbers it takes 0.3 s.
+    """
+    keys = tf.random.stateless_uniform([count], seed, None, None, tf.int64)
+    return tf.argsort(keys)
+
+
+def table(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a `Split` whose records are rows of a table.
+
+    Args:
+      columns: Of equal length, by name; "label", int64, is one of them.
+    """
+    labels = np.asarray(columns["label"], np.int64)
+    count = len(labels)
+    tensors = {key: tf.constant(value) for key, value in columns.items()}
+
+    def records() -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(tensors)
+
+    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
+        del buffer
+
+        def rows(index: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {k: tf.gather(v, index) for k, v in tensors.items()}
+
+        order = permutation(seed, count)[first:]
+        order = tf.data.Dataset.from_tensor_slices(order)
+        return order.batch(_ROWS).map(rows).unbatch()
+
+    return {
+        "num_examples": count,
+        "records": records,
+        "labels": lambda: labels,
+        "shuffled": shuffled,
+    }
