@@ -43,6 +43,37 @@ def split_partners(batch: Batch) -> Batch:
     }
 
 
+def make_inputs(
+    batch: Batch, num_classes: int, label_smoothing: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what the model gets and is to answer.
+
+    Args:
+      batch: What `split_partners` returns.
+      num_classes: Length of a distribution over the classes.
+      label_smoothing: Share of it that is spread over all classes.
+
+    Returns:
+      Images in [-1, 1], float32 `[batch, side, side, 3]`, and labels, float32
+      `[batch, classes]`, both mixed with their partners by mixup.
+    """
+
+    def labels_of(label: tf.Tensor) -> tf.Tensor:
+        one_hot = tf.one_hot(label, num_classes)
+        return objective.smooth_labels(one_hot, label_smoothing)
+
+    image = images.to_value_range(batch["image"])
+    labels = labels_of(batch["label"])
+    if "share" not in batch:
+        return image, labels
+    share = tf.where(batch["partner_label"] >= 0, batch["share"], 1.0)
+    partner = images.to_value_range(batch["partner_image"])
+    return (
+        objective.mix(image, partner, share),
+        objective.mix(labels, labels_of(batch["partner_label"]), share),
+    )
+
+
 def make_loss_and_gradients(
     model: keras.Model, config: Config
 ) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
@@ -57,18 +88,10 @@ def make_loss_and_gradients(
     def loss_and_gradients(
         batch: Batch, step: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        image = images.to_value_range(batch["image"])
-        classes = model.output_shape[-1]
+        image, labels = make_inputs(
+            batch, model.output_shape[-1], run.label_smoothing
+        )
         counts = batch["label"] >= 0  # false: the image is broken
-        labels = tf.one_hot(batch["label"], classes)
-        labels = objective.smooth_labels(labels, run.label_smoothing)
-        if "share" in batch:
-            share = tf.where(batch["partner_label"] >= 0, batch["share"], 1.0)
-            partner = images.to_value_range(batch["partner_image"])
-            image = objective.mix(image, partner, share)
-            partner = tf.one_hot(batch["partner_label"], classes)
-            partner = objective.smooth_labels(partner, run.label_smoothing)
-            labels = objective.mix(labels, partner, share)
         draw = draws.keyed_uniform(run.seed, step, batch["index"])
         with tf.GradientTape() as tape, layers.drawn_by(draw):
             logits = model(image, training=True)

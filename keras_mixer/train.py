@@ -80,21 +80,27 @@ def make_strategy() -> Any:
     return distribute.make_strategy(FLAGS.strategy, cpu=virtual, tpu=FLAGS.tpu)
 
 
+def define_config_flags() -> list[str]:
+    """Defines the flags that say which run; returns their names."""
+    flags.DEFINE_string(
+        "recipe", recipes.DEFAULT_RECIPE, "Name of the run's recipe."
+    )
+    flags.DEFINE_string(
+        "config", None, "A config.json of a run, in place of a recipe."
+    )
+    return ["recipe", "config"]
+
+
 def define_flags() -> list[str]:
     """Defines the flags of this program and returns their names."""
     flags.DEFINE_string(
-        "recipe", recipes.DEFAULT_RECIPE, "Which recipe to train."
-    )
-    flags.DEFINE_string(
-        "config", None, "A config.json to train again, in place of a recipe."
-    )
-    flags.DEFINE_string(
         "workdir", None, "Folder of the run; runs/<recipe> by default."
     )
-    return ["recipe", "config", "workdir", *define_device_flags()]
+    return [*define_config_flags(), "workdir", *define_device_flags()]
 
 
-def _config(overrides: list[str]) -> config_lib.Config:
+def read_config(overrides: list[str]) -> config_lib.Config:
+    """Returns the config that the flags and overrides ask for."""
     if FLAGS.config is None:
         return config_lib.override(recipes.get_recipe(FLAGS.recipe), overrides)
     if FLAGS["recipe"].present:
@@ -106,7 +112,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
     from keras_mixer import distribute, preemption, trainer
 
-    config = _config(argv[1:])
+    config = read_config(argv[1:])
     name = config.recipe or pathlib.Path(FLAGS.config).stem
     try:
         result = trainer.fit(
@@ -122,6 +128,11 @@ def main(argv: list[str]) -> None:
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"
     )
+
+
+def _rehearses() -> bool:
+    """Whether the program has virtual devices; not all have the flag."""
+    return "virtual_devices" in FLAGS and FLAGS.virtual_devices is not None
 
 
 def _end_at_once(code: int) -> None:
@@ -170,13 +181,10 @@ def run_program(
         )
         try:
             main(argv)
-            if FLAGS.virtual_devices is not None:
+            if _rehearses():
                 _end_at_once(0)
         except SystemExit as ending:
-            if (
-                FLAGS.virtual_devices is not None
-                and ending.code == preemption.EXIT_CODE
-            ):
+            if _rehearses() and ending.code == preemption.EXIT_CODE:
                 _end_at_once(preemption.EXIT_CODE)
             raise
         except expected as error:

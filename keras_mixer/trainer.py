@@ -10,7 +10,7 @@ import pathlib
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ from keras_mixer import (
     weights as weights_lib,
     workdir as workdir_lib,
 )
-from keras_mixer.config import Config, ConfigError
+from keras_mixer.config import Config
 
 
 class NonFiniteError(RuntimeError):
@@ -45,87 +45,6 @@ class Stopped(RuntimeError):
             f"Stopped by a signal after step {step:,}; saved as {path}. The "
             "same command goes on from there."
         )
-
-
-class Splits(NamedTuple):
-    """What a run reads; `validation` chooses the best checkpoint."""
-
-    train: data.Split
-    validation: data.Split | None
-    evaluation: data.Split
-
-
-def open_data(config: Config) -> Splits:
-    """Opens the splits of a run and checks one with the other.
-
-    Raises:
-      ConfigError: `data.name` is empty.
-      DataError: A split cannot be used, or the two have different classes.
-    """
-    if not config.data.name:
-        raise ConfigError(
-            f"The recipe {config.recipe!r} asks for a data set of yours "
-            "(JFT-300M is not public, and TFDS has no ImageNet-21k): "
-            "data.name=<TFDS name> or data.name=folder:/path"
-        )
-    names = (
-        config.data.train_split,
-        config.data.val_split,
-        config.data.eval_split,
-    )
-    splits = [
-        data.open_split(
-            config.data.name,
-            split,
-            config.data.data_dir,
-            classes=config.data.classes,
-        )
-        for split in names
-        if split is not None
-    ]
-    train = splits[0]
-    for other in splits[1:]:
-        if other.class_names != train.class_names:
-            raise data.DataError(
-                f"{train.name} has {train.num_classes} classes and "
-                f"{other.name} has {other.num_classes}, or other names."
-            )
-    validation = splits[1] if len(splits) == 3 else None
-    for field, other in (
-        ("train_split", splits[0]),
-        ("eval_split", splits[-1]),
-    ):
-        if validation and validation.overlaps(other):
-            raise ConfigError(
-                "data.val_split chooses the best checkpoint and must not "
-                f"share examples with data.{field}. Received: "
-                f"{config.data.val_split} and {getattr(config.data, field)}. "
-                "Set a part of the training split apart: "
-                "data.train_split=train[:98%] data.val_split=train[98%:]"
-            )
-    return Splits(train, validation, splits[-1])
-
-
-def resolve(config: Config, split: data.Split) -> Config:
-    """Fills in what follows from the data set: steps and image size.
-
-    Raises:
-      ConfigError: The run has no length, or the image size is unknown.
-    """
-    config = config_lib.resolve(config, num_examples=split.num_examples)
-    if config.model.image_size is None:
-        if split.image_size is None:
-            raise ConfigError(
-                f"The images of {split.name} have many sizes: choose the "
-                "side that the model takes, model.image_size=224"
-            )
-        config = dataclasses.replace(
-            config,
-            model=dataclasses.replace(
-                config.model, image_size=split.image_size
-            ),
-        )
-    return config
 
 
 def _snapshot(variable: Any) -> Any:
@@ -176,7 +95,7 @@ class _Loop:
         *,
         workdir: pathlib.Path,
         strategy: tf.distribute.Strategy,
-        splits: Splits,
+        splits: data.Splits,
         initial: weights_lib.Parameters | None,
     ):
         run = config.train
@@ -495,8 +414,8 @@ def fit(
     """
     workdir_lib.require_tensorflow()
     workdir = pathlib.Path(workdir)
-    splits = open_data(config)
-    config = resolve(config, splits.train)
+    splits = data.open_splits(config)
+    config = data.resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)
     config = workdir_lib.resolve_model(config, initial)
     class_names = splits.train.class_names
@@ -535,7 +454,7 @@ def fit(
     return result
 
 
-def _summary(loop: _Loop, splits: Splits) -> str:
+def _summary(loop: _Loop, splits: data.Splits) -> str:
     """Returns what the run is, for people."""
     parts = [splits.train, splits.validation, splits.evaluation]
     described = "; ".join(

@@ -1,13 +1,15 @@
 import collections
 import dataclasses
 import hashlib
+import shutil
+import warnings
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_mixer import config, data
-from keras_mixer.data import batches as batches_lib, sources
+from keras_mixer.data import batches as batches_lib, sources, splits
 
 DIGITS_TEST_SHA256 = (
     "ac6ada28192bd51afee49bd7498331d97a9233e21e762b219700b723b191dbf1"
@@ -23,6 +25,51 @@ def folder(tmp_path):
         image = np.full((6, 6, 3), i * 10, np.uint8)
         path.write_bytes(tf.io.encode_png(image).numpy())
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory):
+    """A TFDS data set of ten 6 x 6 images in three files."""
+    import tensorflow_datasets as tfds
+
+    class TinyShapes(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "picture": tfds.features.Image(shape=(6, 6, 3)),
+                        "shape": tfds.features.ClassLabel(names=["o", "x"]),
+                    }
+                )
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(10):
+                image = np.full((6, 6, 3), i * 10, np.uint8)
+                yield i, {"picture": image, "shape": i % 2}
+
+    root = tmp_path_factory.mktemp("tfds")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TFDS's own
+        TinyShapes(data_dir=root).download_and_prepare(
+            download_config=tfds.download.DownloadConfig(num_shards=3)
+        )
+    return root
+
+
+@pytest.fixture(params=["folder", "tfrecords"])
+def ten(request):
+    """The ten images, as a table of files and as a stream of records."""
+    if request.param == "folder":
+        root = request.getfixturevalue("folder")
+        return lambda split: data.open_split(f"folder:{root}", split)
+    root = request.getfixturevalue("tiny_shapes")
+    return lambda split: data.open_split("tiny_shapes", split, str(root))
 
 
 def stream(split, steps, *, batch_size=4, seed=0, start_step=0, **options):
@@ -368,32 +415,8 @@ def test_hosts_share_an_evaluation(hosts):
     assert sorted(seen) == sorted(want)
 
 
-@pytest.mark.filterwarnings("ignore")  # TFDS's own
-def test_a_tfds_data_set_is_prepared_and_read(tmp_path):
-    import tensorflow_datasets as tfds
-
-    class TinyShapes(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(
-                    {
-                        "picture": tfds.features.Image(shape=(6, 6, 3)),
-                        "shape": tfds.features.ClassLabel(names=["o", "x"]),
-                    }
-                )
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(10):
-                image = np.full((6, 6, 3), i * 10, np.uint8)
-                yield i, {"picture": image, "shape": i % 2}
-
-    split = data.open_split("tiny_shapes", "train[:80%]", str(tmp_path))
+def test_a_tfds_data_set_is_prepared_and_read(tiny_shapes):
+    split = data.open_split("tiny_shapes", "train[:80%]", str(tiny_shapes))
     assert split.num_examples == 8
     assert split.class_names == ("o", "x")
     assert split.image_size == 6
@@ -403,7 +426,28 @@ def test_a_tfds_data_set_is_prepared_and_read(tmp_path):
         assert number % 2 == label
     assert len(set(numbers(batches))) == 8
     with pytest.raises(data.DataError, match="'dev'.*train"):
-        data.open_split("tiny_shapes", "dev", str(tmp_path))
+        data.open_split("tiny_shapes", "dev", str(tiny_shapes))
+
+
+@pytest.mark.parametrize("part", ["train", "train[25%:85%]"])
+def test_files_in_any_order_hold_the_same_records(tiny_shapes, part):
+    """TFDS reads them in its order, with its names; we read them ourselves."""
+    split = data.open_split("tiny_shapes", part, str(tiny_shapes))
+
+    def seen(records):
+        return [
+            (r["name"], r["label"], r["image"])
+            for r in records.as_numpy_iterator()
+        ]
+
+    fixed = seen(split.records())
+    seed = tf.constant([0, 1], tf.int64)
+    one_record = seen(split.in_order_of(seed, 0, 1))
+    assert sorted(one_record) == sorted(fixed)
+    assert one_record != fixed, "the files keep their order"
+    for first in (0, 3, len(fixed) - 1):
+        whole = seen(split.in_order_of(seed, 0, 4))
+        assert seen(split.in_order_of(seed, first, 4)) == whole[first:]
 
 
 def test_cifar10(cifar10_dir):
@@ -432,16 +476,16 @@ def test_photos_of_many_sizes(photos_dir):
     assert set(batch["label"].numpy()) == {0, 1}
 
 
-def test_every_epoch_shows_every_example_in_its_own_order(folder):
-    split = data.open_split(f"folder:{folder}", "train")
+def test_every_epoch_shows_every_example_in_its_own_order(ten):
+    split = ten("train")
     order = numbers(stream(split, 15, batch_size=2))
     epochs = [tuple(order[i : i + 10]) for i in (0, 10, 20)]
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert len(set(epochs)) == 3
 
 
-def test_order_comes_from_the_seed_alone(folder):
-    split = data.open_split(f"folder:{folder}", "train")
+def test_order_comes_from_the_seed_alone(ten):
+    split = ten("train")
     first = numbers(stream(split, 10))
     tf.random.set_seed(0)
     assert numbers(stream(split, 10)) == first
@@ -456,9 +500,9 @@ def test_order_comes_from_the_seed_alone(folder):
 
 
 @pytest.mark.parametrize("policy", ["resize", "pad_crop(1)|flip"])
-def test_starting_later_continues_the_stream(folder, policy):
+def test_starting_later_continues_the_stream(ten, policy):
     """Across the ends of epochs, with batches that straddle them."""
-    split = data.open_split(f"folder:{folder}", "train")
+    split = ten("train")
     whole = stream(split, 12, policy=policy, batch_size=3)
     for start in (1, 4, 7, 10):
         rest = stream(
@@ -469,8 +513,8 @@ def test_starting_later_continues_the_stream(folder, policy):
             np.testing.assert_array_equal(b, d)
 
 
-def test_augmentation_is_keyed_by_the_position_not_by_the_batch(folder):
-    split = data.open_split(f"folder:{folder}", "train")
+def test_augmentation_is_keyed_by_the_position_not_by_the_batch(ten):
+    split = ten("train")
     policy = "pad_crop(2)|flip"
     by_two = stream(split, 10, policy=policy, batch_size=2)
     by_five = stream(split, 4, policy=policy, batch_size=5)
@@ -502,8 +546,8 @@ def test_evaluation_counts_every_example_once(folder, batch_size):
     assert sorted(seen) == list(range(10))
 
 
-def test_small_shuffle_buffers_still_show_every_example(folder):
-    split = data.open_split(f"folder:{folder}", "train")
+def test_small_shuffle_buffers_still_show_every_example(ten):
+    split = ten("train")
     order = numbers(stream(split, 5, batch_size=4, shuffle_buffer=3))
     for epoch in (order[:10], order[10:]):
         assert sorted(epoch) == list(range(10))
@@ -593,3 +637,105 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
 def test_wrong_split_of_a_tfds_name(cifar10_dir):
     with pytest.raises(data.DataError, match="'tran'.*train, test"):
         data.open_split("cifar10", "tran", str(cifar10_dir))
+
+
+def test_a_cached_split_is_read_once(folder):
+    split = data.open_split(f"folder:{folder}", "train")
+    options = {
+        "batch_size": 5,
+        "image_size": 6,
+        "policy": "flip",
+        "seed": 0,
+        "cache": True,
+    }
+    batches = data.train_batches(split, **options)
+    got = []
+    for number, batch in enumerate(batches.take(8)):
+        if number == 2:  # the third epoch at the latest was read ahead
+            shutil.rmtree(folder)
+        got += list(batch["image"][:, 0, 0, 0].numpy() // 10)
+    epochs = [tuple(got[i : i + 10]) for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len(set(epochs)) == 4
+
+
+def test_a_cache_larger_than_the_memory_is_refused(folder, monkeypatch):
+    split = data.open_split(f"folder:{folder}", "train")
+    split = dataclasses.replace(split, num_bytes=lambda: 10**15)
+    with pytest.raises(data.DataError, match=r"1000000\.0 GB, and .* are free"):
+        data.train_batches(
+            split,
+            batch_size=5,
+            image_size=6,
+            policy="resize",
+            seed=0,
+            cache=True,
+        )
+
+
+def test_a_shuffle_buffer_holds_a_gibibyte(folder, tiny_shapes):
+    split = data.open_split(f"folder:{folder}", "train")
+    size = sum(path.stat().st_size for path in folder.rglob("*.png"))
+    assert split.num_bytes() == size
+    for num_bytes, expected in (
+        (10 * 2**30, 1),
+        (5 * 2**30, 2),
+        (100 * 2**30, 1),
+        (1000, 10),
+        (None, 10),
+    ):
+        of_size = dataclasses.replace(
+            split, num_bytes=lambda n=num_bytes: n, is_table=False
+        )
+        assert splits.buffer_size(of_size, None) == expected
+        assert splits.buffer_size(of_size, 3) == 3
+        assert splits.buffer_size(of_size, 30) == 10
+    whole, part = (
+        data.open_split("tiny_shapes", x, str(tiny_shapes))
+        for x in ("train", "train[:50%]")
+    )
+    assert whole.num_bytes() > 10 * 75
+    assert part.num_bytes() == whole.num_bytes() // 2
+
+
+def test_permutations_are_uniform():
+    """The first of five numbers, over 2000 epochs; 4 degrees of freedom."""
+    first = [
+        int(splits.permutation(tf.constant([7, i], tf.int64), 5)[0])
+        for i in range(2000)
+    ]
+    counts = np.bincount(first, minlength=5)
+    assert ((counts - 400) ** 2 / 400).sum() < 18.5  # p = 0.001
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_folders_in_a_bucket(folder, nested):
+    """TensorFlow's in-memory file system stands for gs://."""
+    root = f"ram://bucket_{nested}/photos"
+    for path in folder.rglob("*.png"):
+        for split in ("test/", "train/") if nested else ("",):
+            target = f"{root}/{split}{path.relative_to(folder)}"
+            tf.io.gfile.makedirs(target.rpartition("/")[0])
+            tf.io.gfile.copy(str(path), target)
+    ours = data.open_split(f"folder:{root}/", "train[:80%]")
+    local = data.open_split(f"folder:{folder}", "train[:80%]")
+    assert ours.class_names == local.class_names == ("cats", "dogs")
+    a, b = stream(ours, 4), stream(local, 4)
+    for (images, labels), (want, want_labels) in zip(a, b, strict=True):
+        np.testing.assert_array_equal(images, want)
+        np.testing.assert_array_equal(labels, want_labels)
+    with pytest.raises(data.DataError, match="no image folder ram://nowhere"):
+        data.open_split("folder:ram://nowhere", "train")
+
+
+def test_images_in_folders_of_a_class_folder(tmp_path):
+    """As `train/<class>/images/*.JPEG` of Tiny ImageNet."""
+    for i, name in enumerate(("train/a/images", "train/b/images", "test/a")):
+        path = tmp_path / name / f"{i}.png"
+        path.parent.mkdir(parents=True)
+        image = np.full((6, 6, 3), i * 10, np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    (tmp_path / "test" / "b").mkdir()
+    shutil.copy(tmp_path / "test" / "a" / "2.png", tmp_path / "test" / "b")
+    split = data.open_split(f"folder:{tmp_path}", "train")
+    assert sorted(numbers(stream(split, 1, batch_size=2))) == [0, 1]

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_mixer import images
 from keras_mixer.config import MixupConfig
 from keras_mixer.data.broken import BrokenImages, map_images
-from keras_mixer.data.splits import Record, Split, cached, default_buffer
+from keras_mixer.data.splits import Record, Split, cached, buffer_size
 
 NO_LABEL = -1  # of an example that does not count
 
@@ -168,7 +168,7 @@ def train_batches(
     apply = images.parse_policy(policy, image_size, split.image_size)
     start = start_step * batch_size
     first_epoch, offset = divmod(start, split.num_examples)
-    buffer = min(shuffle_buffer or default_buffer(split), split.num_examples)
+    buffer = buffer_size(split, shuffle_buffer)
     size = batch_size // num_shards
     mixes = mixup is not None and mixup.p > 0
     partners = 1 if mixes else 0

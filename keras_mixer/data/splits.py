@@ -55,6 +55,7 @@ class Split:
         [2]), from a position on, through a buffer of so many records; None:
         `records()` through the buffer.
       num_bytes: Returns the size of all encoded images, None if unknown.
+      is_table: Whether `shuffled` needs no buffer.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Split:
     name_of: Callable[[Record], tf.Tensor] = _name_of
     shuffled: Callable[[tf.Tensor, Any, int], tf.data.Dataset] | None = None
     num_bytes: Callable[[], int | None] = lambda: None
+    is_table: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -103,13 +105,19 @@ class Split:
         return shuffle(self.records(), seed, buffer).skip(first)
 
 
-def default_buffer(split: Split) -> int:
-    """Returns how many records of a split fill 1 GiB, at most all of them."""
-    size = split.num_bytes()
-    if not size:
-        return min(_BUFFER_RECORDS, split.num_examples)
-    mean = size / split.num_examples
-    return min(max(int(_BUFFER_BYTES / mean), 1), split.num_examples)
+def buffer_size(split: Split, wanted: int | None) -> int:
+    """Returns how many records of a stream are to be in its shuffle buffer.
+
+    As many as are wanted, or else as fill 1 GiB; at most all of them.
+    """
+    if split.is_table:
+        return 1
+    if wanted is None:
+        size = split.num_bytes()
+        wanted = _BUFFER_RECORDS
+        if size:
+            wanted = max(_BUFFER_BYTES * split.num_examples // size, 1)
+    return min(wanted, split.num_examples)
 
 
 def cached(split: Split) -> Split:
@@ -139,7 +147,11 @@ def cached(split: Split) -> Split:
         return shuffle(records, seed, split.num_examples).skip(first)
 
     return dataclasses.replace(
-        split, records=lambda: records, load=_image_of, shuffled=shuffled
+        split,
+        records=lambda: records,
+        load=_image_of,
+        shuffled=shuffled,
+        is_table=True,
     )
 
 
@@ -190,4 +202,5 @@ def table(columns: Mapping[str, Any]) -> dict[str, Any]:
         "records": records,
         "labels": lambda: labels,
         "shuffled": shuffled,
+        "is_table": True,
     }

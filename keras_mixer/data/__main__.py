@@ -1,0 +1,179 @@
+"""Draws a contact sheet: what the model really gets.
+
+The program behind `python -m keras_mixer.data`.
+"""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from keras_mixer import config as config_lib
+from keras_mixer.train import define_config_flags, read_config, run_program
+
+FLAGS = flags.FLAGS
+
+_HELP = """Draws a contact sheet: what the model really gets.
+
+  python -m keras_mixer.data --recipe=cifar10_scratch --output=grid.png \\
+      data.data_dir=~/tensorflow_datasets
+  python -m keras_mixer.data --recipe=imagenet_b --output=grid.png \\
+      data.name=folder:~/photos data.train_split=train --images=64
+  python -m keras_mixer.data --recipe=imagenet_b --output=eval.png --evaluation
+
+Recipes and overrides are those of train.py, and so are the pictures: the batch
+of update --step of that run, cropped, augmented, mixed and labelled as the
+model sees it. Above each one is its class, or the two that mixup mixed and
+their shares.
+"""
+
+_CELL = 1.5  # inches
+_MAX_IMAGES = 1024
+
+
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
+    flags.DEFINE_string(
+        "output",
+        None,
+        "File of the picture: .png, .svg or .pdf.",
+        required=True,
+    )
+    flags.DEFINE_integer(
+        "images",
+        32,
+        "How many, at most.",
+        lower_bound=1,
+        upper_bound=_MAX_IMAGES,
+    )
+    flags.DEFINE_integer(
+        "step", 0, "Updates before the batch that is shown.", lower_bound=0
+    )
+    flags.DEFINE_bool("evaluation", False, "Show what evaluation sees.")
+    return [*define_config_flags(), "output", "images", "step", "evaluation"]
+
+
+def _first_images(
+    config: config_lib.Config, splits: Any, *, count: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images of a training batch, and their labels.
+
+    Returns:
+      float32 [n, side, side, 3] in [-1, 1] and [n, classes], n <= count.
+    """
+    from keras_mixer import data, step as step_lib
+
+    split, size = splits.train, config.train.batch_size
+    # A shard of the batch is drawn as the whole one, and decoded alone.
+    shard = max(n for n in range(1, min(count, size) + 1) if size % n == 0)
+    assert config.model.image_size is not None
+    batches = data.train_batches(
+        split,
+        batch_size=size,
+        image_size=config.model.image_size,
+        policy=config.augment.policy,
+        seed=config.train.seed,
+        start_step=step,
+        shuffle_buffer=config.data.shuffle_buffer,
+        num_shards=size // shard,
+        mixup=config.mixup,
+        broken=data.BrokenImages(split, limit=config.data.max_broken),
+    )
+    batch = step_lib.split_partners(next(iter(batches)))
+    image, labels = step_lib.make_inputs(batch, split.num_classes, 0.0)
+    return image.numpy(), labels.numpy()
+
+
+def _first_evaluated(
+    config: config_lib.Config, splits: Any, *, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the same of the evaluation split's first images."""
+    from keras_mixer import data, images
+
+    split = splits.evaluation
+    assert config.model.image_size is not None
+    batches = data.eval_batches(
+        split,
+        batch_size=min(count, split.num_examples),
+        image_size=config.model.image_size,
+        policy=config.augment.eval_policy,
+        broken=data.BrokenImages(split, limit=config.data.max_broken),
+    )
+    batch = next(iter(batches))
+    labels = np.eye(split.num_classes)[batch["label"]] * batch["mask"][:, None]
+    return images.to_value_range(batch["image"]).numpy(), np.asarray(labels)
+
+
+def _caption(labels: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """Names the classes of an image: "cat", or "cat 0.71" and "dog 0.29"."""
+    found = [i for i in np.argsort(-labels, kind="stable") if labels[i] > 0]
+    if not found:
+        return "broken"
+    names = [class_names[i][:20] for i in found]
+    if len(found) == 1:
+        return names[0]
+    return "\n".join(
+        f"{name} {labels[i]:.2f}" for name, i in zip(names, found, strict=True)
+    )
+
+
+def _draw(
+    pictures: np.ndarray, captions: list[str], title: str, output: pathlib.Path
+) -> None:
+    """Writes pictures [n, side, side, 3] in [-1, 1] as a grid."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise config_lib.ConfigError(
+            "Pictures need matplotlib: pip install 'keras-mixer[pictures]'"
+        ) from error
+    columns = min(8, math.ceil(math.sqrt(len(pictures))))
+    rows = math.ceil(len(pictures) / columns)
+    figure = Figure(
+        figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5),
+        layout="constrained",
+    )
+    figure.suptitle(title, fontsize=8)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, picture, caption in zip(
+        grid.flat, pictures, captions, strict=False
+    ):
+        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
+        axes.set_title(caption, fontsize=7, pad=2)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=160)
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and overrides, draws, says where."""
+    from keras_mixer import data
+
+    output = pathlib.Path(FLAGS.output)
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise config_lib.ConfigError(
+            f"--output must end in .png, .svg or .pdf. Received: {output}"
+        )
+    config = read_config(argv[1:])
+    splits = data.open_splits(config)
+    config = data.resolve(config, splits.train)
+    if FLAGS.evaluation:
+        pictures, labels = _first_evaluated(config, splits, count=FLAGS.images)
+        split, what = splits.evaluation, config.augment.eval_policy
+    else:
+        pictures, labels = _first_images(
+            config, splits, count=FLAGS.images, step=FLAGS.step
+        )
+        split, what = splits.train, config.augment.policy
+        if config.mixup.p:
+            what += f", mixup {config.mixup.p}"
+    captions = [_caption(row, split.class_names) for row in labels]
+    _draw(pictures, captions, f"{split.name}: {what}", output)
+    print(f"Drew {len(pictures)} images of {split.name}: {output}")
+
+
+if __name__ == "__main__":
+    run_program(main, names=define_flags(), help_text=_HELP)
