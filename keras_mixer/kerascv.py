@@ -140,6 +140,8 @@ class _Draws:
             shape, self._next(), mean, stddev, dtype
         )
 
+    random_normal = normal  # as GridMask calls it, by mistake
+
     def gamma(self, shape: Any, alpha: Any, seed: None = None) -> tf.Tensor:
         alpha = tf.convert_to_tensor(alpha, tf.float32)
         shape = tf.concat([tf.cast(shape, tf.int32), tf.shape(alpha)], 0)
@@ -192,7 +194,7 @@ def _standing_in(draws: _Draws) -> Iterator[None]:
             here = threading.get_ident() == owner
             return (replacement if here else original)(*arguments, **named)
 
-        return tf.autograph.experimental.do_not_convert(choose)
+        return choose
 
     places: list[tuple[Any, str, Any]] = [
         (tf.random, "uniform", draws.uniform),
@@ -344,8 +346,8 @@ def _trace(
             )
     except Exception as error:  # keras-cv raises all kinds
         raise ValueError(
-            f"Cannot use {text.strip()!r}: {error}\n"
-            f"keras_cv.{name} takes {', '.join(names)}."
+            f"Cannot use {text.strip()!r}: {_reason(error)} "
+            f"keras_cv.{name} takes {', '.join(names) or 'no arguments'}."
         ) from error
     graph = concrete.graph.as_graph_def()
     nodes = [*graph.node]
@@ -358,6 +360,17 @@ def _trace(
             f"seed repeats ({', '.join(sorted(unkeyed))})."
         )
     return concrete
+
+
+def _reason(error: Exception) -> str:
+    """Returns what went wrong, without the lines of code where."""
+    # Keras sets it in bold, in the midst of what the layer was called with.
+    bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.DOTALL)
+    lines = (bold[1] if bold else str(error)).strip().splitlines()
+    # AutoGraph puts the code before the message.
+    in_code = lines and lines[0].startswith("in user code")
+    reason = lines[-1] if in_code else " ".join(lines)
+    return f"{reason.strip().rstrip('.')}."
 
 
 def _has_random_state(op: str) -> bool:
