@@ -287,7 +287,7 @@ def split_policy(policy: str) -> tuple[str, tuple[str, ...]]:
         end -= 1
     _require_no_mixing(texts[:end], policy)
     mixing = tuple(text.strip() for text in texts[end:])
-    return "|".join(texts[:end]) or "resize", mixing
+    return "|".join(texts[:end]).strip() or "resize", mixing
 
 
 def _require_no_mixing(texts: list[str], policy: str) -> None:
