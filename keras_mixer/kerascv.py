@@ -31,7 +31,7 @@ keras-cv draws from tf.random and from TensorFlow's global generator, both
 stateful. So a layer is made and traced once, to a tf.function, while
 stand-ins of theirs draw statelessly, each draw from the seed with its number
 folded in, and in a loop that of the round. The traced function is what runs,
-eagerly and in tf.data. It is searched for random ops with a state.
+eagerly and in tf.data, and it must be free of random ops with a state.
 """
 
 import ast
@@ -341,7 +341,12 @@ def _trace(
         with tf.init_scope(), _float32(), _standing_in(draws):
             with tf.device("cpu:0"):
                 function = call(layer_class(**arguments))
-            concrete = tf.function(traced).get_concrete_function(
+            # Not inlined: optimized together with what is around it, sums
+            # change their order, and some pixels by 1.
+            compiled = tf.function(
+                traced, experimental_attributes={"_noinline": True}
+            )
+            concrete = compiled.get_concrete_function(
                 *specs, tf.TensorSpec([2], tf.int64)
             )
     except Exception as error:  # keras-cv raises all kinds

@@ -118,6 +118,15 @@ def test_a_seed_is_an_image(text, blocks):
     )
 
 
+@pytest.mark.parametrize("name", ["AugMix", "RandomColorJitter", "RandomRot"])
+def test_a_seed_is_an_image_to_the_pixel(name, photo):
+    """Layers whose last bits a graph's optimization of sums would change."""
+    (text,) = [text for text in KEEPING if text.startswith(name)]
+    image = tf.cast(tf.image.resize(photo, (224, 224)), tf.uint8)
+    step, _ = kerascv.image_step(f"keras_cv.{text}", 224)
+    eager_and_mapped(lambda seed: step(image, seed), seeds_of(6))
+
+
 def test_no_layer_is_untested():
     bases = (
         layers.BaseImageAugmentationLayer,
