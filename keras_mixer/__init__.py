@@ -36,6 +36,7 @@ _LAZY_MODULES = (
     "draws",
     "evaluate",
     "images",
+    "kerascv",
     "objective",
     "optim",
     "preemption",

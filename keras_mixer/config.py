@@ -152,7 +152,8 @@ class AugmentConfig:
     policy: str = _doc(
         "resize",
         "training: steps joined by |, for example pad_crop(4)|flip or "
-        "inception_crop|flip|randaugment(2, 15)",
+        "inception_crop|flip|randaugment(2, 15); or layers of keras-cv, "
+        "flip|keras_cv.RandAugment(magnitude=0.5)|keras_cv.CutMix(alpha=1.0)",
     )
     eval_policy: str = _doc(
         "resize", "evaluation, for example resize_small(256)|central_crop"

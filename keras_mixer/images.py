@@ -1,9 +1,10 @@
 """Per-image TensorFlow ops, and the policies that name them.
 
 A policy is a line such as `inception_crop|flip|randaugment(2, 15)`: the steps
-between the file and the map to [-1, 1], each `name` or `name(number, ...)`.
-Random steps are stateless: the same seed, two integers, gives the same image,
-in eager mode and in tf.data.
+between the file and the map to [-1, 1], each `name` or `name(number, ...)`, or
+a layer of keras-cv, `keras_cv.Name(argument=value, ...)` (kerascv.py). Random
+steps are stateless: the same seed, two integers, gives the same image, in
+eager mode and in tf.data.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_mixer import randaugment
+from keras_mixer import kerascv, randaugment
 
 _END_OF_JPEG = b"\xff\xd9"
 
@@ -239,12 +240,15 @@ def _step_help(name: str) -> str:
 
 
 def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
-    """Returns the name of a step and its arguments."""
+    """Returns the name of a step, or keras-cv's text, and its arguments."""
+    if kerascv.is_step(text):
+        return text.strip(), []
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
     if match is None or match[1] not in _STEPS:
         raise ValueError(
             f"Unknown step {text!r} in the policy {policy!r}. Steps: "
-            f"{', '.join(map(_step_help, _STEPS))}"
+            f"{', '.join(map(_step_help, _STEPS))}, and keras-cv's layers, "
+            "keras_cv.Name(argument=value)"
         )
     name, step = match[1], _STEPS[match[1]]
     given = [] if match[2] is None else match[2].split(",")
@@ -263,11 +267,51 @@ def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
     )
 
 
+def split_policy(policy: str) -> tuple[str, tuple[str, ...]]:
+    """Splits the steps that mix a batch from those of the single images.
+
+    Args:
+      policy: Steps joined by `|`; those that mix (keras_cv.CutMix, for
+        example) are last.
+
+    Returns:
+      The policy of the images for `parse_policy`, "resize" if there is no step
+      but mixing ones, and the mixing steps for `kerascv.make_mixing`.
+
+    Raises:
+      ValueError: A step behind a mixing one is none.
+    """
+    texts = policy.split("|")
+    end = len(texts)
+    while end and kerascv.is_mixing(texts[end - 1]):
+        end -= 1
+    _require_no_mixing(texts[:end], policy)
+    mixing = tuple(text.strip() for text in texts[end:])
+    return "|".join(texts[:end]).strip() or "resize", mixing
+
+
+def _require_no_mixing(texts: list[str], policy: str) -> None:
+    for text in texts:
+        if kerascv.is_mixing(text):
+            raise ValueError(
+                f"Cannot use {text.strip()!r} here in the policy {policy!r}: "
+                "it mixes the images of a batch, so it comes behind all steps "
+                "of single images, and in augment.policy alone."
+            )
+
+
 def _on_bytes(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Returns the step that takes the bytes of a file in place of an image."""
     if function is inception_crop:
         return decode_and_inception_crop
     return lambda encoded, *arguments: function(decode(encoded), *arguments)
+
+
+def _sets_size(name: str) -> bool:
+    """Tells whether a step makes images of another size."""
+    if kerascv.is_step(name):
+        return kerascv.resizes(name)
+    return _STEPS[name].sized or name == "resize_small"
 
 
 def parse_policy(
@@ -280,7 +324,8 @@ def parse_policy(
 
     Args:
       policy: Steps joined by `|`. resize, central_crop and inception_crop
-        make images of the model's size.
+        make images of the model's size. Layers of keras-cv are made and traced
+        here, each a second or less; some need images of one size.
       image_size: Side of the images that the model takes.
       source_size: Side of the images before, if all are squares of one size.
 
@@ -290,17 +335,23 @@ def parse_policy(
       From bytes it decodes no more than the first step needs.
 
     Raises:
-      ValueError: A step is unknown, its number does not fit it, or the images
-        come out in another size than `image_size`.
+      ValueError: A step is unknown or mixes a batch (see `split_policy`), its
+        arguments do not fit it, or the images come out in another size than
+        `image_size`.
     """
-    parsed = [_parse_step(text, policy) for text in policy.split("|")]
+    texts = policy.split("|")
+    _require_no_mixing(texts, policy)
+    parsed = [_parse_step(text, policy) for text in texts]
     names = [name for name, _ in parsed]
-    sized = any(_STEPS[name].sized for name in names)
-    if not sized and "resize_small" not in names and source_size != image_size:
+    if source_size != image_size and not any(map(_sets_size, names)):
         parsed.insert(0, ("resize", []))
     size = source_size
-    steps = []
+    steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
     for name, arguments in parsed:
+        if kerascv.is_step(name):
+            function, size = kerascv.image_step(name, size)
+            steps.append((function, []))
+            continue
         step = _STEPS[name]
         if step.sized:
             arguments = [image_size, *arguments]
@@ -309,8 +360,9 @@ def parse_policy(
             size = None
         steps.append((step.function, arguments))
     if size != image_size:
+        many = f"of {size} x {size} pixels" if size else "of many sizes"
         raise ValueError(
-            f"The policy {policy!r} leaves images of many sizes. End it with "
+            f"The policy {policy!r} leaves images {many}. End it with "
             "central_crop, inception_crop or resize, for example "
             f"'{policy}|central_crop'."
         )

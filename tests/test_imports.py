@@ -16,6 +16,7 @@ TIERS = {
     "layers": 0,
     "config": 0,
     "images": 0,
+    "kerascv": 0,
     "randaugment": 0,
     "objective": 0,
     "optim": 0,
