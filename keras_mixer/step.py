@@ -59,8 +59,9 @@ def make_inputs(
     """
 
     def labels_of(label: tf.Tensor) -> tf.Tensor:
-        one_hot = tf.one_hot(label, num_classes)
-        return objective.smooth_labels(one_hot, label_smoothing)
+        if label.dtype.is_integer:
+            label = tf.one_hot(label, num_classes)
+        return objective.smooth_labels(label, label_smoothing)
 
     image = images.to_value_range(batch["image"])
     labels = labels_of(batch["label"])
@@ -91,7 +92,11 @@ def make_loss_and_gradients(
         image, labels = make_inputs(
             batch, model.output_shape[-1], run.label_smoothing
         )
-        counts = batch["label"] >= 0  # false: the image is broken
+        # All but broken images.
+        label = batch["label"]
+        counts = label >= 0
+        if not label.dtype.is_integer:
+            counts = tf.reduce_sum(label, axis=-1) > 0
         draw = draws.keyed_uniform(run.seed, step, batch["index"])
         with tf.GradientTape() as tape, layers.drawn_by(draw):
             logits = model(image, training=True)

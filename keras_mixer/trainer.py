@@ -430,11 +430,18 @@ def fit(
         config.train.batch_size, strategy, config.train.accumulate
     )
     assert config.model.image_size is not None
-    for policy, split in (
-        (config.augment.policy, splits.train),
-        (config.augment.eval_policy, splits.evaluation),
-    ):
-        images.parse_policy(policy, config.model.image_size, split.image_size)
+    data.parse_train_policy(
+        config.augment.policy,
+        splits.train,
+        image_size=config.model.image_size,
+        shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
+        mixup=config.mixup,
+    )
+    images.parse_policy(
+        config.augment.eval_policy,
+        config.model.image_size,
+        splits.evaluation.image_size,
+    )
     with distribute.watch_workers(strategy), preemption.Signals() as signals:
         loop = _Loop(
             config,

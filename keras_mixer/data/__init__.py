@@ -7,13 +7,20 @@ run (runs.py); `train_batches` and
 images that cannot be decoded (broken.py).
 """
 
-from keras_mixer.data.batches import eval_batches, num_batches, train_batches
+from keras_mixer.data.batches import (
+    MIXING_GROUP,
+    eval_batches,
+    num_batches,
+    parse_train_policy,
+    train_batches,
+)
 from keras_mixer.data.broken import BrokenImages
 from keras_mixer.data.runs import Splits, open_splits, resolve
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split
 
 __all__ = [
+    "MIXING_GROUP",
     "BrokenImages",
     "DataError",
     "Split",
@@ -22,6 +29,7 @@ __all__ = [
     "num_batches",
     "open_split",
     "open_splits",
+    "parse_train_policy",
     "resolve",
     "train_batches",
 ]

@@ -5,6 +5,7 @@ The program behind `python -m keras_mixer.data`.
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ their shares.
 """
 
 _CELL = 1.5  # inches
+_COLUMNS = 8
 _MAX_IMAGES = 1024
 
 
@@ -57,17 +59,19 @@ def define_flags() -> list[str]:
 
 def _first_images(
     config: config_lib.Config, splits: Any, *, count: int, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first images of a training batch, and their labels.
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the first images of a training batch, and their captions.
 
     Returns:
-      float32 [n, side, side, 3] in [-1, 1] and [n, classes], n <= count.
+      float32 [n, side, side, 3] in [-1, 1], and as many texts.
     """
     from keras_mixer import data, step as step_lib
 
     split, size = splits.train, config.train.batch_size
     # A shard of the batch is drawn as the whole one, and decoded alone.
-    shard = max(n for n in range(1, min(count, size) + 1) if size % n == 0)
+    unit = math.gcd(size, data.MIXING_GROUP)
+    fit = [n for n in range(unit, count + 1, unit) if size % n == 0]
+    shard = max(fit, default=unit)
     assert config.model.image_size is not None
     batches = data.train_batches(
         split,
@@ -82,13 +86,17 @@ def _first_images(
         broken=data.BrokenImages(split, limit=config.data.max_broken),
     )
     batch = step_lib.split_partners(next(iter(batches)))
-    image, labels = step_lib.make_inputs(batch, split.num_classes, 0.0)
-    return image.numpy(), labels.numpy()
+    image, _ = step_lib.make_inputs(batch, split.num_classes, 0.0)
+    values = {key: value.numpy() for key, value in batch.items()}
+    return image.numpy(), [
+        _caption(_labels({k: v[i] for k, v in values.items()}), split)
+        for i in range(len(image))
+    ]
 
 
 def _first_evaluated(
     config: config_lib.Config, splits: Any, *, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, list[str]]:
     """Returns the same of the evaluation split's first images."""
     from keras_mixer import data, images
 
@@ -102,20 +110,34 @@ def _first_evaluated(
         broken=data.BrokenImages(split, limit=config.data.max_broken),
     )
     batch = next(iter(batches))
-    labels = np.eye(split.num_classes)[batch["label"]] * batch["mask"][:, None]
-    return images.to_value_range(batch["image"]).numpy(), np.asarray(labels)
+    labels = np.where(np.asarray(batch["mask"]) > 0, batch["label"], -1)
+    return images.to_value_range(batch["image"]).numpy(), [
+        _caption([(label, 1.0)], split) for label in labels
+    ]
 
 
-def _caption(labels: np.ndarray, class_names: tuple[str, ...]) -> str:
+def _labels(example: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
+    """Returns the classes of a training example with their shares."""
+    label = example["label"]
+    if label.ndim:  # of a layer that mixed a batch
+        order = np.argsort(-label, kind="stable")
+        return [(i, label[i]) for i in order if label[i] > 0] or [(-1, 1.0)]
+    if "share" not in example or example["partner_label"] < 0:
+        return [(label, 1.0)]
+    share = float(example["share"])
+    return [(label, share), (example["partner_label"], 1 - share)]
+
+
+def _caption(labels: list[tuple[int, float]], split: Any) -> str:
     """Names the classes of an image: "cat", or "cat 0.71" and "dog 0.29"."""
-    found = [i for i in np.argsort(-labels, kind="stable") if labels[i] > 0]
-    if not found:
-        return "broken"
-    names = [class_names[i][:20] for i in found]
-    if len(found) == 1:
+    names = [
+        split.class_names[i][:20] if i >= 0 else "broken" for i, _ in labels
+    ]
+    if len(labels) == 1 or labels[0][0] < 0:
         return names[0]
     return "\n".join(
-        f"{name} {labels[i]:.2f}" for name, i in zip(names, found, strict=True)
+        f"{name} {share:.2f}"
+        for name, (_, share) in zip(names, labels, strict=True)
     )
 
 
@@ -129,7 +151,7 @@ def _draw(
         raise config_lib.ConfigError(
             "Pictures need matplotlib: pip install 'keras-mixer[pictures]'"
         ) from error
-    columns = min(8, math.ceil(math.sqrt(len(pictures))))
+    columns = min(_COLUMNS, len(pictures))
     rows = math.ceil(len(pictures) / columns)
     figure = Figure(
         figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5),
@@ -161,16 +183,17 @@ def main(argv: list[str]) -> None:
     splits = data.open_splits(config)
     config = data.resolve(config, splits.train)
     if FLAGS.evaluation:
-        pictures, labels = _first_evaluated(config, splits, count=FLAGS.images)
+        pictures, captions = _first_evaluated(
+            config, splits, count=FLAGS.images
+        )
         split, what = splits.evaluation, config.augment.eval_policy
     else:
-        pictures, labels = _first_images(
+        pictures, captions = _first_images(
             config, splits, count=FLAGS.images, step=FLAGS.step
         )
         split, what = splits.train, config.augment.policy
         if config.mixup.p:
             what += f", mixup {config.mixup.p}"
-    captions = [_caption(row, split.class_names) for row in labels]
     _draw(pictures, captions, f"{split.name}: {what}", output)
     print(f"Drew {len(pictures)} images of {split.name}: {output}")
 

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import images
+from keras_mixer import images, kerascv
 from keras_mixer.config import MixupConfig
 from keras_mixer.data.broken import BrokenImages, map_images
-from keras_mixer.data.splits import Record, Split, cached, buffer_size
+from keras_mixer.data.splits import Record, Split, buffer_size, cached
+from keras_mixer.kerascv import Mixing
 
 NO_LABEL = -1  # of an example that does not count
+MIXING_GROUP = 8  # examples that a layer of keras-cv mixes with one another
 
 _GRAPH_SEED = 1
 _MIXUP_SEED = 2**32  # apart from the augmentation's
+_MIXING_SEED = 2**33
 
 
 def _check_label(record: Record, split: Split) -> Record:
@@ -33,6 +36,50 @@ def _check_label(record: Record, split: Split) -> Record:
         f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
     )
     return record
+
+
+def parse_train_policy(
+    policy: str,
+    split: Split,
+    *,
+    image_size: int,
+    shard_size: int,
+    mixup: MixupConfig | None = None,
+) -> tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], Mixing | None]:
+    """Compiles the augmentation of single images and that of a batch.
+
+    Args:
+      policy: Steps joined by `|`, see `images.parse_policy`; the last ones may
+        be layers of keras-cv that mix images (kerascv.py).
+      split: What it is applied to.
+      image_size: Side of the images that the model takes, in pixels.
+      shard_size: Examples of a part of the global batch.
+      mixup: What else is to be mixed.
+
+    Returns:
+      A function of an image and a seed, and one of a group of
+      `MIXING_GROUP` images, their labels and a seed, or None.
+
+    Raises:
+      ValueError: `policy` cannot be read, or mixes what cannot be mixed.
+    """
+    of_images, mixing = images.split_policy(policy)
+    apply = images.parse_policy(of_images, image_size, split.image_size)
+    if not mixing:
+        return apply, None
+    if mixup is not None and mixup.p:
+        raise ValueError(
+            f"The policy {policy!r} mixes images, and so does mixup.p="
+            f"{mixup.p}. Choose one: mixup.p=0"
+        )
+    if shard_size % MIXING_GROUP:
+        raise ValueError(
+            f"{mixing[0]!r} mixes the images of groups of {MIXING_GROUP}, so "
+            f"that any number of replicas mixes the same: the part of a batch "
+            f"that a replica gets must be a multiple of {MIXING_GROUP}. "
+            f"Received: {shard_size}"
+        )
+    return apply, kerascv.make_mixing(mixing)
 
 
 def _prepare(
@@ -160,16 +207,23 @@ def train_batches(
       The label of a broken image is -1. With mixup images and labels have n +
       1 rows, of which row i is the partner of row i + 1 (the global batch
       rolled by one), and "share", float32 [n], is the share of the example
-      itself.
+      itself. Where the policy ends with layers that mix a batch, labels are
+      float32 [n, classes], and those of a broken image 0.
 
     Raises:
-      ValueError: `policy` cannot be read.
+      ValueError: `policy` cannot be read, or does not fit the sizes.
     """
-    apply = images.parse_policy(policy, image_size, split.image_size)
+    size = batch_size // num_shards
+    apply, mix = parse_train_policy(
+        policy,
+        split,
+        image_size=image_size,
+        shard_size=size,
+        mixup=mixup,
+    )
     start = start_step * batch_size
     first_epoch, offset = divmod(start, split.num_examples)
     buffer = buffer_size(split, shuffle_buffer)
-    size = batch_size // num_shards
     mixes = mixup is not None and mixup.p > 0
     partners = 1 if mixes else 0
     source = cached(split) if cache else split
@@ -199,6 +253,8 @@ def train_batches(
             "label": tf.cast(item["label"], tf.int32),
             "index": tf.cast(position % batch_size, tf.int32),
         }
+        if mix is not None:
+            rest["position"] = position
         if mixes:
             assert mixup is not None
             step = position // batch_size
@@ -211,6 +267,14 @@ def train_batches(
         kept = {k: batch[k][partners:] for k in ("index", "share")}
         return {**batch, **kept}
 
+    def mix_group(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        assert mix is not None
+        number = group["position"][0] // MIXING_GROUP  # in the stream
+        key = tf.stack([tf.constant(seed + _MIXING_SEED, tf.int64), number])
+        labels = tf.one_hot(group["label"], split.num_classes)
+        mixed, labels = mix(group["image"], labels, key)
+        return {"image": mixed, "label": labels, "index": group["index"]}
+
     records = (
         tf.data.Dataset.counter(first_epoch).flat_map(epoch).enumerate(start)
     )
@@ -220,7 +284,7 @@ def train_batches(
             for part in shards
         ]
         records = _shard(records, batch_size, np.concatenate(wanted))
-    batches = _prepare(
+    examples = _prepare(
         records.map(name_position),
         image_of,
         rest_of,
@@ -228,7 +292,14 @@ def train_batches(
         image_size=image_size,
         dropped={"label": tf.constant(NO_LABEL)},
         broken=broken,
-    ).batch(size + partners, drop_remainder=True)
+    )
+    if mix is not None:
+        examples = (
+            examples.batch(MIXING_GROUP, drop_remainder=True)
+            .map(mix_group, num_parallel_calls=tf.data.AUTOTUNE)
+            .unbatch()
+        )
+    batches = examples.batch(size + partners, drop_remainder=True)
     if partners:
         batches = batches.map(drop_partner)
     # Several hosts would ask one another at every step whether it has ended.
