@@ -93,9 +93,12 @@ def resize(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
 
 
 def _resize(image: tf.Tensor, size: Any, method: str) -> tf.Tensor:
-    resized = tf.image.resize(image, size, method=method)
-    resized = tf.clip_by_value(resized, 0.0, 255.0)
-    return tf.cast(resized, image.dtype)  # truncates, as the reference does
+    """Resizes a uint8 image by a method that takes means of its pixels.
+
+    They leave 0..255 by rounding alone, by less than 1, and the cast, which
+    truncates as the reference does, takes that off: a clip would change none.
+    """
+    return tf.cast(tf.image.resize(image, size, method=method), image.dtype)
 
 
 def resize_small(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
@@ -369,10 +372,11 @@ def parse_policy(
 
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         seeds = tf.random.experimental.stateless_split(seed, len(steps))
-        for i, (function, arguments) in enumerate(steps):
+        seeds = tf.unstack(seeds)
+        for step_seed, (function, arguments) in zip(seeds, steps, strict=True):
             if image.dtype == tf.string:
                 function = _on_bytes(function)
-            image = function(image, seeds[i], *arguments)
+            image = function(image, step_seed, *arguments)
         return tf.ensure_shape(image, (image_size, image_size, 3))
 
     return apply

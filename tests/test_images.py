@@ -98,6 +98,20 @@ def test_resizing_against_its_definition(
     assert set(below[whole]) <= {0, 1}
 
 
+@pytest.mark.parametrize("method", ["resize", "resize_small(37)|central_crop"])
+def test_resizing_keeps_white_white_and_black_black(method):
+    """Sums of shares, which floats round: 255.01 may not become another."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        height, width = rng.integers(37, 1000, 2)
+        apply = images.parse_policy(method, 37)
+        for value in (0, 255):
+            image = tf.fill([height, width, 3], tf.constant(value, tf.uint8))
+            got = apply(image, tf.constant((0, 0), tf.int64)).numpy()
+            # Truncated: 254.9999 is one below.
+            assert set(np.unique(got)) <= {value, max(value - 1, 0)}
+
+
 def test_flip_mirrors_half_of_the_images():
     image = ramp(4, 6)[:, :4]
     mirrored = 0
