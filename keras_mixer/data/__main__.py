@@ -123,9 +123,9 @@ def _labels(example: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
         order = np.argsort(-label, kind="stable")
         return [(i, label[i]) for i in order if label[i] > 0] or [(-1, 1.0)]
     if "share" not in example or example["partner_label"] < 0:
-        return [(label, 1.0)]
+        return [(int(label), 1.0)]
     share = float(example["share"])
-    return [(label, share), (example["partner_label"], 1 - share)]
+    return [(int(label), share), (int(example["partner_label"]), 1 - share)]
 
 
 def _caption(labels: list[tuple[int, float]], split: Any) -> str:
