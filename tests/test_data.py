@@ -261,7 +261,7 @@ def shards_of(split, steps, *, num_shards, shards, **options):
         split,
         batch_size=24,
         image_size=8,
-        policy="pad_crop(2)|flip",
+        policy=options.pop("policy", "pad_crop(2)|flip"),
         seed=3,
         num_shards=num_shards,
         shards=shards,
@@ -739,3 +739,57 @@ def test_images_in_folders_of_a_class_folder(tmp_path):
     shutil.copy(tmp_path / "test" / "a" / "2.png", tmp_path / "test" / "b")
     split = data.open_split(f"folder:{tmp_path}", "train")
     assert sorted(numbers(stream(split, 1, batch_size=2))) == [0, 1]
+
+
+CUTMIX = "resize|keras_cv.CutMix(alpha=1.0)"
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "hosts"), [(3, [[0, 1, 2]]), (3, [[0], [1, 2]])]
+)
+def test_layers_that_mix_do_it_the_same_on_any_number_of_hosts(
+    num_shards, hosts
+):
+    split = data.open_split("digits", "train[:50]")
+    [*whole] = shards_of(split, 3, num_shards=1, shards=[0], policy=CUTMIX)
+    plain = shards_of(split, 3, num_shards=1, shards=[0], policy="resize")
+    got = [
+        shards_of(split, 3, num_shards=num_shards, shards=s, policy=CUTMIX)
+        for s in hosts
+    ]
+    groups = []
+    for step, ([all_of_it], [before]) in enumerate(
+        zip(whole, plain, strict=True)
+    ):
+        parts = [part for host in got for part in host[step]]
+        for key in ("image", "label", "index"):
+            np.testing.assert_array_equal(joined(parts, key), all_of_it[key])
+        assert all_of_it["label"].shape == (24, 10)
+        np.testing.assert_allclose(all_of_it["label"].sum(-1), 1, rtol=1e-5)
+        # Every pixel is of an image of the group of 8, at the same place.
+        for begin in range(0, 24, 8):
+            group = slice(begin, begin + 8)
+            mixed, old = all_of_it["image"][group], before["image"][group]
+            found = (mixed[:, None] == old[None]).all(-1).any(1)
+            assert found.all()
+            groups.append((mixed != old).tobytes())
+    assert len(set(groups)) == len(groups), "groups are mixed in the same way"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 12}, "a multiple of 8. Received: 12"),
+        ({"batch_size": 24, "num_shards": 2}, "a multiple of 8. Received: 12"),
+        (
+            {"batch_size": 24, "mixup": config.MixupConfig(p=0.2)},
+            r"so does mixup.p=0.2\. Choose one",
+        ),
+    ],
+)
+def test_what_layers_that_mix_ask_for(options, message):
+    split = data.open_split("digits", "train")
+    with pytest.raises(ValueError, match=message):
+        data.train_batches(
+            split, image_size=8, policy=CUTMIX, seed=0, **options
+        )
