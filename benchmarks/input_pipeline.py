@@ -8,8 +8,9 @@ batch. Time is seconds of CPU. So other programs on the machine disturb the
 ratios little. Without a folder 64 pictures are drawn, with the pixels and bytes
 of ImageNet's.
 
-The last row is all that a training waits for, `keras_mixer.data.train_batches`
-on the files. It works ahead, so it is measured alone, after the others.
+The last rows are all that a training waits for: `data.train_batches`, which
+also reads the files. It works ahead, so it is measured alone, ten times between
+the others.
 
 keras-cv's and timm's rows make the same number of pixels from the same files,
 as their users do: keras-cv augments batches, timm works on PIL images, decodes
@@ -49,6 +50,7 @@ _BATCH = 32
 _WARM_UP = 5  # batches: the start of a stream costs hundreds of images
 _CROP = "inception_crop|flip"
 _AUGMENT = f"{_CROP}|randaugment(2, 15)"
+_PARTS = 10
 _LIMIT = "decode_and_crop_jpeg, resize and cast alone"
 
 Stream = Iterator[np.ndarray | tf.Tensor]
@@ -179,11 +181,15 @@ def missing_for_timm() -> str | None:
     return None
 
 
-def streams(files: Sequence[bytes]) -> tuple[dict[str, Stream], dict[str, str]]:
+def streams(
+    files: Sequence[bytes], paths: Sequence[str]
+) -> tuple[dict[str, Stream], dict[str, str]]:
     """Returns name -> stream, and name -> reason of those that cannot run."""
     crop = images.parse_policy(_CROP, _SIDE)
+    read = f"{_LIMIT}, of files"
     found = {
         _LIMIT: tf_stream(files, limit),
+        read: tf_stream(paths, lambda x, seed: limit(tf.io.read_file(x), seed)),
         _CROP: tf_stream(files, crop),
         _AUGMENT: tf_stream(files, images.parse_policy(_AUGMENT, _SIDE)),
     }
@@ -250,39 +256,47 @@ def cell(name: str) -> str:
     return "`" + name.replace("|", r"\|") + "`"
 
 
+def time_batches(stream: Stream, count: int) -> list[float]:
+    """Returns the seconds of CPU of each of the next batches."""
+    seconds = []
+    start = time.process_time()
+    for _ in range(count):
+        next(stream)
+        now = time.process_time()
+        seconds.append(now - start)
+        start = now
+    return seconds
+
+
 def compare(files: Sequence[bytes], batches: int) -> None:
     """Prints the table."""
-    found, not_run = streams(files)
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for batch in range(batches + _WARM_UP):
-        for name, stream in found.items():
-            start = time.process_time()
-            next(stream)
-            if batch >= _WARM_UP:
-                times[name].append(time.process_time() - start)
-    found.clear()
-    with class_folder(files) as name:
-        stream = train_stream(name, _AUGMENT)
-        for _ in range(_WARM_UP):
-            next(stream)
-        start, end_to_end = time.process_time(), []
-        for _ in range(batches):
-            next(stream)
-            now = time.process_time()
-            end_to_end.append(now - start)
-            start = now
-        del stream  # it reads ahead in the folder
-        times[f"train_batches, {_AUGMENT}"] = end_to_end
+    whole = {f"train_batches, {p}": p for p in (_CROP, _AUGMENT)}
+    with class_folder(files) as folder:
+        root = pathlib.Path(folder.removeprefix("folder:"))
+        found, not_run = streams(files, sorted(map(str, root.rglob("*.jpg"))))
+        times: dict[str, list[float]] = {name: [] for name in (*found, *whole)}
+        for stream in found.values():
+            time_batches(stream, _WARM_UP)
+        for _ in range(_PARTS):
+            for _ in range(batches // _PARTS):
+                for name, stream in found.items():
+                    times[name] += time_batches(stream, 1)
+            for name, policy in whole.items():
+                stream = train_stream(folder, policy)
+                time_batches(stream, 2 * _WARM_UP)
+                times[name] += time_batches(stream, batches // _PARTS)
+                del stream  # or it would read ahead while others are timed
 
     size = statistics.median(map(len, files)) / 1000
     print(
         f"{len(files)} JPEGs, {size:.0f} kB in the median, to {_SIDE} x "
-        f"{_SIDE}; {batches * _BATCH} images each; tenths: the ratio of every "
-        "tenth batch"
+        f"{_SIDE}; {batches // _PARTS * _PARTS * _BATCH} images each, in "
+        f"{_PARTS} parts"
     )
-    print("| pipeline | images/s per core | of the first | tenths |")
+    print("| pipeline | images/s per core | of the first | in the parts |")
     print("|---|---|---|---|")
-    parts = [slice(i, None, 10) for i in range(10)]
+    size = batches // _PARTS
+    parts = [slice(i * size, (i + 1) * size) for i in range(_PARTS)]
     for name, seconds in times.items():
         rate = len(seconds) * _BATCH / sum(seconds)
         ratios = [sum(times[_LIMIT][p]) / sum(seconds[p]) for p in parts]

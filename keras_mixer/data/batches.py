@@ -15,7 +15,13 @@ import tensorflow as tf
 from keras_mixer import images, kerascv
 from keras_mixer.config import MixupConfig
 from keras_mixer.data.broken import BrokenImages, map_images
-from keras_mixer.data.splits import Record, Split, buffer_size, cached
+from keras_mixer.data.splits import (
+    Record,
+    Split,
+    buffer_size,
+    cached,
+    check_labels,
+)
 from keras_mixer.kerascv import Mixing
 
 NO_LABEL = -1  # of an example that does not count
@@ -24,18 +30,6 @@ MIXING_GROUP = 8  # examples that a layer of keras-cv mixes with one another
 _GRAPH_SEED = 1
 _MIXUP_SEED = 2**32  # apart from the augmentation's
 _MIXING_SEED = 2**33
-
-
-def _check_label(record: Record, split: Split) -> Record:
-    """Fails for an example without a label, as public test splits have."""
-    label = record["label"]
-    tf.debugging.assert_equal(
-        tf.logical_and(label >= 0, label < split.num_classes),
-        True,
-        message=f"{split.name} has an example without a label, or with one "
-        f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
-    )
-    return record
 
 
 def parse_train_policy(
@@ -89,10 +83,11 @@ def _prepare(
     *,
     split: Split,
     image_size: int,
+    batch_size: int,
     dropped: Mapping[str, Any],
     broken: BrokenImages | None,
 ) -> tf.data.Dataset:
-    """Makes examples of records, in parallel.
+    """Makes batches of examples of records, in parallel.
 
     Args:
       items: Records, with what the two functions want to know besides.
@@ -101,6 +96,7 @@ def _prepare(
       rest_of: Makes everything else.
       split: What the records are of.
       image_size: Side of the images.
+      batch_size: Examples of a batch; what is left at the end is dropped.
       dropped: What replaces the rest of an example whose image is broken.
       broken: Is told of those; without it the first one is an error.
     """
@@ -108,8 +104,15 @@ def _prepare(
     def prepare(item: Record) -> dict[str, tf.Tensor]:
         return {**rest_of(item), "image": image_of(item)}
 
+    def check(some: Record) -> Record:
+        return some if split.is_table else check_labels(some, split)
+
     if not split.is_encoded:
-        return items.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        examples = items.map(
+            lambda item: prepare(check(item)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return examples.batch(batch_size, drop_remainder=True)
 
     def otherwise(item: Record) -> dict[str, tf.Tensor]:
         black = tf.zeros([image_size, image_size, 3], tf.uint8)
@@ -119,9 +122,10 @@ def _prepare(
         items,
         prepare,
         otherwise=otherwise,
+        check=check,
         name_of=split.name_of,
         broken=broken or BrokenImages(split),
-    )
+    ).rebatch(batch_size, drop_remainder=True)
 
 
 def _shard(
@@ -241,7 +245,7 @@ def train_batches(
     def name_position(
         position: tf.Tensor, record: Record
     ) -> dict[str, tf.Tensor]:
-        return {**_check_label(record, split), "position": position}
+        return {**record, "position": position}
 
     def image_of(item: Record) -> tf.Tensor:
         key = tf.stack([tf.constant(seed, tf.int64), item["position"]])
@@ -284,22 +288,20 @@ def train_batches(
             for part in shards
         ]
         records = _shard(records, batch_size, np.concatenate(wanted))
-    examples = _prepare(
+    batches = _prepare(
         records.map(name_position),
         image_of,
         rest_of,
         split=split,
         image_size=image_size,
+        batch_size=size + partners if mix is None else MIXING_GROUP,
         dropped={"label": tf.constant(NO_LABEL)},
         broken=broken,
     )
     if mix is not None:
-        examples = (
-            examples.batch(MIXING_GROUP, drop_remainder=True)
-            .map(mix_group, num_parallel_calls=tf.data.AUTOTUNE)
-            .unbatch()
-        )
-    batches = examples.batch(size + partners, drop_remainder=True)
+        batches = batches.map(
+            mix_group, num_parallel_calls=tf.data.AUTOTUNE
+        ).rebatch(size, drop_remainder=True)
     if partners:
         batches = batches.map(drop_partner)
     # Several hosts would ask one another at every step whether it has ended.
@@ -356,16 +358,15 @@ def eval_batches(
     mine = len(range(host, split.num_examples, num_hosts))
     total = num_batches(split, batch_size) * batch_size // num_hosts
     real = _prepare(
-        split.records()
-        .shard(num_hosts, host)
-        .map(lambda record: _check_label(record, split)),
+        split.records().shard(num_hosts, host),
         image_of,
         rest_of,
         split=split,
         image_size=image_size,
+        batch_size=1,
         dropped={"mask": tf.zeros([])},
         broken=broken,
-    )
+    ).unbatch()
     filling = tf.data.Dataset.from_tensors(
         {
             "image": tf.zeros([image_size, image_size, 3], tf.uint8),

@@ -102,6 +102,7 @@ def map_images(
     prepare: Callable[[Item], Any],
     *,
     otherwise: Callable[[Item], Any],
+    check: Callable[[Item], Item],
     name_of: Callable[[Item], tf.Tensor],
     broken: BrokenImages,
 ) -> tf.data.Dataset:
@@ -115,8 +116,12 @@ def map_images(
       items: What to map, dictionaries of tensors.
       prepare: May fail, with any of TensorFlow's errors.
       otherwise: Its substitute, with the same types and shapes.
+      check: Passes several items on, or fails for good.
       name_of: Names an item that failed.
       broken: Is told of it.
+
+    Returns:
+      Batches of what the functions return, of no size to rely on.
     """
 
     def tell(*flat: tf.Tensor) -> bool:
@@ -145,7 +150,7 @@ def map_images(
         )
 
     def attempt(chunk: Item) -> Any:
-        one_by_one = tf.data.Dataset.from_tensor_slices(chunk)
+        one_by_one = tf.data.Dataset.from_tensor_slices(check(chunk))
         size = tf.cast(one_by_one.cardinality(), tf.int64)
 
         def of_all(function: Callable[[Item], Any]) -> tf.data.Dataset:
@@ -160,8 +165,4 @@ def map_images(
             .get_single_element()
         )
 
-    return (
-        items.batch(_CHUNK)
-        .map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
-        .unbatch()
-    )
+    return items.batch(_CHUNK).map(attempt, num_parallel_calls=tf.data.AUTOTUNE)

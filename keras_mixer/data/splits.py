@@ -55,7 +55,8 @@ class Split:
         [2]), from a position on, through a buffer of so many records; None:
         `records()` through the buffer.
       num_bytes: Returns the size of all encoded images, None if unknown.
-      is_table: Whether `shuffled` needs no buffer.
+      is_table: Whether `shuffled` needs no buffer, and labels are known to be
+        in range.
     """
 
     name: str
@@ -120,6 +121,22 @@ def buffer_size(split: Split, wanted: int | None) -> int:
     return min(wanted, split.num_examples)
 
 
+def check_labels(records: Record, split: Split) -> Record:
+    """Fails for examples without a label, as public test splits have.
+
+    An assertion costs as much as a hundredth of decoding an image, so it is
+    better made of several records at once.
+    """
+    labels = records["label"]
+    tf.debugging.assert_equal(
+        tf.logical_and(labels >= 0, labels < split.num_classes),
+        True,
+        message=f"{split.name} has an example without a label, or with one "
+        f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
+    )
+    return records
+
+
 def cached(split: Split) -> Split:
     """Returns a split whose encoded images stay in memory once read.
 
@@ -136,6 +153,7 @@ def cached(split: Split) -> Split:
         )
 
     def load(record: Record) -> dict[str, tf.Tensor]:
+        record = check_labels(record, split)
         return {**record, "image": split.load(record)}
 
     records = (
