@@ -128,7 +128,7 @@ def open_folder(path: str, split: str, select: Any) -> Split:
 
     Without split folders everything is the split "train", in an order that
     mixes the classes: train[:80%] and train[80%:] make two parts. A table of
-    14 million names takes 0.5 GB; the images are read when they are needed.
+    14 million names takes 0.8 GB; the images are read when they are needed.
 
     Args:
       path: A folder, or one of a bucket as `gs://bucket/folder`.
