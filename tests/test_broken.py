@@ -1,6 +1,7 @@
 """Images that cannot be decoded: the run goes on without them, or says why."""
 
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -109,12 +110,19 @@ def test_the_run_stops_where_too_many_are_broken(zoo, tmp_path, strategy_of):
     assert "1 of the 30 images" in message
     assert any(name in message for name in broken)
     assert "data.max_broken=0.067" in message
-    # Three are allowed, the fourth is one too many; a resume remembers them.
-    config = zoo_config(root, "data.max_broken=0.1")
+    # Three are allowed, the fourth is one too many, and is so again. Good
+    # test images, so that it is the training split that stops the run.
+    two = tmp_path / "two"
+    for part in ("train", "test"):
+        shutil.copytree(root, two / part)
+    for name in broken:
+        (two / "test" / "/".join(name.split("/")[-2:])).unlink()
+    config = zoo_config(two, "data.eval_split=test", "data.max_broken=0.1")
+    written = tmp_path / "b" / "broken_train.txt"
     for _ in range(2):
-        with pytest.raises(data.DataError, match="4 of the 30 images"):
+        with pytest.raises(data.DataError, match="4 of the 30 .* train cannot"):
             trainer.fit(config, workdir=tmp_path / "b", strategy=strategy_of(1))
-    assert names_in(tmp_path / "b" / "broken_train.txt") == broken
+        assert len(written.read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
@@ -261,3 +269,54 @@ def test_the_config_of_a_run_keeps_the_limit(tmp_path, strategy_of):
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["data"]["max_broken"] == 0.25
     assert not list(tmp_path.glob("broken_*"))
+
+
+def test_a_list_that_cannot_be_written_does_not_stop(zoo, tmp_path, capsys):
+    root, broken = zoo
+    split = data.open_split(f"folder:{root}", "train")
+    dropped = data.BrokenImages(
+        split, limit=0.5, file=tmp_path / "missing" / "broken.txt"
+    )
+    batches = data.eval_batches(
+        split, batch_size=5, image_size=8, policy="resize", broken=dropped
+    )
+    assert sum(b["mask"].sum() for b in batches.as_numpy_iterator()) == 26
+    assert dropped.names == broken
+    assert capsys.readouterr().err.count("Cannot write to") == 1
+
+
+def test_taking_a_pipeline_down_breaks_no_image(zoo):
+    """What is cancelled fails, and is whole."""
+    root, broken = zoo
+    split = data.open_split(f"folder:{root}", "train")
+    dropped = data.BrokenImages(split, limit=1)
+    for _ in range(20):
+        batches = data.train_batches(
+            split,
+            batch_size=8,
+            image_size=32,
+            policy="inception_crop|flip",
+            seed=0,
+            broken=dropped,
+        )
+        next(iter(batches))
+    assert dropped.names <= broken
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    for name in (b"good", b"caf\xe9"):
+        folder = os.path.join(os.fsencode(tmp_path), b"photos", name)
+        os.makedirs(folder)
+        Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+        shutil.copy(tmp_path / "one.png", os.path.join(folder, name + b".png"))
+        with open(os.path.join(folder, b"x" + name + b".jpg"), "wb"):
+            pass
+    split = data.open_split(f"folder:{tmp_path}/photos", "train")
+    dropped = data.BrokenImages(split, limit=0.5)
+    batches = data.eval_batches(
+        split, batch_size=4, image_size=8, policy="resize", broken=dropped
+    )
+    [batch] = batches.as_numpy_iterator()
+    assert batch["mask"].sum() == 2
+    assert len(dropped.names) == 2
+    assert split.num_bytes() > 0

@@ -28,8 +28,8 @@ class BrokenImages:
       split: What the images are of.
       limit: The share of the split's images that may be broken. At the first
         one above, the input pipeline fails.
-      file: Where to write them down, one `name<TAB>reason` a line; what an
-        interrupted run has written there counts. None: nowhere.
+      file: Where to write them down, one `name<TAB>reason` a line, once: an
+        interrupted run may have done it. None: nowhere.
     """
 
     def __init__(
@@ -42,10 +42,11 @@ class BrokenImages:
         self._split, self._limit, self._file = split, limit, file
         self._lock = threading.Lock()
         self._error: DataError | None = None
-        self.names: set[str] = set()
+        self.names: set[str] = set()  # seen by this process
+        self._written: set[str] = set()
         if file is not None and file.exists():
             lines = file.read_text(errors="replace").splitlines()
-            self.names.update(line.partition("\t")[0] for line in lines)
+            self._written.update(line.partition("\t")[0] for line in lines)
 
     @property
     def allowed(self) -> int:
@@ -62,9 +63,7 @@ class BrokenImages:
             if name in self.names:
                 return
             self.names.add(name)
-            if self._file is not None:
-                with self._file.open("a") as file:
-                    file.write(f"{name}\t{reason}\n")
+            self._write(name, reason)
             count, total = len(self.names), self._split.num_examples
             if count > self.allowed:
                 error = DataError(
@@ -81,6 +80,16 @@ class BrokenImages:
                 self._tell(f"Dropped a broken image: {name} ({reason})")
             if count == _SHOWN and self._file is not None:
                 self._tell(f"If there are more, {self._file} lists them.")
+
+    def _write(self, name: str, reason: str) -> None:
+        if self._file is None or name in self._written:
+            return
+        try:
+            with self._file.open("a") as file:
+                file.write(f"{name}\t{reason}\n")
+        except OSError as error:  # the disk is full: no reason to stop
+            self._tell(f"Cannot write to {self._file}: {error}")
+            self._file = None
 
     @staticmethod
     def _tell(text: str) -> None:
@@ -128,11 +137,11 @@ def map_images(
         item = tf.nest.pack_sequence_as(items.element_spec, flat)
         try:
             prepare(item)
-            reason = "the first attempt failed"
         except (tf.errors.OpError, ValueError) as error:
-            reason = _first_line(error)
-        broken.report(name_of(item).numpy().decode(), reason)
-        return True
+            name = name_of(item).numpy().decode(errors="replace")
+            broken.report(name, _first_line(error))
+            return True
+        return False  # the pipeline is being taken down: nothing is broken
 
     def substitute(item: Item) -> Any:
         told = tf.py_function(tell, tf.nest.flatten(item), tf.bool)

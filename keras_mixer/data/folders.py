@@ -143,7 +143,9 @@ def open_folder(path: str, split: str, select: Any) -> Split:
     key, part = select(split, lengths, f"folder:{path}")
     columns = {k: v[part] for k, v in _columns(listings[key]).items()}
     top = f"{root}/{key}" if has_splits else root
-    folders = tf.constant([f"{top}/{name}/" for name in class_names])
+    folders = tf.constant(
+        [os.fsencode(f"{top}/{name}/") for name in class_names]
+    )
 
     def path_of(record: Record) -> tf.Tensor:
         return tf.gather(folders, record["label"]) + record["file"]
@@ -166,5 +168,6 @@ def open_folder(path: str, split: str, select: Any) -> Split:
         load=lambda record: tf.io.read_file(path_of(record)),
         name_of=path_of,
         num_bytes=num_bytes,
-        **table(columns),
+        # Names that are not UTF-8 are bytes to TensorFlow, too.
+        **table({**columns, "file": list(map(os.fsencode, columns["file"]))}),
     )
