@@ -70,7 +70,9 @@ class DataConfig:
         "shuffled, too (folders are shuffled whole); null: 1 GiB of them",
     )
     cache: bool = _doc(
-        False, "keep the encoded images in memory after the first epoch"
+        False,
+        "keep all encoded images in memory, on every host; they are read "
+        "before the first batch",
     )
     max_broken: float = _doc(
         0.01,

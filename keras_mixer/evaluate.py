@@ -122,10 +122,16 @@ def make_evaluator(
         except tf.errors.OpError:
             broken.check()
             raise
-        missing = split.num_examples - count
-        assert 0 <= missing <= broken.allowed, (count, split)
+        missing = split.num_examples - int(count)
+        assert missing >= 0, (count, split)
         if not count:
             raise data.DataError(f"All images of {split.name} are broken.")
+        if missing > broken.allowed:  # of several hosts, none saw so many
+            raise data.DataError(
+                f"{missing} of the {split.num_examples:,} images of "
+                f"{split.name} cannot be decoded; data.max_broken allows "
+                f"{broken.allowed}. The hosts have named them."
+            )
         return {
             "accuracy": correct / count,
             "loss": loss_sum / count,

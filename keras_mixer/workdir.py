@@ -190,10 +190,15 @@ def _changes(
 ) -> list[str]:
     """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
-    # The same data set may lie elsewhere on another machine.
+    # The same data set may lie elsewhere on another machine, and the error
+    # about broken images says to change their limit.
     theirs = dataclasses.replace(
         theirs,
-        data=dataclasses.replace(theirs.data, data_dir=config.data.data_dir),
+        data=dataclasses.replace(
+            theirs.data,
+            data_dir=config.data.data_dir,
+            max_broken=config.data.max_broken,
+        ),
     )
     changes = config_lib.differences(config, theirs)
     classes = workdir / "classes.json"

@@ -1,5 +1,6 @@
 """Images that cannot be decoded: the run goes on without them, or says why."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_mixer import config as config_lib, data, recipes, step, trainer
+from keras_mixer import (
+    config as config_lib,
+    data,
+    evaluate,
+    recipes,
+    step,
+    trainer,
+    workdir,
+)
 from tests.test_trainer import assert_same_weights, lines_of, small
 
 
@@ -123,6 +132,12 @@ def test_the_run_stops_where_too_many_are_broken(zoo, tmp_path, strategy_of):
         with pytest.raises(data.DataError, match="4 of the 30 .* train cannot"):
             trainer.fit(config, workdir=tmp_path / "b", strategy=strategy_of(1))
         assert len(written.read_text().splitlines()) == 4
+    # What the message says to do is allowed in the same workdir.
+    config = config_lib.override(config, ["data.max_broken=0.27"])
+    result = trainer.fit(
+        config, workdir=tmp_path / "b", strategy=strategy_of(1)
+    )
+    assert result["count"] == 26
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
@@ -150,8 +165,6 @@ def test_a_broken_image_adds_nothing_to_loss_and_gradients(mixup):
     """The oracle: a batch that never had it, over the same batch size."""
     config = small(f"mixup.p={mixup}", "model.image_size=8")
     config = config_lib.override(config, ["train.batch_size=4"])
-    from keras_mixer import workdir
-
     model = workdir.build_model(config, 10)
     for variable in model.weights:
         variable.assign(np.random.default_rng(1).normal(0, 0.2, variable.shape))
@@ -320,3 +333,79 @@ def test_names_that_are_not_utf_8(tmp_path):
     assert batch["mask"].sum() == 2
     assert len(dropped.names) == 2
     assert split.num_bytes() > 0
+
+
+def test_an_image_that_is_read_now_and_then_is_not_lost(zoo):
+    """A disk that fails twice is an error, not a broken image."""
+    root, broken = zoo
+    for name in broken:
+        os.remove(name)
+    split = data.open_split(f"folder:{root}", "train")
+    tries = []
+
+    def flaky(name):
+        tries.append(name)
+        if len(tries) <= 2:
+            raise OSError("stale file handle")
+        return tf.io.read_file(name)
+
+    def load(record):
+        name = split.name_of(record)
+        return tf.cond(
+            tf.strings.regex_full_match(name, ".*/00.jpg"),
+            lambda: tf.py_function(flaky, [name], tf.string),
+            lambda: tf.io.read_file(name),
+        )
+
+    split = dataclasses.replace(split, load=load)
+    batches = data.eval_batches(
+        split,
+        batch_size=5,
+        image_size=8,
+        policy="resize",
+        broken=data.BrokenImages(split, limit=1),
+    )
+    with pytest.raises(tf.errors.OpError, match="could not be read twice"):
+        list(batches)
+
+
+def test_layers_that_mix_mix_no_broken_image(zoo):
+    root, _ = zoo
+    split = data.open_split(f"folder:{root}", "train")
+    batches = data.train_batches(
+        split,
+        batch_size=8,
+        image_size=16,
+        policy="resize|keras_cv.MixUp(alpha=1.0)",
+        seed=0,
+        broken=data.BrokenImages(split, limit=1),
+    )
+    sums = np.concatenate(
+        [b["label"].sum(-1) for b in batches.take(8).as_numpy_iterator()]
+    )
+    assert ((sums == 0) | np.isclose(sums, 1)).all()
+    assert (sums == 0).sum() >= 4
+
+
+def test_hosts_that_saw_few_have_seen_too_many(zoo, tmp_path, strategy_of):
+    """Each is below the limit, all of them together are not."""
+    root, broken = zoo
+    split = data.open_split(f"folder:{root}", "train")
+    config = zoo_config(root, "data.max_broken=1")
+    trainer.fit(config, workdir=tmp_path / "r", strategy=strategy_of(1))
+    model, _, _ = workdir.load_model(tmp_path / "r")
+    seen = data.BrokenImages(split, limit=0.1)
+    seen.names |= broken  # as if another host had reported them
+    evaluator = evaluate.make_evaluator(
+        model,
+        split,
+        batch_size=8,
+        image_size=8,
+        policy="resize",
+        loss="softmax",
+        strategy=strategy_of(1),
+        xla=False,
+        broken=seen,
+    )
+    with pytest.raises(data.DataError, match="4 of the 30 .* allows 3"):
+        evaluator()

@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import hashlib
+import os
 import shutil
 import warnings
 
@@ -793,3 +794,30 @@ def test_what_layers_that_mix_ask_for(options, message):
         data.train_batches(
             split, image_size=8, policy=CUTMIX, seed=0, **options
         )
+
+
+def test_links_that_lead_back_are_not_followed(folder):
+    (folder / "cats" / "loop").symlink_to("..")
+    (folder / "cats" / "self").symlink_to(".")
+    split = data.open_split(f"folder:{folder}", "train")
+    assert (split.num_examples, split.class_names) == (10, ("cats", "dogs"))
+
+
+def test_linked_class_folders_are_followed(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("links")
+    for name in ("cats", "dogs"):
+        (root / name).symlink_to(folder / name)
+    assert data.open_split(f"folder:{root}", "train").num_examples == 10
+
+
+def test_a_folder_that_cannot_be_listed(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("dogs"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(data.DataError, match="Cannot list .*dogs: Permission"):
+        data.open_split(f"folder:{folder}", "train")

@@ -88,9 +88,9 @@ def _first_images(
     batch = step_lib.split_partners(next(iter(batches)))
     image, _ = step_lib.make_inputs(batch, split.num_classes, 0.0)
     values = {key: value.numpy() for key, value in batch.items()}
-    return image.numpy(), [
+    return image.numpy()[:count], [
         _caption(_labels({k: v[i] for k, v in values.items()}), split)
-        for i in range(len(image))
+        for i in range(min(len(image), count))
     ]
 
 

@@ -197,7 +197,8 @@ def train_batches(
       start_step: Updates that have been done.
       shuffle_buffer: Encoded records in the shuffle buffer of TFRecords; as
         many as fill 1 GiB if None. Folders are shuffled whole, by name.
-      cache: Keep all encoded images in memory after the first epoch.
+      cache: Keep all encoded images in memory; they are read before the
+        first batch.
       num_shards: Parts of equal size into which a global batch is cut.
       shards: The parts that are wanted here, in this order.
       mixup: Whether a part begins with the partner of its first example.
@@ -275,8 +276,14 @@ def train_batches(
         assert mix is not None
         number = group["position"][0] // MIXING_GROUP  # in the stream
         key = tf.stack([tf.constant(seed + _MIXING_SEED, tf.int64), number])
-        labels = tf.one_hot(group["label"], split.num_classes)
-        mixed, labels = mix(group["image"], labels, key)
+        # A good image stands in for a broken one, so that nobody is mixed
+        # with black.
+        good = group["label"] >= 0
+        stand_in = tf.argmax(good, output_type=tf.int32)
+        rows = tf.where(good, tf.range(MIXING_GROUP), stand_in)
+        labels = tf.one_hot(tf.gather(group["label"], rows), split.num_classes)
+        mixed, labels = mix(tf.gather(group["image"], rows), labels, key)
+        labels *= tf.cast(good, tf.float32)[:, None]
         return {"image": mixed, "label": labels, "index": group["index"]}
 
     records = (

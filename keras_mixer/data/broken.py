@@ -69,7 +69,8 @@ class BrokenImages:
                 error = DataError(
                     f"{count} of the {total:,} images of {self._split.name} "
                     f"cannot be decoded, the last one {name} ({reason}). "
-                    "Remove or mend them"
+                    "Mend them (removing them is for a new --workdir: it "
+                    "changes the order)"
                     + (f" (all are in {self._file})" if self._file else "")
                     + ", or let a larger share of them be dropped: "
                     f"data.max_broken={min(2 * count / total, 1):.2g}"
@@ -135,13 +136,15 @@ def map_images(
 
     def tell(*flat: tf.Tensor) -> bool:
         item = tf.nest.pack_sequence_as(items.element_spec, flat)
+        name = name_of(item).numpy().decode(errors="replace")
         try:
             prepare(item)
         except (tf.errors.OpError, ValueError) as error:
-            name = name_of(item).numpy().decode(errors="replace")
             broken.report(name, _first_line(error))
             return True
-        return False  # the pipeline is being taken down: nothing is broken
+        # Either the pipeline is being taken down, and nobody hears this, or a
+        # disk fails now and then: no image may be lost for that.
+        raise OSError(f"{name} could not be read twice, then it could.")
 
     def substitute(item: Item) -> Any:
         told = tf.py_function(tell, tf.nest.flatten(item), tf.bool)

@@ -1,5 +1,6 @@
 """Folders of images, one folder per class, on a disk or in a bucket."""
 
+import contextlib
 import os
 import pathlib
 import time
@@ -28,6 +29,15 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(_SUFFIXES)
 
 
+def _leads_back(path: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    here = os.path.realpath(os.path.dirname(path))
+    return os.path.commonpath([here, target]) == target
+
+
 def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yields each folder, by the parts of its path, and its images' names."""
     if _is_remote(root):
@@ -41,8 +51,16 @@ def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
                     found.setdefault(tuple(folder), []).append(name)
         yield from found.items()
         return
-    for path, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"Cannot list {error.filename}: {error.strerror}")
+
+    for path, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        folders[:] = [
+            f
+            for f in folders
+            if not f.startswith(".") and not _leads_back(f"{path}/{f}")
+        ]
         parts = pathlib.Path(path).relative_to(root).parts
         yield parts, list(filter(_is_image, names))
 
@@ -153,12 +171,11 @@ def open_folder(path: str, split: str, select: Any) -> Split:
     def num_bytes() -> int | None:
         if _is_remote(root):
             return None  # a request for each file
-        return sum(
-            os.path.getsize(f"{top}/{class_names[label]}/{file}")
-            for file, label in zip(
-                columns["file"], columns["label"], strict=True
-            )
-        )
+        size = 0
+        for file, label in zip(columns["file"], columns["label"], strict=True):
+            with contextlib.suppress(OSError):  # a dead link has none
+                size += os.path.getsize(f"{top}/{class_names[label]}/{file}")
+        return size
 
     return Split(
         name=f"folder:{path} {split}",
