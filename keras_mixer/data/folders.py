@@ -1,6 +1,7 @@
 """Folders of images, one folder per class, on a disk or in a bucket."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import time
@@ -160,6 +161,9 @@ def open_folder(path: str, split: str, select: Any) -> Split:
     lengths = {key: sum(map(len, x.values())) for key, x in listings.items()}
     key, part = select(split, lengths, f"folder:{path}")
     columns = {k: v[part] for k, v in _columns(listings[key]).items()}
+    # Names that are not UTF-8 are bytes to TensorFlow, too.
+    columns["file"] = list(map(os.fsencode, columns["file"]))
+    rows = table(columns)
     top = f"{root}/{key}" if has_splits else root
     folders = tf.constant(
         [os.fsencode(f"{top}/{name}/") for name in class_names]
@@ -172,9 +176,10 @@ def open_folder(path: str, split: str, select: Any) -> Split:
         if _is_remote(root):
             return None  # a request for each file
         size = 0
-        for file, label in zip(columns["file"], columns["label"], strict=True):
+        paths = rows["records"]().batch(1024).map(path_of)
+        for path in itertools.chain.from_iterable(paths.as_numpy_iterator()):
             with contextlib.suppress(OSError):  # a dead link has none
-                size += os.path.getsize(f"{top}/{class_names[label]}/{file}")
+                size += os.path.getsize(path)
         return size
 
     return Split(
@@ -185,6 +190,5 @@ def open_folder(path: str, split: str, select: Any) -> Split:
         load=lambda record: tf.io.read_file(path_of(record)),
         name_of=path_of,
         num_bytes=num_bytes,
-        # Names that are not UTF-8 are bytes to TensorFlow, too.
-        **table({**columns, "file": list(map(os.fsencode, columns["file"]))}),
+        **rows,
     )
