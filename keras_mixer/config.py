@@ -299,12 +299,77 @@ class OptimConfig:
         )
 
 
+def _numbers(text: str, kind: type, field: str, allowed: str) -> tuple:
+    """Reads numbers above 0 with commas between them."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    _require(
+        bool(numbers) and all(0 < number < math.inf for number in numbers),
+        field,
+        text,
+        allowed,
+    )
+    return numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotConfig:
+    """Few-shot accuracy of the frozen features (paper, sect. 3)."""
+
+    data: str | None = _doc(
+        None,
+        "data sets with commas between them, NAME or NAME@TRAIN@TEST; "
+        "reference: the authors' six; imagenet: ImageNet as they split it; "
+        "null: eval.py takes the run's own, and training measures none",
+    )
+    classes: str | None = _doc(
+        None, "only these, names with commas between them; null: all"
+    )
+    shots: str = _doc("1,5,10,25", "examples per class, several with commas")
+    seeds: int = _doc(3, "support sets, drawn with the seeds 0, 1 ...")
+    l2_reg: str = _doc("1024", "regularisation, several with commas")
+    policy: str | None = _doc(
+        None,
+        "preprocessing; null: both sides to 8/7 of the model's, then the "
+        "centre (256 and 224), but nothing for images of the model's size",
+    )
+    every: int | None = _doc(
+        None, "steps between evaluations; the end is always evaluated"
+    )
+    every_epochs: float | None = _doc(None, "the same in epochs")
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, "fewshot", {"seeds": 1, "every": 1})
+        _require(
+            self.every_epochs is None or 0 < self.every_epochs < math.inf,
+            "fewshot.every_epochs",
+            self.every_epochs,
+            "a positive number",
+        )
+        _ = self.shot_numbers, self.l2_regs
+
+    @property
+    def shot_numbers(self) -> tuple[int, ...]:
+        """The numbers in `shots`."""
+        allowed = "positive whole numbers, such as 1,5,10,25"
+        return _numbers(self.shots, int, "fewshot.shots", allowed)
+
+    @property
+    def l2_regs(self) -> tuple[float, ...]:
+        """The numbers in `l2_reg`."""
+        allowed = "positive numbers, such as 64,1024"
+        return _numbers(self.l2_reg, float, "fewshot.l2_reg", allowed)
+
+
 # The durations that may be given in steps or in epochs.
 _DURATIONS = (
     ("train", "steps", "epochs"),
     ("train", "eval_every", "eval_every_epochs"),
     ("train", "checkpoint_every", "checkpoint_every_epochs"),
     ("optim", "warmup_steps", "warmup_epochs"),
+    ("fewshot", "every", "every_epochs"),
 )
 
 
@@ -320,6 +385,7 @@ class Config:
     mixup: MixupConfig = dataclasses.field(default_factory=MixupConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    fewshot: FewshotConfig = dataclasses.field(default_factory=FewshotConfig)
 
     def __post_init__(self) -> None:
         for section, steps, epochs in _DURATIONS:
@@ -351,6 +417,7 @@ _FLAGS = (
     "virtual_devices",
     "task",
     "checkpoint",
+    "weights",
 )
 
 
@@ -460,21 +527,24 @@ def resolve(config: Config, *, num_examples: int) -> Config:
     epoch = num_examples / config.train.batch_size
     sections = {
         name: dataclasses.asdict(getattr(config, name))
-        for name in ("train", "optim")
+        for name in ("train", "optim", "fewshot")
     }
     for section, steps, epochs in _DURATIONS:
         values = sections[section]
         if values[epochs] is not None:
             values[steps] = round(values[epochs] * epoch)
-            if section == "train":
+            if section != "optim":
                 values[steps] = max(values[steps], 1)
             values[epochs] = None
     train = TrainConfig(**sections["train"])
     optim = OptimConfig(**sections["optim"])
+    fewshot = FewshotConfig(**sections["fewshot"])
     assert train.steps is not None
     if (optim.warmup_steps or 0) >= train.steps:
         optim = dataclasses.replace(optim, warmup_steps=train.steps // 10)
-    return dataclasses.replace(config, train=train, optim=optim)
+    return dataclasses.replace(
+        config, train=train, optim=optim, fewshot=fewshot
+    )
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -529,10 +599,13 @@ def describe(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config)).rstrip()
 
 
-def field_help() -> str:
-    """Returns a table of all fields, their defaults and meanings."""
+def field_help(*sections: str) -> str:
+    """Returns a table of fields, their defaults and meanings; of all sections
+    if none is named.
+    """
     lines = []
-    for section, owner in _SECTIONS.items():
+    for section in sections or _SECTIONS:
+        owner = _SECTIONS[section]
         lines.append(f"{section}: {owner.__doc__}")
         for field in dataclasses.fields(owner):
             default = "null" if field.default is None else field.default

@@ -1,15 +1,20 @@
-"""Evaluates what a run trained.
+"""Evaluates what a run trained, or released weights.
 
 The program behind eval.py, `keras-mixer-eval` and `python -m keras_mixer.eval`.
 """
 
 import json
+import math
 import pathlib
-from typing import Any
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
-from keras_mixer import config as config_lib
+from keras_mixer import config as config_lib, paper
+from keras_mixer.config import Config, ConfigError
 from keras_mixer.train import (
     KEPT,
     define_device_flags,
@@ -19,34 +24,94 @@ from keras_mixer.train import (
 
 FLAGS = flags.FLAGS
 
-_HELP = """Evaluates a checkpoint of a run: every example counts once.
+_HELP = """Evaluates a run or released weights.
+
+Accuracy: every example counts once.
 
   python eval.py --workdir=runs/digits
-  python eval.py --workdir=runs/digits --checkpoint=best
-  python eval.py --workdir=runs/digits data.eval_split=train
-  python eval.py --workdir=runs/cifar10_scratch --virtual_devices=2 \\
-      data.data_dir=~/tensorflow_datasets train.batch_size=500
+  python eval.py --workdir=runs/digits --checkpoint=best data.eval_split=train
+  python eval.py --workdir=runs/digits --confusion=confusion.png \\
+      --per_class=classes.csv
+  python eval.py --weights=imagenet1k --model=B/16 --data=imagenet
+  python eval.py --weights=mixer.npz --model=B/16 --data=folder:~/photos@test
+
+Few-shot accuracy of the frozen features, by regularised linear regression
+(paper, sect. 3):
+
+  python eval.py --workdir=runs/digits --task=fewshot
+  python eval.py --weights=imagenet21k --model=L/16 --task=fewshot \\
+      --data=reference,imagenet
+  python eval.py --workdir=runs/mine --task=fewshot \\
+      --data=cifar100,uc_merced@train[:1000]@train[1000:] \\
+      fewshot.shots=1,5 fewshot.l2_reg=64,1024 fewshot.seeds=5
+
+A table goes to the terminal (stderr), and JSON to stdout and to --output.
+
+Data sets (--data), with commas between them: NAME or NAME@SPLIT, and for
+few-shot NAME@TRAIN@TEST; by default the run's own. Known by name:
+{suites}
 
 Overrides (section.field=value) change the run's config for this evaluation:
-the split, where the data lies, the preprocessing, the batch size.
+the data, the preprocessing, the batch size, fewshot.*:
+{fields}
 """
-
 
 # What an evaluation may change; the rest is part of the trained model.
 _OVERRIDABLE = (
     "data.",
+    "fewshot.",
     "augment.eval_policy",
     "train.batch_size",
     "train.loss",
     "train.xla",
 )
+_TASKS = ("classification", "fewshot")
+_BATCH_SIZE = 256  # without a run that says how many fit
+
+
+class Subject(NamedTuple):
+    """What is evaluated; `class_names` are None where only a number is known.
+
+    `origin` is what the JSON says of it.
+    """
+
+    model: Any
+    config: Config
+    class_names: tuple[str, ...] | None
+    source: str
+    origin: dict[str, Any]
+
+
+def help_text() -> str:
+    """Returns what --help prints above the flags."""
+    from keras_mixer.data import suites
+
+    lines = [
+        f"  {name:<11} ({task}) {', '.join('@'.join(s) for s in sets.values())}"
+        for task, known in (
+            ("classification", suites.CLASSIFICATION_SUITES),
+            ("few-shot", suites.FEWSHOT_SUITES),
+        )
+        for name, sets in known.items()
+    ]
+    return _HELP.format(
+        suites="\n".join(lines), fields=config_lib.field_help("fewshot")
+    )
 
 
 def define_flags() -> list[str]:
     """Defines the flags of this program and returns their names."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_enum(
-        "task", "classification", ["classification"], "What to measure."
+    flags.DEFINE_string("workdir", None, "Folder of a run.")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "In place of a run: imagenet1k, imagenet21k, sam, gsam, or a .npz or "
+        "timm .safetensors file. Needs --model.",
+    )
+    flags.DEFINE_string("model", None, "Variant of --weights: B/16 ...")
+    flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
+    flags.DEFINE_string(
+        "data", None, "Data sets with commas between them, see above."
     )
     flags.DEFINE_string(
         "checkpoint",
@@ -54,16 +119,28 @@ def define_flags() -> list[str]:
         "Which one: latest, best (on the validation split), or a step.",
     )
     flags.DEFINE_string("output", None, "File to write the scores to, as JSON.")
-    return ["workdir", "task", "checkpoint", "output", *define_device_flags()]
+    flags.DEFINE_string(
+        "per_class", None, "File to write the accuracy of each class to (.csv)."
+    )
+    flags.DEFINE_string(
+        "confusion",
+        None,
+        "Picture of which class is taken for which: .png, .svg or .pdf.",
+    )
+    names = ["workdir", "weights", "model", "task", "data", "checkpoint"]
+    names += ["output", "per_class", "confusion"]
+    return [*names, *define_device_flags()]
 
 
-def _override(config: config_lib.Config, overrides: list[str]) -> Any:
+def _override(
+    config: Config, overrides: list[str], allowed: tuple[str, ...]
+) -> Config:
     """Returns `config` with what an evaluation may change."""
     for text in overrides:
-        if not text.startswith(_OVERRIDABLE):
-            raise config_lib.ConfigError(
+        if not text.startswith(allowed):
+            raise ConfigError(
                 f"{text!r} cannot be changed for an evaluation. What can: "
-                f"{', '.join(_OVERRIDABLE)}"
+                f"{', '.join(allowed)}"
             )
     return config_lib.override(config, overrides)
 
@@ -73,72 +150,249 @@ def _which(checkpoint: str) -> str | int:
     if checkpoint.isdecimal():
         return int(checkpoint)
     if checkpoint not in ("latest", "best"):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             "--checkpoint must be latest, best or a step. Received: "
             f"{checkpoint!r}"
         )
     return checkpoint
 
 
+def _check_flags() -> None:
+    """Raises ConfigError for flags that do not go together."""
+    given = [name for name in ("workdir", "weights") if FLAGS[name].value]
+    if len(given) != 1:
+        raise ConfigError(
+            "Give --workdir=DIR of a run, or --weights=NAME_OR_FILE with "
+            f"--model=B/16. Received: {' and '.join(given) or 'neither'}"
+        )
+    if bool(FLAGS.model) != bool(FLAGS.weights):
+        raise ConfigError(
+            "--weights and --model go together: --weights=imagenet1k "
+            "--model=B/16. The model of a --workdir is known."
+        )
+    if FLAGS.weights and FLAGS["checkpoint"].present:
+        raise ConfigError("--checkpoint goes with --workdir.")
+    _which(FLAGS.checkpoint)
+    if FLAGS.task == "fewshot" and (FLAGS.per_class or FLAGS.confusion):
+        raise ConfigError(
+            "--per_class and --confusion go with --task=classification."
+        )
+    if FLAGS.per_class and not FLAGS.per_class.endswith(".csv"):
+        raise ConfigError(
+            f"--per_class must end in .csv. Received: {FLAGS.per_class}"
+        )
+    if FLAGS.confusion:
+        from keras_mixer import pictures
+
+        pictures.check_file(FLAGS.confusion, "--confusion")
+    for name in ("output", "per_class", "confusion"):
+        if FLAGS[name].value:
+            folder = pathlib.Path(str(FLAGS[name].value)).parent
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def _load(overrides: list[str]) -> Subject:
+    """Loads what the flags name; inside the strategy's scope."""
+    from keras_mixer import workdir
+
+    if FLAGS.workdir:
+        trained = workdir.load_trained(FLAGS.workdir, _which(FLAGS.checkpoint))
+        return Subject(
+            trained.model,
+            _override(trained.config, overrides, _OVERRIDABLE),
+            trained.class_names,
+            trained.source,
+            {"workdir": str(FLAGS.workdir), "checkpoint": FLAGS.checkpoint},
+        )
+    config = Config(
+        data=config_lib.DataConfig(
+            name="imagenet2012", eval_split="validation"
+        ),
+        model=config_lib.ModelConfig(variant=FLAGS.model, image_size=224),
+        augment=config_lib.AugmentConfig(
+            eval_policy="resize_small(256)|central_crop"
+        ),
+        train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
+    )
+    config = _override(config, overrides, (*_OVERRIDABLE, "model."))
+    model, config, source = workdir.load_weights(FLAGS.weights, config)
+    origin = {"weights": FLAGS.weights, "model": FLAGS.model}
+    return Subject(model, config, None, source, origin)
+
+
+def _check_classes(split: Any, subject: Subject) -> None:
+    """Raises DataError unless the model knows the classes of a split."""
+    from keras_mixer import data
+
+    width = subject.model.output_shape[-1]
+    if split.num_classes != width:
+        raise data.DataError(
+            f"{split.name} has {split.num_classes} classes, and the head of "
+            f"{subject.source} {width}. --task=fewshot needs no head, and "
+            "init.head=fresh trains one."
+        )
+    ours = subject.class_names
+    if ours is not None and split.class_names != ours:
+        i = [a == b for a, b in zip(ours, split.class_names, strict=True)]
+        at = i.index(False)
+        raise data.DataError(
+            f"{split.name} has other classes than {subject.source}: class "
+            f"{at} is {split.class_names[at]!r}, not {ours[at]!r}."
+        )
+
+
+def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
+    """Returns what others reported of such a model, if anything."""
+    model = config.model
+    changed = (model.patch_size, model.num_blocks, model.hidden_dim)
+    if changed != (None, None, None) or config.data.classes:
+        return {}
+    pretraining = config.init.weights
+    if pretraining is None and config.recipe in ("imagenet_b", "imagenet_l"):
+        pretraining = "imagenet1k"
+    assert model.image_size is not None
+    found = paper.find(
+        model.variant, pretraining, name, split, model.image_size
+    )
+    if found is None:
+        return {}
+    return {"reported": {"accuracy": found.accuracy, "source": found.source}}
+
+
+def _classify(subject: Subject, strategy: Any) -> Iterator[Any]:
+    """Yields the scores of each data set."""
+    from keras_mixer import data, evaluate, images
+
+    config, own = subject.config, subject.config.data
+    # A run's own name may be a folder with a comma in it.
+    entries: Sequence[tuple[str, tuple[str, ...]]]
+    entries = [(own.name, (own.name, own.eval_split))]
+    if FLAGS.data:
+        entries = data.parse_classification(FLAGS.data, own.eval_split)
+    splits = [
+        data.open_split(name, split, own.data_dir, classes=own.classes)
+        for _, (name, split) in entries
+    ]
+    assert config.model.image_size is not None
+    for split in splits:  # before any is evaluated
+        _check_classes(split, subject)
+        images.parse_policy(
+            config.augment.eval_policy,
+            config.model.image_size,
+            split.image_size,
+        )
+    details = FLAGS.per_class or FLAGS.confusion
+    if details and (len(splits) > 1 or splits[0].is_multi_label):
+        raise ConfigError(
+            "--per_class and --confusion take one data set with one label "
+            f"per image. Received: {', '.join(s.name for s in splits)}"
+        )
+    for (_, (name, part)), split in zip(entries, splits, strict=True):
+        over = evaluate.Pass(
+            split,
+            batch_size=config.train.batch_size,
+            image_size=config.model.image_size,
+            policy=config.augment.eval_policy,
+            strategy=strategy,
+            broken=data.BrokenImages(split, limit=own.max_broken),
+        )
+        KEPT.append(over)
+        scores, rows = evaluate.make_predictor(
+            subject.model, over, loss=config.train.loss, xla=config.train.xla
+        )()
+        if not math.isfinite(scores["loss"]):
+            raise ValueError(
+                f"The loss on {split.name} is {scores['loss']}: "
+                f"{subject.source} has weights or activations that are not "
+                "finite numbers."
+            )
+        _write_details(split, rows, scores["accuracy"], strategy)
+        yield {
+            "data": name,
+            "split": part,
+            **scores,
+            **_reported(config, name, part),
+        }
+
+
+def _write_details(
+    split: Any, rows: dict[str, Any], accuracy: float, strategy: Any
+) -> None:
+    """Writes the table and the picture that were asked for."""
+    from keras_mixer import distribute
+    from keras_mixer.evaluate import report
+
+    if not distribute.is_chief(strategy):
+        return
+    if FLAGS.per_class:
+        classes = report.per_class(split.class_names, rows)
+        report.write_per_class(pathlib.Path(FLAGS.per_class), classes)
+        print(report.worst_classes(classes), file=sys.stderr)
+    if FLAGS.confusion:
+        report.draw_confusion(
+            pathlib.Path(FLAGS.confusion),
+            split.class_names,
+            rows,
+            f"{split.name}: accuracy {accuracy:.4f} of {len(rows['label']):,}",
+        )
+
+
+def _fewshot(subject: Subject, strategy: Any) -> Iterator[Any]:
+    """Yields the few-shot accuracies on each data set."""
+    from keras_mixer import data, evaluate
+
+    config = subject.config
+    if FLAGS.data:
+        config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
+    evaluators = evaluate.make_fewshot_evaluators(
+        subject.model,
+        data.open_fewshot(config),
+        config=config,
+        strategy=strategy,
+    )
+    KEPT.append(evaluators)
+    for evaluator in evaluators.values():
+        yield from evaluator()
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
-    from keras_mixer import distribute
+    from keras_mixer import distribute, evaluate
 
-    if FLAGS.output:
-        pathlib.Path(FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+    _check_flags()
+    begun = time.perf_counter()
     strategy = make_strategy()
+    task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
     with distribute.watch_workers(strategy):
-        _evaluate(strategy, argv[1:])
-
-
-def _evaluate(strategy: Any, overrides: list[str]) -> None:
-    """Evaluates on a strategy; the chief prints and writes the scores."""
-    from keras_mixer import data, distribute, evaluate, workdir
-
-    with strategy.scope():
-        model, config, class_names = workdir.load_model(
-            FLAGS.workdir, _which(FLAGS.checkpoint)
-        )
-    config = _override(config, overrides)
-    split = data.open_split(
-        config.data.name,
-        config.data.eval_split,
-        config.data.data_dir,
-        classes=config.data.classes,
-    )
-    if split.class_names != class_names:
-        raise data.DataError(
-            f"{split.name} has {split.num_classes} classes and the run in "
-            f"{FLAGS.workdir} {len(class_names)}, or other names."
-        )
-    evaluator = evaluate.make_evaluator(
-        model,
-        split,
-        batch_size=config.train.batch_size,
-        image_size=config.model.image_size,
-        policy=config.augment.eval_policy,
-        loss=config.train.loss,
-        strategy=strategy,
-        xla=config.train.xla,
-        broken=data.BrokenImages(split, limit=config.data.max_broken),
-    )
-    KEPT.append(evaluator)
-    scores = evaluator()
-    result = {
-        "workdir": str(FLAGS.workdir),
-        "checkpoint": FLAGS.checkpoint,
-        "data": config.data.name,
-        "split": config.data.eval_split,
-        **scores,
+        with strategy.scope():
+            subject = _load(argv[1:])
+        results = list(task(subject, strategy))
+    if not distribute.is_chief(strategy):
+        return
+    report = evaluate.report
+    as_table = {
+        "classification": report.classification_table,
+        "fewshot": report.fewshot_table,
+    }[FLAGS.task]
+    print(f"{subject.source}:\n{as_table(results)}", file=sys.stderr)
+    whole = {
+        "task": FLAGS.task,
+        **subject.origin,
+        "source": subject.source,
+        "seconds": time.perf_counter() - begun,
     }
-    print(json.dumps(result, indent=2))
-    if FLAGS.output and distribute.is_chief(strategy):
-        config_lib.write_json(FLAGS.output, result)
+    if FLAGS.task == "classification" and len(results) == 1:
+        whole |= results[0]
+    else:
+        whole["results"] = results
+    print(json.dumps(whole, indent=2))
+    if FLAGS.output:
+        config_lib.write_json(FLAGS.output, whole)
 
 
 def run() -> None:
     """Entry point."""
-    run_program(main, names=define_flags(), help_text=_HELP)
+    run_program(main, names=define_flags(), help_text=help_text())
 
 
 if __name__ == "__main__":

@@ -82,13 +82,16 @@ def to_value_range(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(image, tf.float32) / 127.5 - 1.0
 
 
-def resize(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
-    """Resizes both sides to `side`, bilinear.
+def resize(
+    image: tf.Tensor, seed: tf.Tensor, side: int, other: int | None = None
+) -> tf.Tensor:
+    """Resizes both sides to `side`, or to the `other` one, bilinear.
 
     An image of this size is returned as it is. Without antialiasing, as the
     authors' code resizes (big_vision, pp/ops_image.py).
     """
     del seed
+    side = other or side
     return _resize(image, (side, side), "bilinear")
 
 
@@ -220,7 +223,7 @@ class _Step:
 
 _RANDAUGMENT = (_Number("layers", 1, 10), _Number("magnitude", 0, 30))
 _STEPS = {
-    "resize": _Step(resize, sized=True),
+    "resize": _Step(resize, (_Number("side"),), sized=True),
     "resize_small": _Step(resize_small, (_Number("side"),), optional=False),
     "central_crop": _Step(central_crop, sized=True),
     "flip": _Step(flip),
@@ -327,8 +330,9 @@ def parse_policy(
 
     Args:
       policy: Steps joined by `|`. resize, central_crop and inception_crop
-        make images of the model's size. Layers of keras-cv are made and traced
-        here, each a second or less; some need images of one size.
+        make images of the model's size, resize(side) of another one. Layers
+        of keras-cv are made and traced here, each a second or less; some need
+        images of one size.
       image_size: Side of the images that the model takes.
       source_size: Side of the images before, if all are squares of one size.
 
@@ -348,19 +352,28 @@ def parse_policy(
     names = [name for name, _ in parsed]
     if source_size != image_size and not any(map(_sets_size, names)):
         parsed.insert(0, ("resize", []))
-    size = source_size
+    size = smallest = source_size  # of both sides, and of the smaller one
     steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
     for name, arguments in parsed:
         if kerascv.is_step(name):
             function, size = kerascv.image_step(name, size)
+            smallest = size
             steps.append((function, []))
             continue
         step = _STEPS[name]
+        if name == "central_crop" and smallest and smallest < image_size:
+            raise ValueError(
+                f"The policy {policy!r} cuts {image_size} x {image_size} "
+                f"pixels out of images whose smaller side has {smallest}."
+            )
+        if name == "resize_small":
+            size, smallest = None, arguments[0]
+        elif name == "resize" and arguments:
+            size = smallest = arguments[0]
+        elif step.sized:
+            size = smallest = image_size
         if step.sized:
             arguments = [image_size, *arguments]
-            size = image_size
-        elif name == "resize_small":
-            size = None
         steps.append((step.function, arguments))
     if size != image_size:
         many = f"of {size} x {size} pixels" if size else "of many sizes"

@@ -1,13 +1,15 @@
 """What a person and a program see of a run.
 
 `metrics.jsonl` (one object per line), TensorBoard events and the lines on the
-terminal all come from the same two calls, `train` and `evaluation`.
+terminal all come from the same calls, `train`, `evaluation` and `fewshot`.
 """
 
 import json
 import os
 import pathlib
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -70,6 +72,40 @@ class Stopwatch:
         self.seconds, self.images = 0.0, 0
 
 
+class Countdown:
+    """Says on stderr how far a pass over images is, if it takes long.
+
+    Args:
+      name: What is gone through.
+      total: Images in all.
+    """
+
+    _PATIENCE = 10.0  # seconds between two lines
+
+    def __init__(self, name: str, total: int):
+        self._name, self._total = name, total
+        self._begun = self._told = time.perf_counter()
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int) -> None:
+        """Notes that so many images are done."""
+        now = time.perf_counter()
+        if self._first is None:  # compiling is over
+            self._first = (done, now)
+        count, since = self._first
+        if now - self._told < self._PATIENCE or done <= count:
+            return
+        self._told = now
+        rate = (done - count) / (now - since)
+        left = format_seconds((self._total - done) / rate)
+        print(
+            f"{self._name}: {done:,} of {self._total:,} images, "
+            f"{rate:,.0f} img/s, ETA {left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 class Progress:
     """Writes the metrics of a run to all who read them.
 
@@ -106,9 +142,22 @@ class Progress:
         self._batch_size = batch_size
         self._cores = cores
 
-    def _write(self, step: int, kind: str, metrics: dict[str, Any]) -> None:
+    def _write(
+        self,
+        step: int,
+        kind: str,
+        metrics: dict[str, Any],
+        events: dict[str, float] | None = None,
+    ) -> None:
+        """Writes a line, and as events its numbers or the given ones."""
         if not self._writes:
             return
+        if events is None:
+            events = {
+                f"{kind}/{name}": value
+                for name, value in metrics.items()
+                if isinstance(value, int | float)
+            }
         line = {"step": step, "kind": kind, **metrics}
         try:
             with self._path.open("a") as file:
@@ -118,9 +167,8 @@ class Progress:
                 error.errno, error.strerror, str(self._path)
             ) from error
         with self._events.as_default(step=step):
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    tf.summary.scalar(f"{kind}/{name}", value)
+            for name, value in events.items():
+                tf.summary.scalar(name, value)
         self._events.flush()
 
     def train(
@@ -164,6 +212,7 @@ class Progress:
         *,
         split: str,
         accuracy: float,
+        top5_accuracy: float,
         loss: float,
         count: int,
         seconds: float,
@@ -175,6 +224,7 @@ class Progress:
             {
                 "split": split,
                 "accuracy": accuracy,
+                "top5_accuracy": top5_accuracy,
                 "loss": loss,
                 "count": count,
             },
@@ -182,7 +232,33 @@ class Progress:
         self._print(
             f"step {step:,}/{self._total_steps:,}  {split}: accuracy "
             f"{accuracy:.4f} ({round(accuracy * count):,} of {count:,})  "
-            f"loss {loss:.4f}  in {format_seconds(seconds)}"
+            f"top-5 {top5_accuracy:.4f}  loss {loss:.4f}  in "
+            f"{format_seconds(seconds)}"
+        )
+
+    def fewshot(
+        self, step: int, scores: Sequence[Mapping[str, Any]], seconds: float
+    ) -> None:
+        """Reports the few-shot accuracies on one data set.
+
+        Args:
+          step: Updates done.
+          scores: Each `data`, `shots`, `l2_reg`, `accuracy` (mean over the
+            support sets), `accuracies` and `count`, a line of its own.
+          seconds: What they took.
+        """
+        several = len({score["l2_reg"] for score in scores}) > 1
+        shown = []
+        for score in scores:
+            name = f"{score['shots']}-shot"
+            if several:
+                name += f" l2={score['l2_reg']:g}"
+            tag = f"fewshot/{score['data']}/{name}"
+            self._write(step, "fewshot", dict(score), {tag: score["accuracy"]})
+            shown.append(f"{name} {score['accuracy']:.4f}")
+        self._print(
+            f"step {step:,}/{self._total_steps:,}  {scores[0]['data']}: "
+            f"{'  '.join(shown)}  in {format_seconds(seconds)}"
         )
 
     def _print(self, line: str) -> None:

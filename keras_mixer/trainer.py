@@ -9,7 +9,7 @@ import math
 import pathlib
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -96,6 +96,7 @@ class _Loop:
         workdir: pathlib.Path,
         strategy: tf.distribute.Strategy,
         splits: data.Splits,
+        fewshot_sets: Sequence[data.FewshotData],
         initial: weights_lib.Parameters | None,
     ):
         run = config.train
@@ -105,6 +106,7 @@ class _Loop:
         self.is_chief = distribute.is_chief(strategy)
         self.seconds = 0.0  # spent on the run before this process
         self.clock = time.perf_counter()
+        self.evaluation_seconds = 0.0  # of this process
         # Of the steps since the last training line.
         self.losses: list[np.ndarray] = []
         self.norms: list[np.ndarray] = []
@@ -138,6 +140,9 @@ class _Loop:
             )
             if name is not None and split is not None
         }
+        self.fewshot_evaluators = evaluate.make_fewshot_evaluators(
+            self.model, fewshot_sets, config=config, strategy=strategy
+        )
         self.train_steps = step_lib.make_train_steps(
             self.model, self.optimizer, config, strategy
         )
@@ -277,6 +282,7 @@ class _Loop:
                 run.log_every,
                 run.eval_every,
                 run.checkpoint_every,
+                self.config.fewshot.every if self.fewshot_evaluators else None,
             )
             count = min(stop - step, run.steps_per_call)
             watch.start()
@@ -314,6 +320,8 @@ class _Loop:
             if self._is_due(step, run.eval_every):
                 scores = self._evaluate(step)
                 best = self._is_best(scores)
+            if self._is_due(step, self.config.fewshot.every):
+                self._evaluate_fewshot(step)
             due = self._is_due(step, run.checkpoint_every)
             # Of several workers all must have heard of the signal.
             stopping = stops or (alone and signals.came)
@@ -345,14 +353,20 @@ class _Loop:
                     f"{self.checkpoints.latest or 'none yet'}. Lower optim.lr "
                     "or lengthen optim.warmup_steps, in a new --workdir."
                 )
-            self.report.evaluation(
-                step,
-                split=split,
-                seconds=time.perf_counter() - begun,
-                **scores,
-            )
+            seconds = time.perf_counter() - begun
+            self.evaluation_seconds += seconds
+            self.report.evaluation(step, split=split, seconds=seconds, **scores)
             found[split] = scores
         return found
+
+    def _evaluate_fewshot(self, step: int) -> None:
+        """Reports the few-shot accuracies on each data set."""
+        for evaluator in self.fewshot_evaluators.values():
+            begun = time.perf_counter()
+            scores = evaluator()
+            seconds = time.perf_counter() - begun
+            self.evaluation_seconds += seconds
+            self.report.fewshot(step, scores, seconds)
 
     def _is_best(
         self, scores: dict[str, evaluate.Scores]
@@ -368,6 +382,18 @@ class _Loop:
         if best and scores[split]["accuracy"] <= best["accuracy"]:
             return None
         return {"split": split, **scores[split]}
+
+    def tell_cost(self) -> None:
+        """Says what the evaluations took, compiling included."""
+        whole = time.perf_counter() - self.clock
+        if self.is_chief:
+            print(
+                "Evaluations took "
+                f"{progress.format_seconds(self.evaluation_seconds)} of "
+                f"{progress.format_seconds(whole)} "
+                f"({self.evaluation_seconds / whole:.0%}).",
+                flush=True,
+            )
 
     def leave(self) -> None:
         """Waits until all is written, on every worker."""
@@ -418,6 +444,7 @@ def fit(
     config = data.resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)
     config = workdir_lib.resolve_model(config, initial)
+    fewshot_sets = data.open_fewshot(config) if config.fewshot.data else []
     class_names = splits.train.class_names
     finished = workdir_lib.read_result(workdir, config, class_names)
     if finished is not None:
@@ -448,6 +475,7 @@ def fit(
             workdir=workdir,
             strategy=strategy,
             splits=splits,
+            fewshot_sets=fewshot_sets,
             initial=initial,
         )
         if keep_alive is not None:
@@ -489,6 +517,7 @@ def _train(loop: _Loop, signals: preemption.Signals) -> dict[str, Any]:
         # None where the run had stopped between its last checkpoint and here.
         found = scores[split] if scores else loop.evaluators[split]()
         loop.leave()
+        loop.tell_cost()
     except BaseException:
         loop.abandon()
         raise

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -191,9 +191,11 @@ def _changes(
     """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
     # The same data set may lie elsewhere on another machine, and the error
-    # about broken images says to change their limit.
+    # about broken images says to change their limit. What is measured beside
+    # the training does not change it.
     theirs = dataclasses.replace(
         theirs,
+        fewshot=config.fewshot,
         data=dataclasses.replace(
             theirs.data,
             data_dir=config.data.data_dir,
@@ -271,18 +273,26 @@ def assign(
         variable.assign(values[name])
 
 
-def load_model(
+class Trained(NamedTuple):
+    """What a run trained: a model (images in [-1, 1] to logits) and the rest.
+
+    `source` names the workdir and the step.
+    """
+
+    model: keras.Model
+    config: Config
+    class_names: tuple[str, ...]
+    source: str
+
+
+def load_trained(
     workdir: str | os.PathLike[str], which: str | int = "latest"
-) -> tuple[keras.Model, Config, tuple[str, ...]]:
+) -> Trained:
     """Loads what a run trained.
 
     Args:
       workdir: Folder of the run.
       which: "latest", "best" (on its validation split), or a step.
-
-    Returns:
-      The model (images in [-1, 1] to logits), the run's config, and the names
-      of the classes.
 
     Raises:
       WorkdirError: The folder is not a workdir.
@@ -299,4 +309,49 @@ def load_model(
     parameters = weights_lib.read_workdir(workdir, which)
     model = build_model(config, len(class_names))
     weights_lib.load(model, parameters)
-    return model, config, class_names
+    return Trained(model, config, class_names, parameters.source)
+
+
+def load_model(
+    workdir: str | os.PathLike[str], which: str | int = "latest"
+) -> tuple[keras.Model, Config, tuple[str, ...]]:
+    """Returns the model, config and class names of `load_trained`."""
+    return load_trained(workdir, which)[:3]
+
+
+def load_weights(
+    weights: str, config: Config
+) -> tuple[keras.Model, Config, str]:
+    """Builds the model of released weights or of a file.
+
+    Args:
+      weights: A released name, or a .npz or .safetensors file.
+      config: Of the model; `init` is filled in.
+
+    Returns:
+      The model (images in [-1, 1] to logits; without a head in the file the
+      logits are 0), the config with what follows from the weights, and the
+      name of their source.
+
+    Raises:
+      ValueError: There are no such weights, or they do not fit.
+    """
+    if (pathlib.Path(weights) / "config.json").exists():
+        raise WorkdirError(
+            f"{weights} is the workdir of a run, which knows its model: give "
+            f"--workdir={weights} in place of --weights and --model."
+        )
+    if weights.endswith(".h5"):
+        raise WorkdirError(
+            f"{weights} says nothing of its classes. Load it into its model "
+            "and write a .npz: keras_mixer.weights.save_npz(model, path)"
+        )
+    parameters = weights_lib.get(weights, config.model.variant)
+    classes = parameters.num_classes
+    init = dataclasses.replace(
+        config.init, weights=weights, head="keep" if classes else "fresh"
+    )
+    config = dataclasses.replace(config, init=init)
+    config = resolve_model(config, parameters)
+    model = build_model(config, classes or 1, initial=parameters)
+    return model, config, parameters.source

@@ -1,10 +1,10 @@
 """A data set's name becomes batches.
 
 `open_split` finds a split of a data set (sources.py, folders.py), whose records
-come in a fixed or a random order (splits.py), and `open_splits` those of a
-run (runs.py); `train_batches` and
-`eval_batches` make the input of a step from it (batches.py), without the
-images that cannot be decoded (broken.py).
+come in a fixed or a random order (splits.py); `open_splits` finds those of a
+run (runs.py) and `open_fewshot` those of its few-shot evaluation (suites.py).
+`train_batches` and `eval_batches` make the input of a step from one
+(batches.py), without the images that cannot be decoded (broken.py).
 """
 
 from keras_mixer.data.batches import (
@@ -17,18 +17,35 @@ from keras_mixer.data.batches import (
 from keras_mixer.data.broken import BrokenImages
 from keras_mixer.data.runs import Splits, open_splits, resolve
 from keras_mixer.data.sources import open_split
-from keras_mixer.data.splits import DataError, Split
+from keras_mixer.data.splits import DataError, Split, choose
+from keras_mixer.data.suites import (
+    CLASSIFICATION_SUITES,
+    FEWSHOT_SUITES,
+    FewshotData,
+    fewshot_policy,
+    open_fewshot,
+    parse_classification,
+    parse_fewshot,
+)
 
 __all__ = [
+    "CLASSIFICATION_SUITES",
+    "FEWSHOT_SUITES",
     "MIXING_GROUP",
     "BrokenImages",
     "DataError",
+    "FewshotData",
     "Split",
     "Splits",
+    "choose",
     "eval_batches",
+    "fewshot_policy",
     "num_batches",
+    "open_fewshot",
     "open_split",
     "open_splits",
+    "parse_classification",
+    "parse_fewshot",
     "parse_train_policy",
     "resolve",
     "train_batches",

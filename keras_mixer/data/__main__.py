@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from keras_mixer import config as config_lib
+from keras_mixer import config as config_lib, pictures
 from keras_mixer.train import define_config_flags, read_config, run_program
 
 FLAGS = flags.FLAGS
@@ -142,60 +142,44 @@ def _caption(labels: list[tuple[int, float]], split: Any) -> str:
 
 
 def _draw(
-    pictures: np.ndarray, captions: list[str], title: str, output: pathlib.Path
+    shown: np.ndarray, captions: list[str], title: str, output: pathlib.Path
 ) -> None:
-    """Writes pictures [n, side, side, 3] in [-1, 1] as a grid."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise config_lib.ConfigError(
-            "Pictures need matplotlib: pip install 'keras-mixer[pictures]'"
-        ) from error
-    columns = min(_COLUMNS, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    figure = Figure(
-        figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5),
-        layout="constrained",
+    """Writes images [n, side, side, 3] in [-1, 1] as a grid."""
+    columns = min(_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = pictures.new_figure(
+        figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5)
     )
     figure.suptitle(title, fontsize=8)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, picture, caption in zip(
-        grid.flat, pictures, captions, strict=False
-    ):
+    for axes, picture, caption in zip(grid.flat, shown, captions, strict=False):
         axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
         axes.set_title(caption, fontsize=7, pad=2)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=160)
+    pictures.save(figure, output)
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, draws, says where."""
     from keras_mixer import data
 
-    output = pathlib.Path(FLAGS.output)
-    if output.suffix not in (".png", ".svg", ".pdf"):
-        raise config_lib.ConfigError(
-            f"--output must end in .png, .svg or .pdf. Received: {output}"
-        )
+    output = pictures.check_file(FLAGS.output, "--output")
     config = read_config(argv[1:])
     splits = data.open_splits(config)
     config = data.resolve(config, splits.train)
     if FLAGS.evaluation:
-        pictures, captions = _first_evaluated(
-            config, splits, count=FLAGS.images
-        )
+        shown, captions = _first_evaluated(config, splits, count=FLAGS.images)
         split, what = splits.evaluation, config.augment.eval_policy
     else:
-        pictures, captions = _first_images(
+        shown, captions = _first_images(
             config, splits, count=FLAGS.images, step=FLAGS.step
         )
         split, what = splits.train, config.augment.policy
         if config.mixup.p:
             what += f", mixup {config.mixup.p}"
-    _draw(pictures, captions, f"{split.name}: {what}", output)
-    print(f"Drew {len(pictures)} images of {split.name}: {output}")
+    _draw(shown, captions, f"{split.name}: {what}", output)
+    print(f"Drew {len(shown)} images of {split.name}: {output}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from keras_mixer import images, kerascv
 from keras_mixer.config import MixupConfig
 from keras_mixer.data.broken import BrokenImages, map_images
 from keras_mixer.data.splits import (
+    DataError,
     Record,
     Split,
     buffer_size,
@@ -149,6 +150,10 @@ def _shard(
     return batches.map(pick).unbatch()
 
 
+def _name_position(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+    return {**record, "position": position}
+
+
 def _mixing_share(seed: int, key: tf.Tensor, p: float) -> tf.Tensor:
     """Draws lambda from Beta(p, p), and takes max(lambda, 1 - lambda).
 
@@ -217,7 +222,13 @@ def train_batches(
 
     Raises:
       ValueError: `policy` cannot be read, or does not fit the sizes.
+      DataError: The split is for evaluation.
     """
+    if split.is_multi_label:
+        raise DataError(
+            f"{split.name} has several labels for an image and is for "
+            "evaluation alone."
+        )
     size = batch_size // num_shards
     apply, mix = parse_train_policy(
         policy,
@@ -242,11 +253,6 @@ def train_batches(
             number == first_epoch, tf.constant(offset, tf.int64), 0
         )
         return source.in_order_of(order, first, buffer)
-
-    def name_position(
-        position: tf.Tensor, record: Record
-    ) -> dict[str, tf.Tensor]:
-        return {**record, "position": position}
 
     def image_of(item: Record) -> tf.Tensor:
         key = tf.stack([tf.constant(seed, tf.int64), item["position"]])
@@ -296,7 +302,7 @@ def train_batches(
         ]
         records = _shard(records, batch_size, np.concatenate(wanted))
     batches = _prepare(
-        records.map(name_position),
+        records.map(_name_position),
         image_of,
         rest_of,
         split=split,
@@ -344,8 +350,10 @@ def eval_batches(
 
     Returns:
       `num_batches` times the parts for this host, `{"image": uint8 [n, side,
-      side, 3], "label": int32 [n], "mask": float32 [n]}`, n = batch_size /
-      replicas; the mask is 0 for filling and broken images, 1 otherwise.
+      side, 3], "label": int32 [n], "index": int32 [n], "mask": float32 [n]}`,
+      n = batch_size / replicas; `index` is the place in the split, the mask
+      is 0 for filling and broken images, 1 otherwise. Of a split with several
+      labels also "labels", bool [n, classes].
 
     Raises:
       ValueError: `policy` cannot be read.
@@ -357,15 +365,20 @@ def eval_batches(
         return apply(split.load(item), seed)
 
     def rest_of(item: Record) -> dict[str, tf.Tensor]:
-        return {
+        rest = {
             "label": tf.cast(item["label"], tf.int32),
+            "index": tf.cast(item["position"] * num_hosts + host, tf.int32),
             "mask": tf.ones([]),
         }
+        if split.is_multi_label:
+            rest["labels"] = item["labels"]
+        return rest
 
     mine = len(range(host, split.num_examples, num_hosts))
     total = num_batches(split, batch_size) * batch_size // num_hosts
+    records = split.records().shard(num_hosts, host).enumerate()
     real = _prepare(
-        split.records().shard(num_hosts, host),
+        records.map(_name_position),
         image_of,
         rest_of,
         split=split,
@@ -374,13 +387,11 @@ def eval_batches(
         dropped={"mask": tf.zeros([])},
         broken=broken,
     ).unbatch()
-    filling = tf.data.Dataset.from_tensors(
-        {
-            "image": tf.zeros([image_size, image_size, 3], tf.uint8),
-            "label": tf.zeros([], tf.int32),
-            "mask": tf.zeros([]),
-        }
-    ).repeat(total - mine)
+    nothing = {
+        key: tf.zeros(spec.shape, spec.dtype)
+        for key, spec in real.element_spec.items()
+    }
+    filling = tf.data.Dataset.from_tensors(nothing).repeat(total - mine)
     return (
         real.concatenate(filling)
         .batch(batch_size // replicas, drop_remainder=True)

@@ -95,11 +95,14 @@ def _keep_classes(split: Split, classes: str) -> Split:
     def keep(records: tf.data.Dataset) -> tf.data.Dataset:
         def relabel(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             old = record["label"]
-            return {
-                **record,
+            changed = {
                 "old_label": old,
                 "label": tf.gather(new_label, old % len(new_label)),
             }
+            if split.is_multi_label:
+                kept = [split.class_names.index(name) for name in names]
+                changed["labels"] = tf.gather(record["labels"], kept)
+            return {**record, **changed}
 
         return records.map(relabel).filter(lambda x: x["label"] >= 0)
 
@@ -263,6 +266,12 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         return np.concatenate(found)
 
     decoders = {image_key: tfds.decode.SkipDecoding()}
+    # ReaL (Beyer 2020): any number of labels for an image.
+    labels_key = "real_label" if "real_label" in features else None
+
+    def label_set(labels: tf.Tensor) -> tf.Tensor:
+        size = features[label_key].num_classes
+        return tf.reduce_any(tf.one_hot(labels, size, True, False), axis=0)
 
     def records() -> tf.data.Dataset:
         dataset = builder.as_dataset(
@@ -276,6 +285,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
                 "image": x[image_key],
                 "label": x[label_key],
                 "name": x["tfds_id"],
+                **({"labels": label_set(x[labels_key])} if labels_key else {}),
             }
         )
 
@@ -309,6 +319,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         ),
         shuffled=shuffled if is_tfrecord else None,
         num_bytes=lambda: int(share * sum(x.num_bytes for x in whole)),
+        is_multi_label=labels_key is not None,
     )
 
 

@@ -57,6 +57,9 @@ class Split:
       num_bytes: Returns the size of all encoded images, None if unknown.
       is_table: Whether `shuffled` needs no buffer, and labels are known to be
         in range.
+      is_multi_label: Whether records also have "labels", bool [num_classes]:
+        all classes that are right, or none where nobody knows. Such a split is
+        for evaluation.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Split:
     shuffled: Callable[[tf.Tensor, Any, int], tf.data.Dataset] | None = None
     num_bytes: Callable[[], int | None] = lambda: None
     is_table: bool = False
+    is_multi_label: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -135,6 +139,38 @@ def check_labels(records: Record, split: Split) -> Record:
         f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
     )
     return records
+
+
+def choose(split: Split, indices: np.ndarray) -> Split:
+    """Returns some of a split's examples, in the split's order.
+
+    To find a few records in a stream all of it is read. So the encoded images
+    stay in memory for the next time, if they are less than 1 GiB in all.
+
+    Args:
+      split: What to choose from, for evaluation alone.
+      indices: Positions in `split.records()`, each once.
+    """
+    wanted = np.zeros([split.num_examples], bool)
+    wanted[indices] = True
+    tensor = tf.constant(wanted)
+    share = wanted.sum() / split.num_examples
+    size = None if split.is_table else split.num_bytes()
+    keep = size is not None and size * share < _BUFFER_BYTES
+
+    def records() -> tf.data.Dataset:
+        numbered = split.records().enumerate()
+        chosen = numbered.filter(lambda i, record: tensor[i])
+        chosen = chosen.map(lambda i, record: record)
+        return chosen.cache() if keep else chosen
+
+    return dataclasses.replace(
+        split,
+        num_examples=int(wanted.sum()),
+        records=records,
+        labels=lambda: split.labels()[wanted],
+        shuffled=None,
+    )
 
 
 def cached(split: Split) -> Split:

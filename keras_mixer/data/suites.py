@@ -1,0 +1,191 @@
+"""Data sets of an evaluation, by their names or the name of a suite."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from keras_mixer.config import Config, ConfigError
+from keras_mixer.data.sources import open_split
+from keras_mixer.data.splits import DataError, Split
+
+# Name -> data set, training split, test split: the suite of
+# google-research/big_vision, configs/common_fewshot.py.
+_REFERENCE = {
+    "caltech": ("caltech101", "train", "test"),
+    "cars": ("cars196:2.1.0", "train", "test"),
+    "cifar100": ("cifar100", "train", "test"),
+    "dtd": ("dtd", "train", "test"),
+    "pets": ("oxford_iiit_pet", "train", "test"),
+    "uc_merced": ("uc_merced", "train[:1000]", "train[1000:]"),
+}
+# Of ImageNet's first 65 000 images there are 30 of each class; it has to be
+# downloaded by hand.
+_IMAGENET = {"imagenet": ("imagenet2012", "train[:65000]", "validation")}
+FEWSHOT_SUITES = {
+    "reference": _REFERENCE,
+    **{name: {name: x} for name, x in {**_REFERENCE, **_IMAGENET}.items()},
+}
+
+# Data set and split: accuracy, ReaL (Beyer 2020), and ImageNet-V2 (Recht 2019).
+CLASSIFICATION_SUITES = {
+    "imagenet": {
+        "imagenet2012": ("imagenet2012", "validation"),
+        "imagenet2012_real": ("imagenet2012_real", "validation"),
+        "imagenet_v2": ("imagenet_v2", "test"),
+    }
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FewshotData:
+    """A data set: support sets are taken of `train`, `test` is counted."""
+
+    name: str
+    train: Split
+    test: Split
+
+
+def _parse(
+    text: str,
+    field: str,
+    *,
+    suites: Mapping[str, Mapping[str, tuple[str, ...]]],
+    defaults: Sequence[str],
+    form: str,
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Reads data sets with commas between them.
+
+    Args:
+      text: Each NAME, NAME@SPLIT..., or a key of `suites`.
+      field: What it is, for errors.
+      suites: Name -> name for people -> data set and splits.
+      defaults: The splits where none are named.
+      form: How one is written, for errors.
+
+    Returns:
+      Name for people, data set and splits of each.
+
+    Raises:
+      ConfigError: It cannot be read, or names something twice.
+    """
+    found: list[tuple[str, tuple[str, ...]]] = []
+    for entry in text.split(","):
+        name, *splits = (part.strip() for part in entry.split("@"))
+        if name in suites and not splits:
+            found += suites[name].items()
+        elif name and all(splits) and len(splits) in (0, len(defaults)):
+            found.append((name, (name, *(splits or defaults))))
+        else:
+            raise ConfigError(
+                f"{field}: cannot read {entry!r}. A data set is written "
+                f"{form}, several with commas between them. Known by name: "
+                f"{', '.join(suites)}. Received: {text!r}"
+            )
+    names = [name for name, _ in found]
+    full = ["@".join(parts) for _, parts in found]
+    for entry in full:
+        if full.count(entry) > 1:
+            raise ConfigError(f"{field} names {entry} twice: {text!r}")
+    # Two of one name are told apart by their splits.
+    return [
+        ("@".join(parts) if names.count(name) > 1 else name, parts)
+        for name, parts in found
+    ]
+
+
+def parse_fewshot(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Reads `fewshot.data`: names for people, and (data set, train, test).
+
+    Raises:
+      ConfigError: It cannot be read, or names something twice.
+    """
+    return _parse(
+        text,
+        "fewshot.data",
+        suites=FEWSHOT_SUITES,
+        defaults=("train", "test"),
+        form="NAME or NAME@TRAIN@TEST, for example cifar10 or "
+        "uc_merced@train[:1000]@train[1000:]",
+    )
+
+
+def parse_classification(
+    text: str, split: str
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Reads --data of eval.py: names for people, and (data set, split).
+
+    Args:
+      text: Data sets with commas between them.
+      split: Where none is named.
+
+    Raises:
+      ConfigError: It cannot be read, or names something twice.
+    """
+    return _parse(
+        text,
+        "--data",
+        suites=CLASSIFICATION_SUITES,
+        defaults=(split,),
+        form="NAME or NAME@SPLIT, for example imagenet_v2@test",
+    )
+
+
+def open_fewshot(config: Config) -> list[FewshotData]:
+    """Opens the data sets of a run's few-shot evaluation.
+
+    Those that `fewshot.data` names, or else the run's own, with its classes.
+
+    Raises:
+      ConfigError: `fewshot.data` cannot be read.
+      DataError: A split cannot be used, or the two have different classes.
+    """
+    settings, own = config.fewshot, config.data
+    classes = settings.classes
+    if settings.data is not None:
+        entries = parse_fewshot(settings.data)
+    elif own.name:
+        names = (own.name, own.train_split, own.eval_split)
+        entries = [(own.name, names)]
+        classes = own.classes if classes is None else classes
+    else:
+        raise ConfigError(
+            "Give the data sets: fewshot.data=reference, or "
+            "fewshot.data=NAME@TRAIN@TEST"
+        )
+    if len(entries) > 1 and classes is not None:
+        raise ConfigError(
+            "fewshot.classes chooses the classes of one data set. Received: "
+            f"fewshot.data={settings.data}"
+        )
+    found = []
+    for name, (dataset, *splits) in entries:
+        train, test = (
+            open_split(dataset, split, own.data_dir, classes=classes)
+            for split in splits
+        )
+        if train.class_names != test.class_names:
+            raise DataError(
+                f"{train.name} has {train.num_classes} classes and "
+                f"{test.name} has {test.num_classes}, or other names."
+            )
+        if train.overlaps(test):
+            raise ConfigError(
+                "The test examples of a few-shot evaluation must not be in "
+                f"its training split. Received: {train.name} and {test.name}"
+            )
+        found.append(FewshotData(name, train, test))
+    return found
+
+
+def fewshot_policy(config: Config, split: Split) -> str:
+    """Returns the preprocessing of a split for the few-shot evaluation.
+
+    The authors' is to resize both sides to 256 and to cut out the centre of
+    224; other sizes have the same ratio.
+    """
+    size = config.model.image_size
+    assert size is not None
+    if config.fewshot.policy is not None:
+        return config.fewshot.policy
+    if split.image_size == size:
+        return "resize"
+    return f"resize({round(size * 8 / 7)})|central_crop"

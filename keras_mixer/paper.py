@@ -1,0 +1,99 @@
+"""Accuracies that others reported, to stand beside measured ones.
+
+Nothing here was measured with this project.
+"""
+
+import dataclasses
+
+_TABLE_2 = "paper, Table 2"
+_TABLE_3 = "paper, Table 3"
+_AUTHORS = "google-research/vision_transformer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reported:
+    """An accuracy after pre-training and, on other data, fine-tuning.
+
+    Attributes:
+      variant: Name in the paper.
+      pretraining: "imagenet1k", "imagenet21k" or "jft300m".
+      data: TFDS name of what it was evaluated on.
+      split: Of that.
+      image_size: Side of the images at the end, in pixels.
+      accuracy: Top-1, from 0 to 1; of imagenet2012_real the ReaL accuracy.
+      source: Who reported it, and where.
+    """
+
+    variant: str
+    pretraining: str
+    data: str
+    split: str
+    image_size: int
+    accuracy: float
+    source: str
+
+
+def _imagenet(
+    variant: str,
+    pretraining: str,
+    top1: float,
+    real: float | None = None,
+    *,
+    size: int = 224,
+    source: str = _TABLE_3,
+) -> tuple[Reported, ...]:
+    """Returns the rows of a line of Table 2 or 3; accuracies in percent."""
+    values = {"imagenet2012": top1, "imagenet2012_real": real}
+    return tuple(
+        Reported(
+            variant, pretraining, data, "validation", size, value / 100, source
+        )
+        for data, value in values.items()
+        if value is not None
+    )
+
+
+REPORTED: tuple[Reported, ...] = (
+    *_imagenet("B/16", "imagenet1k", 76.44, 82.36),
+    *_imagenet("L/16", "imagenet1k", 71.76, 77.08),
+    *_imagenet("B/16", "imagenet21k", 80.64, 85.80),
+    *_imagenet("L/16", "imagenet21k", 82.89, 87.54),
+    *_imagenet("L/16", "imagenet21k", 84.15, 87.86, size=448, source=_TABLE_2),
+    *_imagenet("S/32", "jft300m", 68.70),
+    *_imagenet("B/32", "jft300m", 75.53),
+    *_imagenet("S/16", "jft300m", 73.83),
+    *_imagenet("B/16", "jft300m", 80.00),
+    *_imagenet("L/32", "jft300m", 80.67),
+    *_imagenet("L/16", "jft300m", 84.05),
+    *_imagenet("H/14", "jft300m", 86.32),
+    *_imagenet("H/14", "jft300m", 87.94, 90.18, size=448, source=_TABLE_2),
+    Reported("B/16", "imagenet1k", "cifar10", "test", 224, 0.9672, _AUTHORS),
+    Reported("L/16", "imagenet1k", "cifar10", "test", 224, 0.9659, _AUTHORS),
+    Reported("B/16", "imagenet21k", "cifar10", "test", 224, 0.9682, _AUTHORS),
+    Reported("L/16", "imagenet21k", "cifar10", "test", 224, 0.9834, _AUTHORS),
+)
+
+
+def find(
+    variant: str, pretraining: str | None, data: str, split: str, size: int
+) -> Reported | None:
+    """Returns what was reported of a model on a data set, None if nothing.
+
+    Args:
+      variant: Name in the paper, "B/16".
+      pretraining: Name of the released weights or of the data.
+      data: TFDS name, with or without a version.
+      split: Of the data set.
+      size: Side of the images, in pixels.
+    """
+    wanted = (variant, pretraining, data.partition(":")[0], split, size)
+    for row in REPORTED:
+        if wanted == (
+            row.variant,
+            row.pretraining,
+            row.data,
+            row.split,
+            row.image_size,
+        ):
+            return row
+    return None
