@@ -5,7 +5,8 @@ import ctypes
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -255,6 +256,49 @@ def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
             "workers again with the same command: they go on from the newest "
             "checkpoint."
         ) from error
+
+
+def distribute_batches(
+    strategy: tf.distribute.Strategy,
+    batches: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+) -> Any:
+    """Returns an iterator over what each replica gets.
+
+    Args:
+      strategy: Where the batches go.
+      batches: Makes the batches of an input pipeline: one for each host, which
+        serves its replicas in turn.
+    """
+    devices = strategy.extended.worker_devices
+    if not all("CPU" in device.upper() for device in devices):
+        return iter(strategy.distribute_datasets_from_function(batches))
+
+    # tf.data's autotuning has a thread for each iterator, and freeing the
+    # iterator waits for it, with Python's lock held. The thread can miss its
+    # cancellation (TensorFlow 2.21 wakes it before it says so) and then sleeps
+    # on for up to a minute: one of five programs took minutes to end. Where the
+    # CPUs compute there is little to tune: AUTOTUNE is then their number.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    options = None
+    if len(devices) > 1 and is_alone(strategy):
+        # A pipeline for each replica, as if it were a host of its own: without
+        # TensorFlow's iterator over several devices, which has such threads.
+        options = tf.distribute.InputOptions(
+            experimental_fetch_to_device=False,
+            experimental_replication_mode=(
+                tf.distribute.InputReplicationMode.PER_REPLICA
+            ),
+        )
+
+    def untuned_batches(
+        context: tf.distribute.InputContext,
+    ) -> tf.data.Dataset:
+        return batches(context).with_options(untuned)
+
+    return iter(
+        strategy.distribute_datasets_from_function(untuned_batches, options)
+    )
 
 
 def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:

@@ -258,9 +258,7 @@ class _Loop:
                 **options,
             )
 
-        self.iterator = iter(
-            self.strategy.distribute_datasets_from_function(batches)
-        )
+        self.iterator = distribute.distribute_batches(self.strategy, batches)
 
     def train(self, step: int, signals: preemption.Signals) -> Any:
         """Trains from `step` to the end; returns the last scores, if any.

@@ -4,14 +4,22 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from keras_mixer import config as config_lib, recipes
+from keras_mixer import (
+    config as config_lib,
+    recipes,
+    weights as weights_lib,
+    workdir as workdir_lib,
+)
 from tests.conftest import ROOT
 from tests.test_trainer import SMALL, assert_same_lines, lines_of
+
+SMALL_MODEL = [text for text in SMALL if text.startswith("model.")]
 
 
 def run(*command, cwd=ROOT, fails=False):
@@ -73,7 +81,69 @@ def test_train_again_from_the_file_and_evaluate(tmp_path):
     assert scores == json.loads((tmp_path / "scores.json").read_text())
     assert scores["count"] == 1437
     assert scores["checkpoint"] == "latest"
+    assert scores["source"] == f"{first} (step 12)"
     assert scores["split"] == "train"
+
+    # Several data sets in one call; features; tables go to stderr.
+    process = run(
+        ROOT / "eval.py",
+        f"--workdir={first}",
+        "--data=digits@test[:50],digits@test[50:]",
+        "--virtual_devices=2",
+        cwd=tmp_path,
+    )
+    first_part, second_part = json.loads(process.stdout)["results"]
+    assert (first_part["count"], second_part["count"]) == (50, 310)
+    whole = json.loads(
+        run(
+            ROOT / "eval.py",
+            f"--workdir={first}",
+            "data.eval_split=test",
+            f"--per_class={tmp_path / 'classes.csv'}",
+            f"--confusion={tmp_path / 'confusion.png'}",
+            cwd=tmp_path,
+        ).stdout
+    )
+    right = sum(x["count"] * x["accuracy"] for x in (first_part, second_part))
+    assert whole["accuracy"] == pytest.approx(right / 360)
+    assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11
+    assert (tmp_path / "confusion.png").stat().st_size > 5000
+    process = run(
+        ROOT / "eval.py",
+        f"--workdir={first}",
+        "--task=fewshot",
+        "--data=digits",
+        "fewshot.shots=1,5",
+        "fewshot.seeds=2",
+        cwd=tmp_path,
+    )
+    results = json.loads(process.stdout)["results"]
+    assert [(x["shots"], len(x["accuracies"])) for x in results] == [
+        (1, 2),
+        (5, 2),
+    ]
+    assert f"{results[1]['accuracy']:.4f} ± " in process.stderr
+
+    # The same weights as a file of no run.
+    model, _, _ = workdir_lib.load_model(first)
+    weights_lib.save_npz(model, tmp_path / "mine.npz")
+    scores = json.loads(
+        run(
+            ROOT / "eval.py",
+            f"--weights={tmp_path / 'mine.npz'}",
+            "--model=custom",
+            *SMALL_MODEL,
+            "model.patch_size=2",
+            "model.image_size=8",
+            "augment.eval_policy=resize",
+            "--data=digits@test",
+            cwd=tmp_path,
+        ).stdout
+    )
+    for key in ("accuracy", "top5_accuracy", "count"):
+        assert scores[key] == whole[key], key
+    assert scores["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert "reported" not in scores
 
 
 def test_no_arguments_train_the_default(tmp_path):
@@ -117,7 +187,14 @@ def test_help_teaches():
     for part in ("optim.lr=0.001", "--workdir", "--virtual_devices", "digits"):
         assert part in text
     text = run("eval.py", "--help", fails=True).stdout
-    for part in ("--workdir", "data.eval_split=train", "classification"):
+    for part in (
+        "--workdir",
+        "data.eval_split=train",
+        "--task: <classification|fewshot>",
+        "fewshot.l2_reg=1024",
+        "uc_merced@train[:1000]@train[1000:]",
+        "imagenet2012_real@validation",
+    ):
         assert part in text
 
 
@@ -132,6 +209,29 @@ def test_help_teaches():
         (("train.py", "--worddir=x"), "Unknown command line flag 'worddir'"),
         (("eval.py", "--workdir=/nowhere"), "/nowhere is not the workdir"),
         (("eval.py",), "workdir"),
+        (("eval.py", "--weights=x.npz"), "--model go together"),
+        (("eval.py", "--workdir=a", "--model=B/16"), "--model go together"),
+        (
+            ("eval.py", "--weights=imagenet2k", "--model=B/16"),
+            "Did you mean 'imagenet21k'",
+        ),
+        (
+            ("eval.py", "--weights=/no.npz", "--model=B/16"),
+            "no file of weights /no.npz",
+        ),
+        (
+            ("eval.py", "--weights=gsam", "--model=B/15"),
+            "not for B/15",
+        ),
+        (
+            ("eval.py", "--workdir=a", "--confusion=c.jpg"),
+            "must end in .png, .svg or .pdf. Received: c.jpg",
+        ),
+        (
+            ("eval.py", "--workdir=a", "--task=fewshot", "--per_class=c.csv"),
+            "go with --task=classification",
+        ),
+        (("eval.py", "--task=few-shot"), "<classification|fewshot>"),
         (
             ("eval.py", "--workdir=/nowhere", "--checkpoint=last"),
             "latest, best or a step. Received: 'last'",
@@ -150,3 +250,53 @@ def test_errors_are_one_line(command, message, tmp_path):
     ]
     assert len(lines) <= 2, process.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_a_run(tmp_path):
+    """Of a run that exists: its checkpoints, its classes, its splits."""
+    workdir = tmp_path / "run"
+    run(ROOT / "train.py", f"--workdir={workdir}", *SMALL, cwd=tmp_path)
+    weights_lib.save_npz(
+        workdir_lib.load_model(workdir)[0], tmp_path / "mine.npz"
+    )
+    images = tmp_path / "photos" / "train"
+    for name in "ab":
+        (images / name).mkdir(parents=True)
+        (images / name / "x.jpg").write_bytes(b"never read")
+    for arguments, message in (
+        (["--checkpoint=5"], "no checkpoint of step 5"),
+        (["--checkpoint=best"], "best"),
+        (["--data=digits@test[:0]"], "has no examples"),
+        (
+            [f"--data=folder:{tmp_path / 'photos'}@train"],
+            "has 2 classes, and the head of",
+        ),
+        (["data.classes=9,8,7,6,5,4,3,2,1,0"], "class 0 is '9', not '0'"),
+        (
+            ["--data=digits,digits@train", "--confusion=c.png"],
+            "take one data set",
+        ),
+        (["augment.eval_policy=flop"], "Unknown step 'flop'"),
+    ):
+        process = run(
+            ROOT / "eval.py",
+            f"--workdir={workdir}",
+            *arguments,
+            cwd=tmp_path,
+            fails=True,
+        )
+        assert message in process.stderr, process.stderr[-1000:]
+        assert "Traceback" not in process.stderr
+    process = run(
+        ROOT / "eval.py",
+        f"--weights={workdir}",
+        "--model=S/16",
+        cwd=tmp_path,
+        fails=True,
+    )
+    assert f"give --workdir={workdir}" in process.stderr
+    shutil.rmtree(workdir / "checkpoints")
+    process = run(
+        ROOT / "eval.py", f"--workdir={workdir}", cwd=tmp_path, fails=True
+    )
+    assert "no checkpoint" in process.stderr

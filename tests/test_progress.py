@@ -29,7 +29,13 @@ def make(workdir, start_step=0):
 def report(p, step):
     p.train(step, loss=1.5, lr=0.1, grad_norm=2.0, images_per_second=80.0)
     p.evaluation(
-        step, split="test", accuracy=0.25, loss=2.0, count=8, seconds=1.0
+        step,
+        split="test",
+        accuracy=0.25,
+        top5_accuracy=0.5,
+        loss=2.0,
+        count=8,
+        seconds=1.0,
     )
 
 

@@ -1,13 +1,14 @@
 """A pass over a split: every example once, over all replicas."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data, progress, step
+from keras_mixer import data, distribute, progress, step
 
 Batch = dict[str, tf.Tensor]
 
@@ -70,8 +71,8 @@ class Pass:
     def iterator(self) -> Any:
         """The batches; the caller takes `num_batches` of them."""
         if self._iterator is None:
-            self._iterator = iter(
-                self.strategy.distribute_datasets_from_function(self._batches)
+            self._iterator = distribute.distribute_batches(
+                self.strategy, self._batches
             )
         return self._iterator
 
@@ -135,12 +136,16 @@ def make_collector(
     replica_fn = over.compile(rows, xla)
     strategy = over.strategy
 
-    @tf.function
     def of_next_batch(iterator: Any) -> Batch:
         found = strategy.run(replica_fn, args=(next(iterator),))
         return {
             key: strategy.gather(value, axis=0) for key, value in found.items()
         }
+
+    # A partial is new to TensorFlow each time. Otherwise it takes the first
+    # calls of several collectors for one function that is traced again, and
+    # warns.
+    traced = tf.function(functools.partial(of_next_batch))
 
     def collect() -> dict[str, np.ndarray]:
         parts: list[dict[str, np.ndarray]] = []
@@ -150,7 +155,7 @@ def make_collector(
             for _ in range(over.num_batches):
                 found = {
                     key: value.numpy()
-                    for key, value in of_next_batch(over.iterator).items()
+                    for key, value in traced(over.iterator).items()
                 }
                 real = found.pop("mask") > 0
                 parts.append({key: v[real] for key, v in found.items()})
