@@ -3,14 +3,20 @@
     python benchmarks/input_pipeline.py [--folder=DIR] [--batches=200]
     python benchmarks/input_pipeline.py --folder=DIR --soak=20
 
-The pipelines run on one thread over the same JPEGs and take turns batch by
-batch. Time is seconds of CPU. So other programs on the machine disturb the
-ratios little. Without a folder 64 pictures are drawn, with the pixels and bytes
-of ImageNet's.
+The pipelines run on one core, one thread each, over the same JPEGs in the same
+order, and take turns of five batches. Time is seconds of CPU, from when nothing
+is worked on ahead until it is so again: so every row pays for as many batches
+as it is asked for, and other programs on the machine disturb the ratios little.
+All rows keep freed memory, as a training does. Without a folder 64 pictures are
+drawn, with the pixels and bytes of ImageNet's.
+
+The limit is the least that makes a random crop of a JPEG; it cuts the same
+boxes as our policies. It is run three ways: on bytes in memory and on files,
+one image after the other, and on files as users write a pipeline, with a
+parallel map, a batch and a prefetch.
 
 The last rows are all that a training waits for: `data.train_batches`, which
-also reads the files. It works ahead, so it is measured alone, ten times between
-the others.
+reads files, too.
 
 keras-cv's and timm's rows make the same number of pixels from the same files,
 as their users do: keras-cv augments batches, timm works on PIL images, decodes
@@ -34,6 +40,7 @@ import os
 import pathlib
 import statistics
 import tempfile
+import threading
 import time
 import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
@@ -43,15 +50,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data, images
+from keras_mixer import data, distribute, images
 
 _SIDE = 224
 _BATCH = 32
-_WARM_UP = 5  # batches: the start of a stream costs hundreds of images
+_TURN = 5  # batches
+_WARM_UP = 3  # turns: the start of a stream costs hundreds of images
+_AHEAD = 2  # batches that are prefetched
+_KNOWN = 50_000  # images whose order is known
 _CROP = "inception_crop|flip"
 _AUGMENT = f"{_CROP}|randaugment(2, 15)"
 _PARTS = 10
 _LIMIT = "decode_and_crop_jpeg, resize and cast alone"
+_LIMIT_OF_FILES = f"{_LIMIT}, of files"
+_LIMIT_AHEAD = f"{_LIMIT}, of files, parallel and prefetched"
 
 Stream = Iterator[np.ndarray | tf.Tensor]
 
@@ -77,6 +89,7 @@ def draw_pictures(count: int) -> list[bytes]:
 
 def limit(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Does the least that can be done for a random crop of a JPEG."""
+    seed = tf.random.experimental.stateless_split(seed, 1)[0]  # as policies do
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.image.extract_jpeg_shape(encoded),
         tf.zeros([0, 0, 4]),
@@ -104,25 +117,28 @@ def one_thread(ahead: bool = False) -> tf.data.Options:
 
 
 def tf_stream(
-    files: Sequence[bytes], function: Callable, on_batch: Callable | None = None
+    positions: tf.data.Dataset,
+    function: Callable,
+    on_batch: Callable | None = None,
+    ahead: bool = False,
 ) -> Stream:
-    """Returns an endless stream of batches, made on one thread.
+    """Returns a stream of batches, made on one thread.
 
     Args:
-      files: JPEGs.
+      positions: (position, what the function takes first).
       function: Of a file and a seed, to an image.
       on_batch: Of a batch of images, after that.
+      ahead: Map in parallel and prefetch, as users do.
     """
-    batches = (
-        tf.data.Dataset.from_tensor_slices(files)
-        .repeat()
-        .enumerate()
-        .map(lambda i, file: function(file, tf.stack([tf.zeros_like(i), i])))
-        .batch(_BATCH, drop_remainder=True)
-    )
+    batches = positions.map(
+        lambda i, x: function(x, tf.stack([tf.zeros_like(i), i])),
+        num_parallel_calls=tf.data.AUTOTUNE if ahead else None,
+    ).batch(_BATCH, drop_remainder=True)
     if on_batch:
         batches = batches.map(on_batch)
-    return iter(batches.with_options(one_thread()))
+    if ahead:
+        batches = batches.prefetch(_AHEAD)
+    return iter(batches.with_options(one_thread(ahead)))
 
 
 def keras_cv_augment() -> Callable:
@@ -182,21 +198,44 @@ def missing_for_timm() -> str | None:
 
 
 def streams(
-    files: Sequence[bytes], paths: Sequence[str]
+    paths: Sequence[bytes],
 ) -> tuple[dict[str, Stream], dict[str, str]]:
-    """Returns name -> stream, and name -> reason of those that cannot run."""
+    """Returns name -> stream, and name -> reason of those that cannot run.
+
+    Args:
+      paths: Of the files, in the order in which they are to be read.
+    """
+    number = {path: i for i, path in enumerate(sorted(set(paths)))}
+    files = [pathlib.Path(os.fsdecode(path)).read_bytes() for path in number]
+    contents = tf.constant(files)
+    order = [number[path] for path in paths]
+    in_memory = tf.data.Dataset.from_tensor_slices(order).repeat().enumerate()
+    on_disk = tf.data.Dataset.from_tensor_slices(paths).repeat().enumerate()
+
+    def of_bytes(
+        function: Callable, on_batch: Callable | None = None
+    ) -> Stream:
+        return tf_stream(
+            in_memory,
+            lambda i, seed: function(tf.gather(contents, i), seed),
+            on_batch,
+        )
+
+    def read(path: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return limit(tf.io.read_file(path), seed)
+
     crop = images.parse_policy(_CROP, _SIDE)
-    read = f"{_LIMIT}, of files"
     found = {
-        _LIMIT: tf_stream(files, limit),
-        read: tf_stream(paths, lambda x, seed: limit(tf.io.read_file(x), seed)),
-        _CROP: tf_stream(files, crop),
-        _AUGMENT: tf_stream(files, images.parse_policy(_AUGMENT, _SIDE)),
+        _LIMIT: of_bytes(limit),
+        _LIMIT_OF_FILES: tf_stream(on_disk, read),
+        _LIMIT_AHEAD: tf_stream(on_disk, read, ahead=True),
+        _CROP: of_bytes(crop),
+        _AUGMENT: of_bytes(images.parse_policy(_AUGMENT, _SIDE)),
     }
     not_run = {}
     name = f"{_CROP}, then keras-cv's RandAugment(2, 0.5) on batches"
     if importlib.util.find_spec("keras_cv"):
-        found[name] = tf_stream(files, crop, keras_cv_augment())
+        found[name] = of_bytes(crop, keras_cv_augment())
     else:
         not_run[name] = "pip install keras-cv"
     reason = missing_for_timm()
@@ -205,7 +244,7 @@ def streams(
         if reason:
             not_run[name] = reason
         else:
-            found[name] = timm_stream(files, policy)
+            found[name] = timm_stream([files[i] for i in order], policy)
     return found, not_run
 
 
@@ -220,16 +259,31 @@ def class_folder(files: Sequence[bytes]) -> Iterator[str]:
         yield f"folder:{folder}"
 
 
-def train_stream(name: str, policy: str) -> Stream:
+def train_stream(split: data.Split, policy: str) -> Stream:
     """Returns the input of a training, on one thread."""
-    batches = data.train_batches(
-        data.open_split(name, "train"),
-        batch_size=_BATCH,
-        image_size=_SIDE,
-        policy=policy,
-        seed=0,
-    )
+
+    def few(batches: tf.data.Dataset, _: int) -> tf.data.Dataset:
+        return prefetch(batches, _AHEAD)  # by itself the buffer would grow
+
+    prefetch = tf.data.Dataset.prefetch
+    with unittest.mock.patch.object(tf.data.Dataset, "prefetch", few):
+        batches = data.train_batches(
+            split, batch_size=_BATCH, image_size=_SIDE, policy=policy, seed=0
+        )
     return iter(batches.with_options(one_thread(ahead=True)))
+
+
+def train_order(split: data.Split) -> list[bytes]:
+    """Returns the files in the order in which a training reads them."""
+
+    def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        tf.random.set_seed(0)
+        seed = tf.stack([tf.zeros_like(epoch), epoch])
+        return split.in_order_of(seed, 0, 1).map(split.name_of)
+
+    epochs = -(-_KNOWN // split.num_examples)
+    names = tf.data.Dataset.range(epochs).flat_map(of_epoch)
+    return list(names.as_numpy_iterator())
 
 
 def resident() -> float:
@@ -242,7 +296,8 @@ def soak(files: Sequence[bytes], epochs: int) -> None:
     """Prints the memory after each epoch."""
     print("| epoch | images | resident memory, MB |\n|---|---|---|")
     with class_folder(files) as name:
-        stream = train_stream(name, _AUGMENT)
+        split = data.open_split(name, "train")
+        stream = train_stream(split, _AUGMENT)
         batches = 0
         for epoch in range(1, epochs + 1):
             while batches * _BATCH < epoch * len(files):
@@ -256,55 +311,77 @@ def cell(name: str) -> str:
     return "`" + name.replace("|", r"\|") + "`"
 
 
-def time_batches(stream: Stream, count: int) -> list[float]:
-    """Returns the seconds of CPU of each of the next batches."""
-    seconds = []
+def at_work() -> bool:
+    """Tells whether a thread of this process besides this one runs."""
+    own = str(threading.get_native_id())
+    for thread in os.listdir("/proc/self/task"):
+        if thread == own:
+            continue
+        with contextlib.suppress(OSError):  # it has ended
+            line = pathlib.Path(f"/proc/self/task/{thread}/stat").read_text()
+            if line.rpartition(")")[2].split()[0] in "RD":
+                return True
+    return False
+
+
+def wait() -> None:
+    """Returns when nothing is worked on ahead any more."""
+    quiet = 0
+    while quiet < 3:
+        time.sleep(0.01)
+        quiet = 0 if at_work() else quiet + 1
+
+
+def time_turn(stream: Stream) -> float:
+    """Returns the seconds of CPU of the next batches.
+
+    What is ahead is full before and after, so it is as many batches as are
+    asked for. To wait for that is not counted.
+    """
     start = time.process_time()
-    for _ in range(count):
+    for _ in range(_TURN):
         next(stream)
-        now = time.process_time()
-        seconds.append(now - start)
-        start = now
-    return seconds
+    waiting = time.thread_time()
+    wait()
+    waiting = time.thread_time() - waiting
+    return time.process_time() - waiting - start
 
 
 def compare(files: Sequence[bytes], batches: int) -> None:
     """Prints the table."""
-    whole = {f"train_batches, {p}": p for p in (_CROP, _AUGMENT)}
+    turns = batches // (_PARTS * _TURN)  # in each part
     with class_folder(files) as folder:
-        root = pathlib.Path(folder.removeprefix("folder:"))
-        found, not_run = streams(files, sorted(map(str, root.rglob("*.jpg"))))
-        times: dict[str, list[float]] = {name: [] for name in (*found, *whole)}
+        split = data.open_split(folder, "train")
+        found, not_run = streams(train_order(split))
+        for policy in (_CROP, _AUGMENT):
+            found[f"train_batches, {policy}"] = train_stream(split, policy)
         for stream in found.values():
-            time_batches(stream, _WARM_UP)
-        for _ in range(_PARTS):
-            for _ in range(batches // _PARTS):
-                for name, stream in found.items():
-                    times[name] += time_batches(stream, 1)
-            for name, policy in whole.items():
-                stream = train_stream(folder, policy)
-                time_batches(stream, 2 * _WARM_UP)
-                times[name] += time_batches(stream, batches // _PARTS)
-                del stream  # or it would read ahead while others are timed
+            for _ in range(_WARM_UP):
+                time_turn(stream)
+        times: dict[str, list[float]] = {name: [] for name in found}
+        for _ in range(_PARTS * turns):
+            for name, stream in found.items():
+                times[name].append(time_turn(stream))
 
     size = statistics.median(map(len, files)) / 1000
     print(
         f"{len(files)} JPEGs, {size:.0f} kB in the median, to {_SIDE} x "
-        f"{_SIDE}; {batches // _PARTS * _PARTS * _BATCH} images each, in "
+        f"{_SIDE}; {_PARTS * turns * _TURN * _BATCH} images each, in "
         f"{_PARTS} parts"
     )
-    print("| pipeline | images/s per core | of the first | in the parts |")
+    print("| pipeline | images/s per core | of the first | of the third |")
     print("|---|---|---|---|")
-    size = batches // _PARTS
-    parts = [slice(i * size, (i + 1) * size) for i in range(_PARTS)]
+    parts = [slice(i * turns, (i + 1) * turns) for i in range(_PARTS)]
     for name, seconds in times.items():
-        rate = len(seconds) * _BATCH / sum(seconds)
-        ratios = [sum(times[_LIMIT][p]) / sum(seconds[p]) for p in parts]
-        ratio = sum(times[_LIMIT]) / sum(seconds)
-        print(
-            f"| {cell(name)} | {rate:.0f} | {ratio:.2f} "
-            f"| {min(ratios):.2f} to {max(ratios):.2f} |"
-        )
+        cells = [f"{len(seconds) * _TURN * _BATCH / sum(seconds):.0f}"]
+        for limit_name in (_LIMIT, _LIMIT_AHEAD):
+            of = times[limit_name]
+            ratios = [sum(of[p]) / sum(seconds[p]) for p in parts]
+            cells.append(
+                f"{sum(of) / sum(seconds):.3f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        print(f"| {cell(name)} | {' | '.join(cells)} |")
     for name, reason in not_run.items():
         print(f"| {cell(name)} | not run: {reason} | | |")
 
@@ -320,8 +397,10 @@ def main() -> None:
         "--soak", type=int, metavar="EPOCHS", help="print the memory instead"
     )
     flags = parser.parse_args()
-    if flags.batches < 10:
-        parser.error("--batches is 10 or more")
+    if flags.batches < _PARTS * _TURN:
+        parser.error(f"--batches is {_PARTS * _TURN} or more")
+    distribute.keep_freed_memory()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 

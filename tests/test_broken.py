@@ -298,6 +298,34 @@ def test_a_list_that_cannot_be_written_does_not_stop(zoo, tmp_path, capsys):
     assert capsys.readouterr().err.count("Cannot write to") == 1
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 20, 72])
+def test_the_size_of_the_batch_changes_no_example(zoo, batch_size):
+    """Though it decides which images are tried at once, and how copied."""
+    root, broken = zoo
+    split = data.open_split(f"folder:{root}", "train")
+
+    def stream(size):
+        dropped = data.BrokenImages(split, limit=1)
+        batches = data.train_batches(
+            split,
+            batch_size=size,
+            image_size=8,
+            policy="inception_crop|flip",
+            seed=3,
+            broken=dropped,
+        )
+        assert batches.element_spec["image"].shape == (size, 8, 8, 3)
+        batches = list(batches.take(360 // size).as_numpy_iterator())
+        assert dropped.names == broken
+        return [
+            np.concatenate([b[key] for b in batches])
+            for key in ("image", "label")
+        ]
+
+    for got, want in zip(stream(batch_size), stream(40), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_taking_a_pipeline_down_breaks_no_image(zoo):
     """What is cancelled fails, and is whole."""
     root, broken = zoo

@@ -77,6 +77,22 @@ class Run:
             raise AssertionError(self.text()[-3000:]) from None
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Runs to the end, once for all tests with the same arguments."""
+    workdirs = {}
+
+    def run(*arguments):
+        if arguments not in workdirs:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            run = Run(folder / "run", *arguments, output=folder / "output.txt")
+            assert run.end() == 0, run.text()
+            workdirs[arguments] = folder / "run"
+        return workdirs[arguments]
+
+    return run
+
+
 def test_killed_ten_times(tmp_path):
     """kill -9 at random moments of training, saving, evaluating."""
     arguments = overrides(
@@ -115,12 +131,14 @@ def test_killed_ten_times(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_stops(tmp_path, number):
+def test_a_signal_saves_and_stops(tmp_path, uninterrupted, number):
     arguments = overrides(
-        "train.steps=2000", "train.log_every=70", "train.checkpoint_every=5000"
+        "train.steps=2000",
+        "train.log_every=70",
+        "train.eval_every=100",
+        "train.checkpoint_every=5000",
     )
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert Run(whole, *arguments, output=tmp_path / "whole.txt").end() == 0
+    whole, parts = uninterrupted(*arguments), tmp_path / "parts"
     run = Run(parts, *arguments, output=tmp_path / "first.txt")
     run.wait_for("step 140/")
     run.process.send_signal(number)
@@ -217,7 +235,7 @@ def test_two_workers_train_as_one(tmp_path, changes):
 
 
 @pytest.mark.parametrize("victim", [1, 0])
-def test_a_worker_is_killed(tmp_path, victim):
+def test_a_worker_is_killed(tmp_path, uninterrupted, victim):
     """The other one names it, and a restart of both goes on exactly."""
     arguments = overrides(
         "train.steps=900",
@@ -225,9 +243,7 @@ def test_a_worker_is_killed(tmp_path, victim):
         "train.eval_every=300",
         "train.checkpoint_every=100",
     )
-    one, two = tmp_path / "one", tmp_path / "two"
-    run = Run(one, *arguments, output=tmp_path / "one.txt")
-    assert run.end() == 0, run.text()
+    one, two = uninterrupted(*arguments), tmp_path / "two"
     rng = random.Random(victim)
     for attempt in range(2):
         workers = start_workers(two, arguments, tmp_path, f"{attempt}")
@@ -304,10 +320,14 @@ def test_another_process_in_the_workdir_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_going_on_with_more_replicas(tmp_path, replicas):
-    arguments = overrides("train.steps=1000", "train.log_every=25")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert Run(whole, *arguments, output=tmp_path / "whole.txt").end() == 0
+def test_going_on_with_more_replicas(tmp_path, uninterrupted, replicas):
+    arguments = overrides(
+        "train.steps=1000",
+        "train.log_every=25",
+        "train.eval_every=500",
+        "train.checkpoint_every=400",
+    )
+    whole, parts = uninterrupted(*arguments), tmp_path / "parts"
     run = Run(parts, *arguments, output=tmp_path / "first.txt")
     run.wait_for("step 100/")
     run.process.send_signal(signal.SIGTERM)

@@ -79,54 +79,57 @@ def parse_train_policy(
 
 def _prepare(
     items: tf.data.Dataset,
-    image_of: Callable[[Record], tf.Tensor],
-    rest_of: Callable[[Record], dict[str, tf.Tensor]],
+    image_of: Callable[[tf.Tensor, Record], tf.Tensor],
+    rest_of: Callable[[tf.Tensor, Record], dict[str, tf.Tensor]],
     *,
     split: Split,
     image_size: int,
-    batch_size: int,
+    batch_size: int | None,
     dropped: Mapping[str, Any],
     broken: BrokenImages | None,
 ) -> tf.data.Dataset:
-    """Makes batches of examples of records, in parallel.
+    """Makes examples of records, in parallel.
 
     Args:
-      items: Records, with what the two functions want to know besides.
+      items: `(position, record)`.
       image_of: Makes uint8 [image_size, image_size, 3]; fails for a broken
         image.
       rest_of: Makes everything else.
       split: What the records are of.
       image_size: Side of the images.
-      batch_size: Examples of a batch; what is left at the end is dropped.
+      batch_size: Examples of a batch, for items without end; None: no batches.
       dropped: What replaces the rest of an example whose image is broken.
       broken: Is told of those; without it the first one is an error.
     """
 
-    def prepare(item: Record) -> dict[str, tf.Tensor]:
-        return {**rest_of(item), "image": image_of(item)}
+    def prepare(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+        image = image_of(position, record)
+        return {**rest_of(position, record), "image": image}
 
-    def check(some: Record) -> Record:
-        return some if split.is_table else check_labels(some, split)
-
-    if not split.is_encoded:
-        examples = items.map(
-            lambda item: prepare(check(item)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        return examples.batch(batch_size, drop_remainder=True)
-
-    def otherwise(item: Record) -> dict[str, tf.Tensor]:
+    def otherwise(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
         black = tf.zeros([image_size, image_size, 3], tf.uint8)
-        return {**rest_of(item), "image": black, **dropped}
+        return {**rest_of(position, record), "image": black, **dropped}
 
-    return map_images(
-        items,
-        prepare,
-        otherwise=otherwise,
-        check=check,
-        name_of=split.name_of,
-        broken=broken or BrokenImages(split),
-    ).rebatch(batch_size, drop_remainder=True)
+    def check(position: tf.Tensor, some: Record) -> Any:
+        return position, some if split.is_table else check_labels(some, split)
+
+    if split.is_encoded:
+        return map_images(
+            items,
+            prepare,
+            otherwise=otherwise,
+            check=check,
+            name_of=lambda _, record: split.name_of(record),
+            broken=broken or BrokenImages(split),
+            batch_size=batch_size,
+        )
+    examples = items.map(
+        lambda *item: prepare(*check(*item)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    if batch_size is None:
+        return examples
+    return examples.batch(batch_size, drop_remainder=True)
 
 
 def _shard(
@@ -148,10 +151,6 @@ def _shard(
 
     batches = records.batch(batch_size, drop_remainder=True)
     return batches.map(pick).unbatch()
-
-
-def _name_position(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
-    return {**record, "position": position}
 
 
 def _mixing_share(seed: int, key: tf.Tensor, p: float) -> tf.Tensor:
@@ -254,14 +253,13 @@ def train_batches(
         )
         return source.in_order_of(order, first, buffer)
 
-    def image_of(item: Record) -> tf.Tensor:
-        key = tf.stack([tf.constant(seed, tf.int64), item["position"]])
-        return apply(source.load(item), key)
+    def image_of(position: tf.Tensor, record: Record) -> tf.Tensor:
+        key = tf.stack([tf.constant(seed, tf.int64), position])
+        return apply(source.load(record), key)
 
-    def rest_of(item: Record) -> dict[str, tf.Tensor]:
-        position = item["position"]
+    def rest_of(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
         rest = {
-            "label": tf.cast(item["label"], tf.int32),
+            "label": tf.cast(record["label"], tf.int32),
             "index": tf.cast(position % batch_size, tf.int32),
         }
         if mix is not None:
@@ -302,7 +300,7 @@ def train_batches(
         ]
         records = _shard(records, batch_size, np.concatenate(wanted))
     batches = _prepare(
-        records.map(_name_position),
+        records,
         image_of,
         rest_of,
         split=split,
@@ -360,33 +358,32 @@ def eval_batches(
     """
     apply = images.parse_policy(policy, image_size, split.image_size)
 
-    def image_of(item: Record) -> tf.Tensor:
+    def image_of(_: tf.Tensor, record: Record) -> tf.Tensor:
         seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
-        return apply(split.load(item), seed)
+        return apply(split.load(record), seed)
 
-    def rest_of(item: Record) -> dict[str, tf.Tensor]:
+    def rest_of(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
         rest = {
-            "label": tf.cast(item["label"], tf.int32),
-            "index": tf.cast(item["position"] * num_hosts + host, tf.int32),
+            "label": tf.cast(record["label"], tf.int32),
+            "index": tf.cast(position * num_hosts + host, tf.int32),
             "mask": tf.ones([]),
         }
         if split.is_multi_label:
-            rest["labels"] = item["labels"]
+            rest["labels"] = record["labels"]
         return rest
 
     mine = len(range(host, split.num_examples, num_hosts))
     total = num_batches(split, batch_size) * batch_size // num_hosts
-    records = split.records().shard(num_hosts, host).enumerate()
     real = _prepare(
-        records.map(_name_position),
+        split.records().shard(num_hosts, host).enumerate(),
         image_of,
         rest_of,
         split=split,
         image_size=image_size,
-        batch_size=1,
+        batch_size=None,
         dropped={"mask": tf.zeros([])},
         broken=broken,
-    ).unbatch()
+    )
     nothing = {
         key: tf.zeros(spec.shape, spec.dtype)
         for key, spec in real.element_spec.items()

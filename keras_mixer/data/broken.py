@@ -8,17 +8,16 @@ hosts agrees on them.
 import pathlib
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_mixer.data.splits import DataError, Split
 
-_CHUNK = 16  # images that are tried at once
+_CHUNK = 32  # images that are tried at once, or one batch of that order
 _SHOWN = 10  # of a split, on the screen
-
-Item = Mapping[str, tf.Tensor]
 
 
 class BrokenImages:
@@ -109,36 +108,40 @@ def _first_line(error: Exception) -> str:
 
 def map_images(
     items: tf.data.Dataset,
-    prepare: Callable[[Item], Any],
+    prepare: Callable[..., Any],
     *,
-    otherwise: Callable[[Item], Any],
-    check: Callable[[Item], Item],
-    name_of: Callable[[Item], tf.Tensor],
+    otherwise: Callable[..., Any],
+    check: Callable[..., Any],
+    name_of: Callable[..., tf.Tensor],
     broken: BrokenImages,
+    batch_size: int | None = None,
 ) -> tf.data.Dataset:
     """Maps items in parallel, and those that fail to something else.
 
     TensorFlow has no op that catches an error; only a data set can leave out
-    an element. So a few items are a data set of their own, and where one of
-    them fails they are tried again one by one.
+    an element. So some items are a data set of their own, and where one of
+    them fails they are tried again one by one. To start that data set costs
+    as much as a quarter of an image.
 
     Args:
-      items: What to map, dictionaries of tensors.
+      items: What to map, tuples of tensors or of dictionaries.
       prepare: May fail, with any of TensorFlow's errors.
       otherwise: Its substitute, with the same types and shapes.
       check: Passes several items on, or fails for good.
       name_of: Names an item that failed.
       broken: Is told of it.
+      batch_size: Of the batches that are wanted, of items without end; None:
+        no batches.
 
     Returns:
-      Batches of what the functions return, of no size to rely on.
+      What the functions return.
     """
 
     def tell(*flat: tf.Tensor) -> bool:
         item = tf.nest.pack_sequence_as(items.element_spec, flat)
-        name = name_of(item).numpy().decode(errors="replace")
+        name = name_of(*item).numpy().decode(errors="replace")
         try:
-            prepare(item)
+            prepare(*item)
         except (tf.errors.OpError, ValueError) as error:
             broken.report(name, _first_line(error))
             return True
@@ -146,12 +149,12 @@ def map_images(
         # disk fails now and then: no image may be lost for that.
         raise OSError(f"{name} could not be read twice, then it could.")
 
-    def substitute(item: Item) -> Any:
+    def substitute(*item: Any) -> Any:
         told = tf.py_function(tell, tf.nest.flatten(item), tf.bool)
         with tf.control_dependencies([told]):
-            return tf.nest.map_structure(tf.identity, otherwise(item))
+            return tf.nest.map_structure(tf.identity, otherwise(*item))
 
-    def rescue(item: Item) -> Any:
+    def rescue(*item: Any) -> Any:
         alone = tf.data.Dataset.from_tensors(item)
         return (
             alone.map(prepare)
@@ -161,13 +164,17 @@ def map_images(
             .get_single_element()
         )
 
-    def attempt(chunk: Item) -> Any:
-        one_by_one = tf.data.Dataset.from_tensor_slices(check(chunk))
-        size = tf.cast(one_by_one.cardinality(), tf.int64)
+    def attempt(*chunk: Any) -> Any:
+        one_by_one = tf.data.Dataset.from_tensor_slices(check(*chunk))
+        size = one_by_one.cardinality()
 
-        def of_all(function: Callable[[Item], Any]) -> tf.data.Dataset:
-            # After a failure fewer are left than a whole batch.
-            return one_by_one.map(function).batch(size, drop_remainder=True)
+        def of_all(function: Callable[..., Any]) -> tf.data.Dataset:
+            # Not a map: tf.data would make it parallel, by a thread that
+            # starts and ends here. After a failure fewer are left than a
+            # whole batch.
+            return one_by_one.scan(
+                np.int64(0), lambda state, item: (state, function(*item))
+            ).batch(size, drop_remainder=True)
 
         return (
             of_all(prepare)
@@ -177,4 +184,12 @@ def map_images(
             .get_single_element()
         )
 
-    return items.batch(_CHUNK).map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
+    # A chunk that is a batch is not copied once more.
+    whole = batch_size and _CHUNK // 2 <= batch_size <= 2 * _CHUNK
+    chunk_size = batch_size if whole else _CHUNK
+    chunks = items.batch(chunk_size).map(
+        attempt, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    if batch_size is None:
+        return chunks.unbatch()
+    return chunks.rebatch(batch_size, drop_remainder=True)
