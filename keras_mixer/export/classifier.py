@@ -105,7 +105,7 @@ def make_classifier(
     if precision is not None:
         model = _in_precision(model, precision)
     head = _head_of(model)
-    body = keras.Model(model.input, head.input, name="body")
+    body = keras.Model(model.inputs[0], head.input, name="body")
     return Classifier(model, body, head, found)
 
 

@@ -15,18 +15,19 @@ import os
 import pathlib
 import sys
 import warnings
+from typing import Any
 
 FORBIDDEN = ("keras_mixer", "keras_cv", "tensorflow_datasets")
 
 
 class _Forbid(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):  # type: ignore
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
         if name.partition(".")[0] in FORBIDDEN:
             raise ImportError(f"a server has no {name}")
         return
 
 
-def answer(version, request):  # type: ignore
+def answer(version: str, request: pathlib.Path) -> dict[str, Any]:
     """Calls every signature; returns its outputs by name."""
     import numpy as np
     import tensorflow as tf
@@ -52,7 +53,7 @@ def answer(version, request):  # type: ignore
     return found
 
 
-def tflite(version, request):  # type: ignore
+def tflite(version: str, request: pathlib.Path) -> dict[str, Any]:
     """Writes model_float32.tflite and model_float16.tflite, and runs them."""
     import numpy as np
     import tensorflow as tf
@@ -80,7 +81,7 @@ def tflite(version, request):  # type: ignore
     return found
 
 
-def main():  # type: ignore
+def main() -> None:
     kind, version, request, target = sys.argv[1:]
     sys.meta_path.insert(0, _Forbid())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
