@@ -39,8 +39,10 @@ export.json says what is in it.
 Overrides (section.field=value) change the run's config for this export: the
 preprocessing, train.loss (softmax or sigmoid: how probabilities are made),
 and for --accuracy_split where the data lies (data.eval_split=test measures,
-too). With --weights also model.*,
-init.resize_tokens and data.name.
+too). With --weights also model.* and
+init.resize_tokens; images are then resized to 8/7 of the model's side and cut
+to their centre, as released weights are evaluated, unless augment.eval_policy
+is given.
 """
 
 # What an export may change; the rest is part of the trained model.
@@ -283,6 +285,12 @@ def main(argv: list[str]) -> None:
 
     if (FLAGS.workdir is None) == (FLAGS.weights is None):
         raise config_lib.ConfigError("Give --workdir or --weights, one of them")
+    other = "model" if FLAGS.workdir is not None else "checkpoint"
+    if FLAGS[other].present:
+        raise config_lib.ConfigError(
+            "--checkpoint goes with --workdir, and --model with --weights. "
+            f"Received: --{other}={FLAGS[other].value}"
+        )
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
     if FLAGS.workdir is not None:

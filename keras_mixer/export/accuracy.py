@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,14 @@ _SAME = 1e-3
 _OTHER_PRECISION = 1e-2
 
 
+class Scores(TypedDict):
+    """Of one split: `accuracy` in [0, 1], mean `loss`, number of examples."""
+
+    accuracy: float
+    loss: float
+    count: int
+
+
 def of_model(
     classifier: Classifier,
     split: data.Split,
@@ -25,16 +33,21 @@ def of_model(
     loss: str,
     broken: data.BrokenImages,
     keep_alive: list[Any] | None = None,
-) -> evaluate.Scores:
+) -> Scores:
     """Evaluates the model in this process, as eval.py does."""
     if len(tf.config.list_physical_devices("GPU")):
         device = "/gpu:0"
     else:
         device = "/cpu:0"
-    # An evaluator takes a model of logits, and calls it alone.
-    logits_of: Any = lambda image, training: classifier(image)[1]  # noqa: E731
+
+    def logits_of(image: tf.Tensor, training: bool) -> tf.Tensor:
+        assert not training
+        return classifier(image)[1]
+
+    # An evaluator takes a model of logits, and does nothing but call it.
+    model: Any = classifier.model if classifier.returns_logits else logits_of
     evaluator = evaluate.make_evaluator(
-        classifier.model if classifier.returns_logits else logits_of,
+        model,
         split,
         batch_size=_BATCH,
         image_size=classifier.image_size,
@@ -46,12 +59,17 @@ def of_model(
     )
     if keep_alive is not None:
         keep_alive.append(evaluator)
-    return evaluator()
+    scores = evaluator()
+    return {
+        "accuracy": scores["accuracy"],
+        "loss": scores["loss"],
+        "count": scores["count"],
+    }
 
 
 def of_version(
     version: pathlib.Path, split: data.Split, *, loss: str
-) -> evaluate.Scores:
+) -> Scores:
     """Evaluates a SavedModel by its signatures, on the images as they are.
 
     Files that it refuses do not count.
@@ -110,7 +128,7 @@ def _logits_of(
 
 
 def require_same(
-    before: evaluate.Scores, after: evaluate.Scores, *, same_precision: bool
+    before: Scores, after: Scores, *, same_precision: bool
 ) -> None:
     """Raises ExportError if the served model scores otherwise."""
     share = _SAME if same_precision else _OTHER_PRECISION

@@ -24,7 +24,6 @@ class _Forbid(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> None:
         if name.partition(".")[0] in FORBIDDEN:
             raise ImportError(f"a server has no {name}")
-        return
 
 
 def answer(version: str, request: pathlib.Path) -> dict[str, Any]:

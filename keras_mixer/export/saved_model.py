@@ -161,6 +161,11 @@ def _check(
             f"The model has {classes} classes, and {split.name} has "
             f"{split.num_classes}."
         )
+    if split is not None and "labels" in split.records().element_spec:
+        raise ExportError(
+            f"{split.name} has several labels per image; the accuracy of an "
+            "export is measured with one."
+        )
     if tflite and options.precision != "float32":
         raise ExportError(
             "TFLite files are made of the float32 model. Received: "
