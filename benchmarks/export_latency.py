@@ -9,6 +9,7 @@ on all cores:
   SavedModel, pixels   serving_default on the same pixels, uint8
   SavedModel, photo    serving_default on a photo of 500 x 375, uint8
   SavedModel, JPEG     serve_bytes on that photo
+  ... XLA, bfloat16    the pixels with --xla, or with --precision=bfloat16
   TFLite               float32 and float16, from pixels that fit
 
     python benchmarks/export_latency.py [--models=S/16,B/16] [--repeats=30]
@@ -60,8 +61,18 @@ def make_lite(path: pathlib.Path, pixels: np.ndarray) -> Callable[[], Any]:
     return lambda: run(image=pixels)["logits"]
 
 
-def ways(model: Any, version: pathlib.Path) -> dict[str, Callable[[], Any]]:
-    """Returns what is measured, by name; each gives logits of one image."""
+def ways(
+    model: Any,
+    version: pathlib.Path,
+    variants: dict[str, pathlib.Path],
+) -> dict[str, Callable[[], Any]]:
+    """Returns what is measured, by name; each gives logits of one image.
+
+    Args:
+      model: The Keras model.
+      version: Its export.
+      variants: Exports with other options.
+    """
     photo = make_photo()
     jpeg = tf.io.encode_jpeg(photo, quality=95).numpy()
     side = model.input_shape[1]
@@ -69,22 +80,26 @@ def ways(model: Any, version: pathlib.Path) -> dict[str, Callable[[], Any]]:
     floats = images.to_value_range(fitted)
     as_pixels = fitted.astype(np.float32)
     served = tf.saved_model.load(str(version))
-    keep = served.signatures
     call = tf.function(lambda x: model(x, training=False))
     card = export.read_card(version)["tflite"]
     found = {
         _REFERENCE: lambda: call(floats).numpy(),
         "Keras predict": lambda: model.predict(floats, verbose=0),
     }
-    for name, signature, inputs in (
-        ("pixels", "serving_default", {"image": tf.constant(fitted)}),
-        ("photo", "serving_default", {"image": tf.constant(photo[None])}),
-        ("JPEG", "serve_bytes", {"image_bytes": tf.constant([jpeg])}),
+    pixels = {"image": tf.constant(fitted)}
+    for name, loaded, signature, inputs in (
+        ("pixels", served, "serving_default", pixels),
+        ("photo", served, "serving_default", {"image": tf.constant([photo])}),
+        ("JPEG", served, "serve_bytes", {"image_bytes": tf.constant([jpeg])}),
+        *(
+            (name, tf.saved_model.load(str(path)), "serving_default", pixels)
+            for name, path in variants.items()
+        ),
     ):
         found[f"SavedModel, {name}"] = (
-            lambda signature=signature, inputs=inputs: keep[signature](
-                **inputs
-            )["logits"].numpy()
+            lambda loaded=loaded, signature=signature, inputs=inputs: (
+                loaded.signatures[signature](**inputs)["logits"].numpy()
+            )
         )
     for precision in ("float32", "float16"):
         path = version / card[precision]["file"]
@@ -123,7 +138,20 @@ def main() -> None:
             version = export.export(
                 model, output, eval_policy=_POLICY, tflite=True
             )
-            functions = ways(model, version)
+            variants = {
+                f"pixels, {name}": export.export(
+                    model, output, eval_policy=_POLICY, **changes
+                )
+                for name, changes in (
+                    ("XLA", {"xla": True}),
+                    ("bfloat16", {"precision": "bfloat16"}),
+                    (
+                        "bfloat16 and XLA",
+                        {"precision": "bfloat16", "xla": True},
+                    ),
+                )
+            }
+            functions = ways(model, version, variants)
             seconds = measure(functions, options.repeats)
             card = export.read_card(version)
             total = sum(
