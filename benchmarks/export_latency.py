@@ -89,7 +89,12 @@ def ways(
     pixels = {"image": tf.constant(fitted)}
     for name, loaded, signature, inputs in (
         ("pixels", served, "serving_default", pixels),
-        ("photo", served, "serving_default", {"image": tf.constant([photo])}),
+        (
+            "photo",
+            served,
+            "serving_default",
+            {"image": tf.constant(photo[None])},
+        ),
         ("JPEG", served, "serve_bytes", {"image_bytes": tf.constant([jpeg])}),
         *(
             (name, tf.saved_model.load(str(path)), "serving_default", pixels)
