@@ -111,6 +111,18 @@ def test_the_program_exports_a_file_of_weights(tmp_path, keras_home):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+def test_help_teaches(tmp_path, keras_home):
+    out = run_program("--help", cwd=tmp_path, home=keras_home, fails=True)
+    for part in (
+        "--workdir=runs/digits --output=served",
+        "--weights=imagenet1k --model=B/16",
+        "serve_bytes",
+        "--accuracy_split",
+        "--[no]tflite",
+    ):
+        assert part in out.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -7,7 +7,7 @@ fresh process that has TensorFlow alone loads it and must answer as the model
 in Python does (fresh.py), and so must the accuracy on a split (accuracy.py).
 """
 
-from keras_mixer.export.classifier import Classifier, ExportError
+from keras_mixer.export.classifier import ExportError
 from keras_mixer.export.saved_model import CARD, export, read_card
 from keras_mixer.export.signatures import SIGNATURES
 from keras_mixer.export.versions import check_output
@@ -15,7 +15,6 @@ from keras_mixer.export.versions import check_output
 __all__ = [
     "CARD",
     "SIGNATURES",
-    "Classifier",
     "ExportError",
     "check_output",
     "export",

@@ -71,15 +71,21 @@ def draft(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _make_draft(output: pathlib.Path) -> tuple[pathlib.Path, int]:
-    """Makes a folder that is locked as long as this process lives."""
+    """Makes a folder that is locked as long as this process lives.
+
+    Until it is locked another export may take it for a leftover.
+    """
     while True:
         # Not tempfile's: a server of another user must be able to read it.
         folder = output / f"{_DRAFT}{secrets.token_hex(8)}"
         folder.mkdir()
-        lock = os.open(folder, os.O_RDONLY)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # not taken for a leftover before the lock
+        if folder.exists():
             return folder, lock
         os.close(lock)
 
