@@ -35,6 +35,7 @@ _LAZY_MODULES = (
     "distribute",
     "draws",
     "evaluate",
+    "export",
     "fewshot",
     "images",
     "kerascv",

@@ -36,6 +36,7 @@ TIERS = {
     "workdir": 1,
     "trainer": 2,
     "evaluate": 2,
+    "export": 2,
     "train": 3,
     "eval": 3,
 }

@@ -1,0 +1,149 @@
+"""Accuracy on a split, of the model in Python and of what is served."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer import data, evaluate, objective
+from keras_mixer.export.classifier import Classifier, ExportError
+
+_BATCH = 32
+# Share of the images, and of the loss, by which the two may differ. With one
+# precision only near ties can turn, by the order of sums.
+_SAME = 1e-3
+_OTHER_PRECISION = 1e-2
+
+
+class Scores(TypedDict):
+    """Of one split: `accuracy` in [0, 1], mean `loss`, number of examples."""
+
+    accuracy: float
+    loss: float
+    count: int
+
+
+def of_model(
+    classifier: Classifier,
+    split: data.Split,
+    *,
+    policy: str,
+    loss: str,
+    broken: data.BrokenImages,
+    keep_alive: list[Any] | None = None,
+) -> Scores:
+    """Evaluates the model in this process, as eval.py does."""
+    if len(tf.config.list_physical_devices("GPU")):
+        device = "/gpu:0"
+    else:
+        device = "/cpu:0"
+
+    def logits_of(image: tf.Tensor, training: bool) -> tf.Tensor:
+        assert not training
+        return classifier(image)[1]
+
+    # An evaluator takes a model of logits, and does nothing but call it.
+    model: Any = classifier.model if classifier.returns_logits else logits_of
+    evaluator = evaluate.make_evaluator(
+        model,
+        split,
+        batch_size=_BATCH,
+        image_size=classifier.image_size,
+        policy=policy,
+        loss=loss,
+        strategy=tf.distribute.OneDeviceStrategy(device),
+        xla=False,
+        broken=broken,
+    )
+    if keep_alive is not None:
+        keep_alive.append(evaluator)
+    scores = evaluator()
+    return {
+        "accuracy": scores["accuracy"],
+        "loss": scores["loss"],
+        "count": scores["count"],
+    }
+
+
+def of_version(
+    version: pathlib.Path, split: data.Split, *, loss: str
+) -> Scores:
+    """Evaluates a SavedModel by its signatures, on the images as they are.
+
+    Files that it refuses do not count.
+    """
+    loaded = tf.saved_model.load(str(version))
+    loss_fn = objective.LOSSES[loss]
+    correct, loss_sum, count = 0, 0.0, 0
+    for image, label in _raw_batches(split):
+        logits, kept = _logits_of(loaded.signatures, image)
+        label = label[kept]
+        one_hot = tf.one_hot(label, split.num_classes)
+        loss_sum += float(tf.reduce_sum(loss_fn(one_hot, logits)))
+        correct += int((np.argmax(logits, axis=-1) == label).sum())
+        count += len(label)
+    if not count:
+        raise ExportError(f"The export refuses all images of {split.name}.")
+    return {
+        "accuracy": correct / count,
+        "loss": loss_sum / count,
+        "count": count,
+    }
+
+
+def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
+    """Yields encoded files, or pixels, `[batch, ...]`, and labels."""
+    records = split.records().map(
+        lambda record: (split.load(record), record["label"]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    image, _ = records.element_spec
+    same_size = image.dtype == tf.string or split.image_size is not None
+    for images, labels in records.batch(_BATCH if same_size else 1):
+        yield images, labels.numpy()
+
+
+def _logits_of(
+    signatures: Any, image: tf.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logits of the images that are served, and which they are."""
+    everything = np.ones(len(image), bool)
+    if image.dtype != tf.string:
+        answer = signatures["serving_default"](image=image)
+        return answer["logits"].numpy(), everything
+    serve = signatures["serve_bytes"]
+    try:
+        return serve(image_bytes=image)["logits"].numpy(), everything
+    except tf.errors.InvalidArgumentError:
+        found = []
+        for i in range(len(image)):
+            try:
+                found.append(serve(image_bytes=image[i : i + 1])["logits"])
+            except tf.errors.InvalidArgumentError:
+                everything[i] = False
+        empty = tf.zeros([0, serve.structured_outputs["logits"].shape[-1]])
+        return tf.concat([empty, *found], axis=0).numpy(), everything
+
+
+def require_same(
+    before: Scores, after: Scores, *, same_precision: bool
+) -> None:
+    """Raises ExportError if the served model scores otherwise."""
+    share = _SAME if same_precision else _OTHER_PRECISION
+    allowed = max(share, (1 if same_precision else 2) / before["count"])
+    if not np.isfinite([before["loss"], after["loss"]]).all():
+        problem = "the loss is not finite"
+    elif before["count"] != after["count"]:
+        problem = "other images were refused"
+    elif abs(before["accuracy"] - after["accuracy"]) > allowed + 1e-9:
+        problem = "the accuracy is another"
+    elif abs(before["loss"] - after["loss"]) > share * max(before["loss"], 1):
+        problem = "the loss is another"
+    else:
+        return
+    raise ExportError(
+        f"What is served is not the model: {problem}. Before: {before}; "
+        f"after: {after}"
+    )

@@ -1,0 +1,212 @@
+"""The model that is served: in one precision, in features and logits."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Precision = Literal["float32", "bfloat16"]
+Probabilities = Literal["softmax", "sigmoid"]
+
+# Precision of the computation -> dtype policy; the variables are float32.
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+PROBABILITIES = ("softmax", "sigmoid")
+
+
+class ExportError(ValueError):
+    """A model cannot be exported, or what was written is not the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A model in the parts that are served.
+
+    Attributes:
+      model: The whole model, in the precision that is served.
+      body: Images in [-1, 1], `[batch, side, side, 3]`, to the head's input,
+        `[batch, hidden_dim]`.
+      head: The last layer.
+      probabilities: What makes probabilities of the logits.
+    """
+
+    model: keras.Model
+    body: keras.Model
+    head: keras.layers.Dense
+    probabilities: Probabilities
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return int(self.model.input_shape[1])
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.head.units)
+
+    @property
+    def returns_logits(self) -> bool:
+        """Whether the model itself returns logits, not probabilities."""
+        return activation_of(self.head) == "linear"
+
+    def __call__(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Maps images in [-1, 1] to features and logits, both float32."""
+        features = self.body(image, training=False)
+        x = keras.ops.cast(features, self.head.compute_dtype)
+        logits = keras.ops.matmul(x, self.head.kernel)
+        if self.head.use_bias:
+            logits = keras.ops.add(logits, self.head.bias)
+        return tf.cast(features, tf.float32), tf.cast(logits, tf.float32)
+
+    def probabilities_of(self, logits: tf.Tensor) -> tf.Tensor:
+        """Maps logits to probabilities, of any leading shape.
+
+        Softmax: of classes that exclude one another, they sum to 1. Sigmoid:
+        each class on its own, as a model trained with the sigmoid loss means
+        them; they need not sum to 1, and their order is that of the logits.
+        """
+        if self.probabilities == "sigmoid":
+            return tf.nn.sigmoid(logits)
+        return tf.nn.softmax(logits)
+
+
+def activation_of(head: keras.layers.Dense) -> str:
+    return str(getattr(head.activation, "__name__", head.activation))
+
+
+def make_classifier(
+    model: keras.Model,
+    *,
+    precision: Precision | None = "float32",
+    probabilities: Probabilities | None = None,
+) -> Classifier:
+    """Takes a model apart, in the precision that is to be served.
+
+    Args:
+      model: Images `[batch, side, side, 3]` in [-1, 1] to classes; its last
+        layer is a Dense one.
+      precision: Of the computation; None: the model's own.
+      probabilities: By default what the head's activation says, or softmax
+        for a model that returns logits.
+
+    Raises:
+      ExportError: The model is of another kind, or a weight is not finite.
+    """
+    if precision not in (None, *POLICIES):
+        raise ExportError(
+            f"precision must be one of {', '.join(POLICIES)}. "
+            f"Received: {precision!r}"
+        )
+    _require_square_images(model)
+    found = _choose(_head_of(model), probabilities)
+    _require_finite(model)
+    if precision is not None:
+        model = _in_precision(model, precision)
+    head = _head_of(model)
+    body = keras.Model(model.inputs[0], head.input, name="body")
+    return Classifier(model, body, head, found)
+
+
+def _require_square_images(model: keras.Model) -> None:
+    shape = getattr(model, "input_shape", None)
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) != 4
+        or shape[1] is None
+        or shape[1] != shape[2]
+        or shape[3] != 3
+    ):
+        raise ExportError(
+            "What can be exported takes one batch of square RGB images, "
+            f"[batch, side, side, 3]. The model's input: {shape}"
+        )
+
+
+def _head_of(model: keras.Model) -> keras.layers.Dense:
+    head = model.layers[-1] if model.layers else None
+    if not isinstance(head, keras.layers.Dense) or (
+        len(model.output_shape) != 2
+    ):
+        raise ExportError(
+            "What can be exported ends in its head, a Dense layer (with or "
+            "without softmax or sigmoid): [batch, classes]. The last layer "
+            f"of {model.name!r}: {getattr(head, 'name', None)!r}, output "
+            f"{getattr(model, 'output_shape', None)}. A Mixer has a head with "
+            "include_top=True."
+        )
+    return head
+
+
+def _choose(
+    head: keras.layers.Dense, wanted: Probabilities | None
+) -> Probabilities:
+    if wanted not in (None, *PROBABILITIES):
+        raise ExportError(
+            f"probabilities must be one of {', '.join(PROBABILITIES)}. "
+            f"Received: {wanted!r}"
+        )
+    activation = activation_of(head)
+    if activation == "linear":
+        return wanted or "softmax"
+    if activation not in PROBABILITIES or wanted not in (None, activation):
+        raise ExportError(
+            f"The model ends in the activation {activation!r}"
+            + (f", not in {wanted!r}." if wanted else ".")
+            + " Export one that returns logits (classifier_activation=None), "
+            "or ends in softmax or sigmoid."
+        )
+    return "sigmoid" if activation == "sigmoid" else "softmax"
+
+
+def _require_finite(model: keras.Model) -> None:
+    bad = [w.path for w in model.weights if not np.isfinite(w.numpy()).all()]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ExportError(
+            "The model has weights that are not finite: "
+            f"{', '.join(bad[:3])}{more}"
+        )
+
+
+def _layers_of(model: keras.Model) -> Iterator[Any]:
+    """Yields the layers of a model, and those of models inside of it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers_of(layer)
+        else:
+            yield layer
+
+
+def _in_precision(model: keras.Model, precision: Precision) -> keras.Model:
+    """Returns the model, or a copy that computes in another precision.
+
+    As in `models.Mixer`, pooling and head are float32 in any case.
+    """
+    top = (
+        keras.layers.GlobalAveragePooling1D,
+        keras.layers.GlobalMaxPooling1D,
+    )
+    head = _head_of(model)
+
+    def policy_of(layer: Any) -> str:
+        is_top = layer is head or isinstance(layer, top)
+        return "float32" if is_top else POLICIES[precision]
+
+    if all(
+        layer.dtype_policy.name == policy_of(layer)
+        for layer in _layers_of(model)
+        if layer.weights
+    ):
+        return model
+
+    def copy(layer: Any) -> Any:
+        config = layer.get_config()
+        if "dtype" in config:
+            config["dtype"] = policy_of(layer)
+        return type(layer).from_config(config)
+
+    clone = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    clone.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
+    return clone

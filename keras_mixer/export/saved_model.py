@@ -1,0 +1,308 @@
+"""`export`: writes a version, has it checked, and lets it appear."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer import config as config_lib, data, images
+from keras_mixer.export import accuracy, fresh, versions
+from keras_mixer.export.classifier import (
+    Classifier,
+    ExportError,
+    Precision,
+    Probabilities,
+    make_classifier,
+)
+from keras_mixer.export.signatures import Server
+
+CARD = "export.json"
+NOT_MEASURED = "not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """What a version is, besides its model."""
+
+    eval_policy: str
+    class_names: tuple[str, ...] | None
+    top_k: int
+    precision: Precision
+    xla: bool
+
+
+def export(
+    model: keras.Model,
+    output: str | os.PathLike[str],
+    *,
+    eval_policy: str = "resize",
+    class_names: Sequence[str] | None = None,
+    probabilities: Probabilities | None = None,
+    top_k: int = 5,
+    precision: Precision = "float32",
+    xla: bool = False,
+    tflite: bool = False,
+    split: data.Split | None = None,
+    max_broken: float = 0.0,
+    provenance: Mapping[str, Any] | None = None,
+    keep_alive: list[Any] | None = None,
+) -> pathlib.Path:
+    """Writes a SavedModel into the next numbered folder of `output`.
+
+    The folder appears when it is complete, and when a fresh process that has
+    TensorFlow alone has answered as `model` does. Signatures: README.md,
+    "Export and serving"; the card beside the model, export.json, says what it
+    is. The weights are float32.
+
+    Args:
+      model: Images `[batch, side, side, 3]` in [-1, 1] to `[batch, classes]`;
+        it ends in a Dense layer. In whatever precision.
+      output: Folder of the versions, on a local disk.
+      eval_policy: What is done to an image before it is mapped to [-1, 1],
+        see `images.parse_policy`: what the model was evaluated with.
+      class_names: One per class; without them there are no `top_k_names`.
+      probabilities: "softmax" or "sigmoid" (a model trained with the sigmoid
+        loss); by default what the head applies, or softmax of logits.
+      top_k: How many classes to name, at most.
+      precision: Of the computation: "float32" or "bfloat16".
+      xla: Whether to compile the forward pass with XLA: anew for each size of
+        a batch.
+      tflite: Whether to write TFLite files too. Where that fails the version
+        is written without them, and the card has the reason.
+      split: Where to measure the accuracy before and after.
+      max_broken: Share of its images that may be broken.
+      provenance: Where the weights come from, for the card.
+      keep_alive: Gets what is not to be freed before the program ends, see
+        `trainer.fit`.
+
+    Returns:
+      The folder of the version.
+
+    Raises:
+      ExportError: The model, an option or the output cannot be used, or what
+        was written is not the model. Earlier versions are as they were.
+      ValueError: The policy cannot be read.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ExportError(
+            "Export needs KERAS_BACKEND=tensorflow. Received: "
+            f"{keras.backend.backend()!r}"
+        )
+    folder = versions.check_output(output)
+    classifier = make_classifier(
+        model, precision=precision, probabilities=probabilities
+    )
+    names = None if class_names is None else tuple(map(str, class_names))
+    options = _Options(eval_policy, names, top_k, precision, xla)
+    _check(options, classifier, split, tflite)
+    card = _describe(classifier, options, provenance)
+    with versions.draft(folder) as draft:
+        signatures = _save(draft, classifier, options)
+        differences = fresh.check(
+            draft,
+            classifier,
+            policy=eval_policy,
+            class_names=names,
+            precision=precision,
+        )
+        card |= {
+            "signatures": signatures,
+            "check": {
+                "by": "a fresh process with TensorFlow alone",
+                "largest_differences": differences,
+            },
+            "accuracy": NOT_MEASURED,
+            "tflite": None,
+        }
+        if split is not None:
+            card["accuracy"] = _measure(
+                draft, model, classifier, options, split, max_broken, keep_alive
+            )
+        if tflite:
+            card["tflite"] = _try_tflite(draft, classifier)
+        config_lib.write_json(draft / CARD, card)
+        return versions.publish(draft)
+
+
+def read_card(version: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns what a version's export.json says."""
+    return dict(json.loads(pathlib.Path(version, CARD).read_text()))
+
+
+def _check(
+    options: _Options,
+    classifier: Classifier,
+    split: data.Split | None,
+    tflite: bool,
+) -> None:
+    """Raises ValueError for what can be seen before anything is written."""
+    images.parse_policy(options.eval_policy, classifier.image_size)
+    classes = classifier.num_classes
+    names = options.class_names
+    if names is not None and len(names) != classes:
+        raise ExportError(
+            f"The model has {classes} classes. Received: {len(names)} names."
+        )
+    if options.top_k < 1:
+        raise ExportError(
+            f"top_k must be a positive integer. Received: {options.top_k}"
+        )
+    if split is not None and split.num_classes != classes:
+        raise ExportError(
+            f"The model has {classes} classes, and {split.name} has "
+            f"{split.num_classes}."
+        )
+    if split is not None and "labels" in split.records().element_spec:
+        raise ExportError(
+            f"{split.name} has several labels per image; the accuracy of an "
+            "export is measured with one."
+        )
+    if tflite and options.precision != "float32":
+        raise ExportError(
+            "TFLite files are made of the float32 model. Received: "
+            f"precision={options.precision!r}"
+        )
+
+
+def _save(
+    folder: pathlib.Path, classifier: Classifier, options: _Options
+) -> dict[str, Any]:
+    """Writes the SavedModel; returns what its signatures take and return."""
+    server = Server(
+        classifier,
+        eval_policy=options.eval_policy,
+        class_names=options.class_names,
+        top_k=options.top_k,
+        xla=options.xla,
+    )
+    concrete = {
+        name: function.get_concrete_function()
+        for name, function in server.make_signatures().items()
+    }
+    try:
+        tf.saved_model.save(
+            server,
+            str(folder),
+            signatures=concrete,
+            options=tf.saved_model.SaveOptions(
+                experimental_custom_gradients=False
+            ),
+        )
+    except (OSError, tf.errors.OpError) as error:
+        raise ExportError(f"Cannot write {folder}: {error}") from error
+
+    def specs(tensors: Mapping[str, Any]) -> dict[str, str]:
+        return {
+            name: f"{tensor.dtype.name} {tensor.shape.as_list()}"
+            for name, tensor in sorted(tensors.items())
+        }
+
+    return {
+        name: {
+            "inputs": specs(
+                {x.name: x for x in function.structured_input_signature[0]}
+            ),
+            "outputs": specs(function.structured_outputs),
+        }
+        for name, function in concrete.items()
+    }
+
+
+def _measure(
+    folder: pathlib.Path,
+    model: keras.Model,
+    classifier: Classifier,
+    options: _Options,
+    split: data.Split,
+    max_broken: float,
+    keep_alive: list[Any] | None,
+) -> dict[str, Any]:
+    """Returns the accuracy before and after, or raises ExportError."""
+    own = (
+        classifier
+        if classifier.model is model
+        else make_classifier(
+            model, precision=None, probabilities=classifier.probabilities
+        )
+    )
+    before = accuracy.of_model(
+        own,
+        split,
+        policy=options.eval_policy,
+        loss=classifier.probabilities,
+        broken=data.BrokenImages(split, limit=max_broken),
+        keep_alive=keep_alive,
+    )
+    after = accuracy.of_version(folder, split, loss=classifier.probabilities)
+    accuracy.require_same(
+        before, after, same_precision=classifier.model is model
+    )
+    return {"split": split.name, "before": before, "after": after}
+
+
+def _try_tflite(folder: pathlib.Path, classifier: Classifier) -> dict[str, Any]:
+    """Writes TFLite files, or returns why there are none."""
+    try:
+        return fresh.write_tflite(folder, classifier)
+    except ExportError as error:
+        for path in (folder / "assets.extra").glob("*.tflite"):
+            path.unlink()
+        return {"error": str(error)}
+
+
+def _digest(model: keras.Model) -> str:
+    """Returns the SHA-256 of the weights, in their order."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        value = np.ascontiguousarray(weight.numpy(), np.float32)
+        digest.update(weight.path.encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _describe(
+    classifier: Classifier,
+    options: _Options,
+    provenance: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns the part of the card that is known before the export."""
+    import keras_mixer
+
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "created": now.isoformat(timespec="seconds"),
+        "provenance": dict(provenance or {"source": "a model in Python"}),
+        "model": {
+            "name": classifier.model.name,
+            "parameters": classifier.model.count_params(),
+            "classes": classifier.num_classes,
+            "precision": options.precision,
+            "xla": options.xla,
+            "weights_sha256": _digest(classifier.model),
+        },
+        "preprocessing": {
+            "policy": options.eval_policy,
+            "image_size": classifier.image_size,
+            "value_range": [-1.0, 1.0],
+        },
+        "probabilities": classifier.probabilities,
+        "class_names": (
+            None if options.class_names is None else list(options.class_names)
+        ),
+        "versions": {
+            "keras_mixer": keras_mixer.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

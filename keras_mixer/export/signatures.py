@@ -1,0 +1,231 @@
+"""What a server calls: the signatures of the SavedModel.
+
+All of them preprocess with the ops of evaluation (images.py), so that a file
+gets the same logits from the server as from eval.py.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from keras_mixer import images
+from keras_mixer.export.classifier import Classifier
+
+SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
+
+_PARALLEL = 16  # images of a batch that are resized at the same time
+_LISTED = 32  # indices that an error names
+
+Outputs = dict[str, tf.Tensor]
+
+
+class Server(tf.Module):
+    """The functions that are saved, and the variables that they read.
+
+    Args:
+      classifier: The model.
+      eval_policy: Preprocessing, see `images.parse_policy`.
+      class_names: One per class; None: unknown.
+      top_k: How many classes to name, at most.
+      xla: Whether to compile the forward pass with XLA.
+
+    Raises:
+      ValueError: The policy cannot be read.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        eval_policy: str,
+        class_names: Sequence[str] | None,
+        top_k: int,
+        xla: bool,
+    ):
+        super().__init__(name="keras_mixer")
+        self.variables_read = [v.value for v in classifier.model.weights]
+        side = classifier.image_size
+        pixels = tf.TensorSpec([None, side, side, 3], tf.float32, name="image")
+        self._prepare = images.parse_policy(eval_policy, side)
+        forward = tf.function(
+            classifier, input_signature=[pixels], jit_compile=xla or None
+        )
+        self._top_k = min(top_k, classifier.num_classes)
+        self._names = None if class_names is None else tuple(class_names)
+        self._classifier, self._forward = classifier, forward
+
+        @tf.function(input_signature=[pixels])
+        def classify_pixels(image: tf.Tensor) -> Outputs:
+            """Of the model's size, 0 to 255, not rounded: for TFLite."""
+            _, logits = classifier(images.to_value_range(image))
+            return {
+                "logits": logits,
+                "probabilities": classifier.probabilities_of(logits),
+            }
+
+        self.classify_pixels = classify_pixels
+
+    def make_signatures(
+        self,
+    ) -> dict[str, tf.types.experimental.GenericFunction]:
+        """Returns the functions of `SIGNATURES`."""
+        prepare, side = self._prepare, self._classifier.image_size
+        return {
+            "serving_default": self._signature(
+                "serving_default",
+                tf.TensorSpec([None, None, None, 3], tf.uint8, name="image"),
+                lambda image: _prepare_images(image, prepare, side),
+                self._classify,
+            ),
+            "serve_float": self._signature(
+                "serve_float",
+                tf.TensorSpec([None, None, None, 3], tf.float32, name="image"),
+                lambda image: _prepare_images(_to_uint8(image), prepare, side),
+                self._classify,
+            ),
+            "serve_bytes": self._signature(
+                "serve_bytes",
+                tf.TensorSpec([None], tf.string, name="image_bytes"),
+                lambda encoded: _prepare_files(encoded, prepare, side),
+                self._classify,
+            ),
+            "serve_features": self._signature(
+                "serve_features",
+                tf.TensorSpec([None, None, None, 3], tf.uint8, name="image"),
+                lambda image: _prepare_images(image, prepare, side),
+                lambda image: {"features": self._forward(image)[0]},
+            ),
+        }
+
+    def _signature(
+        self,
+        name: str,
+        spec: tf.TensorSpec,
+        prepare: Callable[[tf.Tensor], tf.Tensor],
+        answer: Callable[[tf.Tensor], Outputs],
+    ) -> tf.types.experimental.GenericFunction:
+        def serve(images_or_files: tf.Tensor) -> Outputs:
+            image = prepare(images_or_files)  # uint8 [batch, side, side, 3]
+            return answer(images.to_value_range(image))
+
+        serve.__name__ = name
+        return tf.function(serve, input_signature=[spec])
+
+    def _classify(self, image: tf.Tensor) -> Outputs:
+        """Maps images in [-1, 1] to what the classifying signatures return."""
+        _, logits = self._forward(image)
+        probabilities = self._classifier.probabilities_of(logits)
+        # By logits: probabilities of far-off classes round to the same 0 or 1.
+        _, indices = tf.math.top_k(logits, self._top_k)
+        outputs = {
+            "logits": logits,
+            "probabilities": probabilities,
+            "top_k_indices": indices,
+            "top_k_probabilities": tf.gather(
+                probabilities, indices, batch_dims=1
+            ),
+        }
+        if self._names is not None:
+            names = tf.constant(self._names)
+            outputs["top_k_names"] = tf.gather(names, indices)
+        return outputs
+
+
+Prepare = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def _no_draws() -> tf.Tensor:
+    """Seed of an evaluation's images, whose policy draws nothing."""
+    return tf.zeros([2], tf.int64)
+
+
+def _prepare_images(image: tf.Tensor, prepare: Prepare, side: int) -> tf.Tensor:
+    """Applies a policy to each of uint8 `[batch, height, width, 3]`."""
+    return tf.map_fn(
+        lambda x: prepare(x, _no_draws()),
+        image,
+        fn_output_signature=tf.TensorSpec([side, side, 3], tf.uint8),
+        parallel_iterations=_PARALLEL,
+    )
+
+
+def _to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """Rounds float32 `[batch, height, width, 3]` to the pixels of a file.
+
+    Evaluation resizes whole numbers, and truncates to whole numbers: floats
+    that were resized as such would be up to one level away from it.
+
+    Raises (in the graph):
+      InvalidArgumentError: A value is NaN, or does not round to 0 ... 255.
+    """
+    rounded = tf.round(image)
+    inside = (rounded >= 0.0) & (rounded <= 255.0)  # false for NaN
+    good = tf.reduce_all(inside, axis=[1, 2, 3])
+    rounded = _require(
+        good,
+        rounded,
+        "image: NaN, or a value that does not round to 0 ... 255, at the "
+        "indices {} of the batch of {}. Nothing of the batch was classified.",
+    )
+    return tf.cast(rounded, tf.uint8)
+
+
+def _prepare_files(
+    encoded: tf.Tensor, prepare: Prepare, side: int
+) -> tf.Tensor:
+    """Decodes and preprocesses files, in parallel.
+
+    TensorFlow has no op that catches an error, and its own does not say which
+    image of the batch it is about; only a data set can leave out an element.
+    So each file is a data set of its own, as in data/broken.py, followed by a
+    black image that is reached where decoding fails.
+
+    Args:
+      encoded: Files, strings `[batch]`.
+      prepare: What `images.parse_policy` returns.
+      side: Of the images, in pixels.
+
+    Returns:
+      uint8 `[batch, side, side, 3]`.
+
+    Raises (in the graph):
+      InvalidArgumentError: Files cannot be decoded; it names their indices.
+    """
+    black = tf.zeros([side, side, 3], tf.uint8)
+
+    def attempt(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        alone = tf.data.Dataset.from_tensors(file)
+        return (
+            alone.map(lambda x: (prepare(x, _no_draws()), True))
+            .ignore_errors()
+            .concatenate(alone.map(lambda _: (black, False)))
+            .take(1)
+            .get_single_element()
+        )
+
+    # At most one batch; of no files, an empty one.
+    empty = (tf.zeros([0, side, side, 3], tf.uint8), tf.zeros([0], tf.bool))
+    image, good = (
+        tf.data.Dataset.from_tensor_slices(encoded)
+        .map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(tf.maximum(tf.size(encoded, tf.int64), 1))
+        .concatenate(tf.data.Dataset.from_tensors(empty))
+        .take(1)
+        .get_single_element()
+    )
+    return _require(
+        good,
+        image,
+        "image_bytes: cannot decode the files at the indices {} of the batch "
+        "of {}: they are no JPEG, PNG, GIF, BMP or WebP, or not all of it. "
+        "Nothing of the batch was classified.",
+    )
+
+
+def _require(good: tf.Tensor, value: tf.Tensor, message: str) -> tf.Tensor:
+    """Returns `value`, or fails with the indices at which `good` is false."""
+    bad = tf.where(tf.logical_not(good))[:, 0]
+    text = tf.strings.format(message, (bad, tf.size(good)), summarize=_LISTED)
+    check = tf.debugging.Assert(tf.reduce_all(good), [text])
+    with tf.control_dependencies([check]):
+        return tf.identity(value)

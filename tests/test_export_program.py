@@ -1,0 +1,155 @@
+"""`python -m keras_mixer.export` as a user runs it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mixer
+from keras_mixer import export, models
+from keras_mixer.export import __main__ as program
+from tests.conftest import ROOT
+from tests.test_export import (
+    NAMES,
+    VARIANT,
+    call,
+    in_python,
+    make_model,
+    picture,
+)
+from tests.test_trainer import SMALL
+
+
+@pytest.fixture(scope="module")
+def keras_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("keras")
+
+
+def run_program(*command, cwd, home, fails=False):
+    process = subprocess.run(
+        [sys.executable, "-m", "keras_mixer.export", *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(home)},
+    )
+    assert (process.returncode != 0) == fails, process.stderr[-3000:]
+    return process
+
+
+def test_the_program_exports_a_run(tmp_path, keras_home):
+    run = tmp_path / "run"
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / "train.py",
+            f"--workdir={run}",
+            *SMALL,
+            "train.loss=sigmoid",
+            "model.precision=bfloat16",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    out = run_program(
+        f"--workdir={run}",
+        f"--output={tmp_path / 'served'}",
+        "--checkpoint=8",
+        "--top_k=3",
+        "data.eval_split=test[:70]",
+        cwd=tmp_path,
+        home=keras_home,
+    ).stdout
+    path = tmp_path / "served" / "1"
+    assert f"Exported {run} (step 8) to {path}" in out
+    card = export.read_card(path)
+    assert card["provenance"]["step"] == 8
+    assert card["provenance"]["config"]["train"]["steps"] == 12
+    assert card["probabilities"] == "sigmoid"
+    assert card["class_names"] == [str(i) for i in range(10)]
+    assert card["accuracy"]["split"] == "digits test[:70]"
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert card["accuracy"]["after"]["count"] == 70
+    assert any(line["kind"] == "eval" for line in lines)
+    served = tf.saved_model.load(str(path))
+    got = call(served, "serving_default", picture()[None])
+    assert got["top_k_names"].shape == (1, 3)
+    shutil.rmtree(run)
+    again = call(served, "serving_default", picture()[None])
+    np.testing.assert_array_equal(got["logits"], again["logits"])
+
+
+def test_the_program_exports_a_file_of_weights(tmp_path, keras_home):
+    model = make_model()
+    keras_mixer.weights.save_npz(model, tmp_path / "mine.npz")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    dims = [
+        f"model.{name}={getattr(VARIANT, name)}"
+        for name in models.Variant.__dataclass_fields__
+    ]
+    run_program(
+        "--weights=mine.npz",
+        "--model=custom",
+        "--output=served",
+        "--class_names=names.txt",
+        *dims,
+        cwd=tmp_path,
+        home=keras_home,
+    )
+    card = export.read_card(tmp_path / "served" / "1")
+    assert card["preprocessing"]["policy"] == "resize_small(37)|central_crop"
+    assert card["provenance"] == {"source": "mine.npz"}
+    served = tf.saved_model.load(str(tmp_path / "served" / "1"))
+    file = tf.io.encode_png(picture()).numpy()
+    got = call(served, "serve_bytes", [file])["logits"]
+    want = in_python(model, [file], card["preprocessing"]["policy"])
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_help_teaches(tmp_path, keras_home):
+    out = run_program("--help", cwd=tmp_path, home=keras_home, fails=True)
+    for part in (
+        "--workdir=runs/digits --output=served",
+        "--weights=imagenet1k --model=B/16",
+        "serve_bytes",
+        "--accuracy_split",
+        "--[no]tflite",
+    ):
+        assert part in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("--output=x",), "--workdir or --weights"),
+        (("--workdir=/nowhere", "--output=x"), "/nowhere is not the workdir"),
+        (
+            ("--weights=imagenet1", "--model=B/16", "--output=x"),
+            "Did you mean 'imagenet1k'",
+        ),
+        (
+            ("--weights=gsam", "--model=B/16", "--output=x", "optim.lr=1"),
+            "cannot be changed for an export",
+        ),
+        (
+            ("--workdir=x", "--output=x", "--precision=float16"),
+            "float32|bfloat16",
+        ),
+    ],
+)
+def test_errors_are_one_line(command, message, tmp_path, keras_home):
+    process = run_program(*command, cwd=tmp_path, home=keras_home, fails=True)
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_policy_of_released_weights_is_theirs():
+    for release in keras_mixer.weights.RELEASES:
+        side = round(release.image_size * program._CROPPED)
+        assert release.eval_policy == f"resize_small({side})|central_crop"
