@@ -234,6 +234,28 @@ def test_two_workers_train_as_one(tmp_path, changes):
     assert_same_lines(lines_of(one), lines_of(two), rel=1e-4)
 
 
+def test_two_workers_share_a_few_shot_evaluation(tmp_path):
+    """Each computes half of the features, and both get all of them."""
+    arguments = overrides(
+        "train.steps=4",
+        "optim.lr=0",
+        "train.batch_size=24",
+        "fewshot.data=digits@train[:150]@test[:51]",
+        "fewshot.shots=1,5",
+        "fewshot.every=4",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    run = Run(one, *arguments, "--strategy=one_device", output=tmp_path / "1")
+    assert run.end() == 0, run.text()
+    workers = start_workers(two, arguments, tmp_path, "w")
+    codes = [worker.end() for worker in workers]
+    assert codes == [0, 0], workers[0].text()[-3000:]
+    found = [x for x in lines_of(two) if x["kind"] == "fewshot"]
+    assert [(x["shots"], x["count"]) for x in found] == [(1, 51), (5, 51)]
+    assert found[1]["accuracy"] > 0.3
+    assert found == [x for x in lines_of(one) if x["kind"] == "fewshot"]
+
+
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_worker_is_killed(tmp_path, uninterrupted, victim):
     """The other one names it, and a restart of both goes on exactly."""
