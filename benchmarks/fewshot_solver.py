@@ -35,7 +35,7 @@ def make_features(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
 
     def around(labels: np.ndarray) -> np.ndarray:
         noise = rng.standard_normal((len(labels), options.features), dtype)
-        return centres[labels] + 9 * noise
+        return centres[labels] + 5 * noise
 
     train = np.repeat(np.arange(options.classes), options.shots)
     test = rng.integers(0, options.classes, options.test)

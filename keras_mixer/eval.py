@@ -19,6 +19,8 @@ from keras_mixer.train import (
     KEPT,
     define_device_flags,
     make_strategy,
+    override_some,
+    parse_checkpoint,
     run_program,
 )
 
@@ -132,31 +134,6 @@ def define_flags() -> list[str]:
     return [*names, *define_device_flags()]
 
 
-def _override(
-    config: Config, overrides: list[str], allowed: tuple[str, ...]
-) -> Config:
-    """Returns `config` with what an evaluation may change."""
-    for text in overrides:
-        if not text.startswith(allowed):
-            raise ConfigError(
-                f"{text!r} cannot be changed for an evaluation. What can: "
-                f"{', '.join(allowed)}"
-            )
-    return config_lib.override(config, overrides)
-
-
-def _which(checkpoint: str) -> str | int:
-    """Reads --checkpoint."""
-    if checkpoint.isdecimal():
-        return int(checkpoint)
-    if checkpoint not in ("latest", "best"):
-        raise ConfigError(
-            "--checkpoint must be latest, best or a step. Received: "
-            f"{checkpoint!r}"
-        )
-    return checkpoint
-
-
 def _check_flags() -> None:
     """Raises ConfigError for flags that do not go together."""
     given = [name for name in ("workdir", "weights") if FLAGS[name].value]
@@ -172,7 +149,7 @@ def _check_flags() -> None:
         )
     if FLAGS.weights and FLAGS["checkpoint"].present:
         raise ConfigError("--checkpoint goes with --workdir.")
-    _which(FLAGS.checkpoint)
+    parse_checkpoint(FLAGS.checkpoint)
     if FLAGS.task == "fewshot" and (FLAGS.per_class or FLAGS.confusion):
         raise ConfigError(
             "--per_class and --confusion go with --task=classification."
@@ -196,10 +173,14 @@ def _load(overrides: list[str]) -> Subject:
     from keras_mixer import workdir
 
     if FLAGS.workdir:
-        trained = workdir.load_trained(FLAGS.workdir, _which(FLAGS.checkpoint))
+        trained = workdir.load_trained(
+            FLAGS.workdir, parse_checkpoint(FLAGS.checkpoint)
+        )
         return Subject(
             trained.model,
-            _override(trained.config, overrides, _OVERRIDABLE),
+            override_some(
+                trained.config, overrides, _OVERRIDABLE, "an evaluation"
+            ),
             trained.class_names,
             trained.source,
             {"workdir": str(FLAGS.workdir), "checkpoint": FLAGS.checkpoint},
@@ -214,7 +195,9 @@ def _load(overrides: list[str]) -> Subject:
         ),
         train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
     )
-    config = _override(config, overrides, (*_OVERRIDABLE, "model."))
+    config = override_some(
+        config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
+    )
     model, config, source = workdir.load_weights(FLAGS.weights, config)
     origin = {"weights": FLAGS.weights, "model": FLAGS.model}
     return Subject(model, config, None, source, origin)

@@ -108,6 +108,40 @@ def read_config(overrides: list[str]) -> config_lib.Config:
     return config_lib.override(config_lib.load(FLAGS.config), overrides)
 
 
+def override_some(
+    config: config_lib.Config,
+    overrides: list[str],
+    allowed: tuple[str, ...],
+    purpose: str,
+) -> config_lib.Config:
+    """Returns `config` with what may be changed of a trained model.
+
+    Args:
+      config: Of the run.
+      overrides: `section.field=value` each.
+      allowed: Beginnings of those that may be.
+      purpose: What for, for the error.
+    """
+    for text in overrides:
+        if not text.startswith(allowed):
+            raise config_lib.ConfigError(
+                f"{text!r} cannot be changed for {purpose}. What can: "
+                f"{', '.join(allowed)}"
+            )
+    return config_lib.override(config, overrides)
+
+
+def parse_checkpoint(text: str) -> str | int:
+    """Reads --checkpoint: "latest", "best" or a step."""
+    if text.isdecimal():
+        return int(text)
+    if text not in ("latest", "best"):
+        raise config_lib.ConfigError(
+            f"--checkpoint must be latest, best or a step. Received: {text!r}"
+        )
+    return text
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
     from keras_mixer import distribute, preemption, trainer

@@ -13,7 +13,12 @@ from typing import Any
 from absl import flags
 
 from keras_mixer import config as config_lib
-from keras_mixer.train import KEPT, run_program
+from keras_mixer.train import (
+    KEPT,
+    override_some,
+    parse_checkpoint,
+    run_program,
+)
 
 FLAGS = flags.FLAGS
 
@@ -122,30 +127,6 @@ class _Source:
     provenance: dict[str, Any]
 
 
-def _override(
-    config: config_lib.Config, overrides: list[str], allowed: tuple[str, ...]
-) -> config_lib.Config:
-    for text in overrides:
-        if not text.startswith(allowed):
-            raise config_lib.ConfigError(
-                f"{text!r} cannot be changed for an export. What can: "
-                f"{', '.join(allowed)}"
-            )
-    return config_lib.override(config, overrides)
-
-
-def _which(checkpoint: str) -> str | int:
-    """Reads --checkpoint."""
-    if checkpoint.isdecimal():
-        return int(checkpoint)
-    if checkpoint not in ("latest", "best"):
-        raise config_lib.ConfigError(
-            "--checkpoint must be latest, best or a step. Received: "
-            f"{checkpoint!r}"
-        )
-    return checkpoint
-
-
 def _read_names(path: str) -> tuple[str, ...]:
     """Reads --class_names."""
     try:
@@ -176,14 +157,14 @@ def _imagenet_names() -> tuple[str, ...] | None:
 def _from_workdir(overrides: list[str]) -> _Source:
     from keras_mixer import checkpoint, workdir
 
-    which = _which(FLAGS.checkpoint)
+    which = parse_checkpoint(FLAGS.checkpoint)
     if (pathlib.Path(FLAGS.workdir) / "config.json").exists():
         # The run may go on while it is exported: one step from here on.
         which, _ = checkpoint.read_part(FLAGS.workdir, "model", which)
     model, config, class_names = workdir.load_model(FLAGS.workdir, which)
     return _Source(
         model,
-        _override(config, overrides, _OVERRIDABLE),
+        override_some(config, overrides, _OVERRIDABLE, "an export"),
         class_names,
         {
             "source": f"{FLAGS.workdir} (step {which})",
@@ -211,12 +192,13 @@ def _from_weights(
         raise config_lib.ConfigError(
             f"{weights} is a folder. Of a run: --workdir={weights}"
         )
-    config = _override(
+    config = override_some(
         config_lib.override(
             config_lib.Config(), [f"model.variant={FLAGS.model}"]
         ),
         overrides,
         _OVERRIDABLE + _OF_WEIGHTS,
+        "an export",
     )
     provenance: dict[str, Any] = {"source": str(weights)}
     if pathlib.Path(weights).suffix == ".h5":

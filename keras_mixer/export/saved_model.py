@@ -161,7 +161,7 @@ def _check(
             f"The model has {classes} classes, and {split.name} has "
             f"{split.num_classes}."
         )
-    if split is not None and "labels" in split.records().element_spec:
+    if split is not None and split.is_multi_label:
         raise ExportError(
             f"{split.name} has several labels per image; the accuracy of an "
             "export is measured with one."
