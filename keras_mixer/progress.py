@@ -84,14 +84,14 @@ class Countdown:
 
     def __init__(self, name: str, total: int):
         self._name, self._total = name, total
-        self._begun = self._told = time.perf_counter()
+        self._told = 0.0
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int) -> None:
         """Notes that so many images are done."""
         now = time.perf_counter()
         if self._first is None:  # compiling is over
-            self._first = (done, now)
+            self._first, self._told = (done, now), now
         count, since = self._first
         if now - self._told < self._PATIENCE or done <= count:
             return

@@ -265,18 +265,12 @@ def test_what_does_not_fit_a_run(tmp_path):
         (images / name / "x.jpg").write_bytes(b"never read")
     for arguments, message in (
         (["--checkpoint=5"], "no checkpoint of step 5"),
-        (["--checkpoint=best"], "best"),
         (["--data=digits@test[:0]"], "has no examples"),
         (
             [f"--data=folder:{tmp_path / 'photos'}@train"],
             "has 2 classes, and the head of",
         ),
         (["data.classes=9,8,7,6,5,4,3,2,1,0"], "class 0 is '9', not '0'"),
-        (
-            ["--data=digits,digits@train", "--confusion=c.png"],
-            "take one data set",
-        ),
-        (["augment.eval_policy=flop"], "Unknown step 'flop'"),
     ):
         process = run(
             ROOT / "eval.py",

@@ -61,6 +61,7 @@ def test_lines_for_programs_and_people(tmp_path, capsys):
             "kind": "eval",
             "split": "test",
             "accuracy": 0.25,
+            "top5_accuracy": 0.5,
             "loss": 2.0,
             "count": 8,
         },
@@ -100,3 +101,42 @@ def test_the_stopwatch_leaves_pauses_out(monkeypatch):
     assert watch.rate() == 5
     watch.reset()
     assert watch.rate() is None
+
+
+def test_few_shot_lines(tmp_path, capsys):
+    p = make(tmp_path)
+    scores = [
+        {
+            "data": "pets",
+            "shots": shots,
+            "l2_reg": 1024.0,
+            "accuracy": shots / 10,
+            "accuracies": [shots / 10],
+            "count": 7,
+        }
+        for shots in (1, 5)
+    ]
+    p.fewshot(30, scores, seconds=3.0)
+    p.close()
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines == [{"step": 30, "kind": "fewshot", **x} for x in scores]
+    shown = capsys.readouterr().out
+    assert "step 30/100  pets: 1-shot 0.1000  5-shot 0.5000  in 3s" in shown
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert b"fewshot/pets/5-shot" in events.read_bytes()
+
+
+def test_countdown_of_a_long_pass(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    tell = progress.Countdown("pets test", 1000)
+    for seconds, done in ((60, 100), (61, 150), (75, 400), (76, 420)):
+        now[0] = seconds
+        tell(done)
+    # 300 images in 15 s, after the first batch, which compiles; 600 are left.
+    assert capsys.readouterr().err == (
+        "pets test: 400 of 1,000 images, 20 img/s, ETA 30s\n"
+    )
