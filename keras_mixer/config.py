@@ -306,7 +306,9 @@ def _numbers(text: str, kind: type, field: str, allowed: str) -> tuple:
     except ValueError:
         numbers = ()
     _require(
-        bool(numbers) and all(0 < number < math.inf for number in numbers),
+        bool(numbers)
+        and all(0 < number < math.inf for number in numbers)
+        and len(set(numbers)) == len(numbers),
         field,
         text,
         allowed,
@@ -322,7 +324,7 @@ class FewshotConfig:
         None,
         "data sets with commas between them, NAME or NAME@TRAIN@TEST; "
         "reference: the authors' six; imagenet: ImageNet as they split it; "
-        "null: eval.py takes the run's own, and training measures none",
+        "null: eval.py takes the run's own, and training measures nothing",
     )
     classes: str | None = _doc(
         None, "only these, names with commas between them; null: all"
@@ -349,17 +351,23 @@ class FewshotConfig:
             "a positive number",
         )
         _ = self.shot_numbers, self.l2_regs
+        if self.data is None and (self.every or self.every_epochs):
+            raise ConfigError(
+                "fewshot.every measures on fewshot.data, which is not given: "
+                "fewshot.data=cifar10, for example. Received: fewshot.every="
+                f"{self.every}, fewshot.every_epochs={self.every_epochs}"
+            )
 
     @property
     def shot_numbers(self) -> tuple[int, ...]:
         """The numbers in `shots`."""
-        allowed = "positive whole numbers, such as 1,5,10,25"
+        allowed = "positive whole numbers, each once, such as 1,5,10,25"
         return _numbers(self.shots, int, "fewshot.shots", allowed)
 
     @property
     def l2_regs(self) -> tuple[float, ...]:
         """The numbers in `l2_reg`."""
-        allowed = "positive numbers, such as 64,1024"
+        allowed = "positive numbers, each once, such as 64,1024"
         return _numbers(self.l2_reg, float, "fewshot.l2_reg", allowed)
 
 

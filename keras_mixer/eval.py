@@ -3,12 +3,13 @@
 The program behind eval.py, `keras-mixer-eval` and `python -m keras_mixer.eval`.
 """
 
+import contextlib
 import json
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -71,10 +72,14 @@ _TASKS = ("classification", "fewshot")
 _BATCH_SIZE = 256  # without a run that says how many fit
 
 
+Later = Callable[[], None]
+
+
 class Subject(NamedTuple):
     """What is evaluated; `class_names` are None where only a number is known.
 
-    `origin` is what the JSON says of it.
+    `origin` is what the JSON says of it. Without a head there are features
+    alone.
     """
 
     model: Any
@@ -82,6 +87,7 @@ class Subject(NamedTuple):
     class_names: tuple[str, ...] | None
     source: str
     origin: dict[str, Any]
+    has_head: bool = True
 
 
 def help_text() -> str:
@@ -164,8 +170,12 @@ def _check_flags() -> None:
         pictures.check_file(FLAGS.confusion, "--confusion")
     for name in ("output", "per_class", "confusion"):
         if FLAGS[name].value:
-            folder = pathlib.Path(str(FLAGS[name].value)).parent
-            folder.mkdir(parents=True, exist_ok=True)
+            file = pathlib.Path(str(FLAGS[name].value))
+            if file.is_dir():
+                raise ConfigError(
+                    f"--{name} must be a file: {file} is a folder"
+                )
+            file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _load(overrides: list[str]) -> Subject:
@@ -194,13 +204,16 @@ def _load(overrides: list[str]) -> Subject:
             eval_policy="resize_small(256)|central_crop"
         ),
         train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
+        fewshot=config_lib.FewshotConfig(data="imagenet"),
     )
     config = override_some(
         config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
     )
-    model, config, source = workdir.load_weights(FLAGS.weights, config)
+    model, config, source, has_head = workdir.load_weights(
+        FLAGS.weights, config
+    )
     origin = {"weights": FLAGS.weights, "model": FLAGS.model}
-    return Subject(model, config, None, source, origin)
+    return Subject(model, config, None, source, origin, has_head)
 
 
 def _check_classes(split: Any, subject: Subject) -> None:
@@ -208,11 +221,12 @@ def _check_classes(split: Any, subject: Subject) -> None:
     from keras_mixer import data
 
     width = subject.model.output_shape[-1]
-    if split.num_classes != width:
+    if not subject.has_head or split.num_classes != width:
+        theirs = f"a head of {width}" if subject.has_head else "no head"
         raise data.DataError(
-            f"{split.name} has {split.num_classes} classes, and the head of "
-            f"{subject.source} {width}. --task=fewshot needs no head, and "
-            "init.head=fresh trains one."
+            f"{split.name} has {split.num_classes} classes, and "
+            f"{subject.source} has {theirs}. --task=fewshot needs no head; "
+            "train.py trains a new one with init.head=fresh."
         )
     ours = subject.class_names
     if ours is not None and split.class_names != ours:
@@ -242,8 +256,8 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _classify(subject: Subject, strategy: Any) -> Iterator[Any]:
-    """Yields the scores of each data set."""
+def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
+    """Returns the scores of each data set, and what writes the details."""
     from keras_mixer import data, evaluate, images
 
     config, own = subject.config, subject.config.data
@@ -267,9 +281,13 @@ def _classify(subject: Subject, strategy: Any) -> Iterator[Any]:
     details = FLAGS.per_class or FLAGS.confusion
     if details and (len(splits) > 1 or splits[0].is_multi_label):
         raise ConfigError(
-            "--per_class and --confusion take one data set with one label "
-            f"per image. Received: {', '.join(s.name for s in splits)}"
+            "--per_class and --confusion take one data set with one label per "
+            f"image. Received: {', '.join(s.name for s in splits)}"
         )
+    if FLAGS.confusion:
+        evaluate.report.check_confusion(splits[0].num_classes)
+    results = []
+    rows: dict[str, Any] = {}
     for (_, (name, part)), split in zip(entries, splits, strict=True):
         over = evaluate.Pass(
             split,
@@ -289,24 +307,19 @@ def _classify(subject: Subject, strategy: Any) -> Iterator[Any]:
                 f"{subject.source} has weights or activations that are not "
                 "finite numbers."
             )
-        _write_details(split, rows, scores["accuracy"], strategy)
-        yield {
-            "data": name,
-            "split": part,
-            **scores,
-            **_reported(config, name, part),
-        }
+        found = {"data": name, "split": part, **scores}
+        results.append({**found, **_reported(config, name, part)})
+
+    def write_details() -> None:
+        _write_details(splits[0], rows, results[0]["accuracy"])
+
+    return results, write_details
 
 
-def _write_details(
-    split: Any, rows: dict[str, Any], accuracy: float, strategy: Any
-) -> None:
+def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
     """Writes the table and the picture that were asked for."""
-    from keras_mixer import distribute
     from keras_mixer.evaluate import report
 
-    if not distribute.is_chief(strategy):
-        return
     if FLAGS.per_class:
         classes = report.per_class(split.class_names, rows)
         report.write_per_class(pathlib.Path(FLAGS.per_class), classes)
@@ -316,12 +329,13 @@ def _write_details(
             pathlib.Path(FLAGS.confusion),
             split.class_names,
             rows,
-            f"{split.name}: accuracy {accuracy:.4f} of {len(rows['label']):,}",
+            f"{split.name}: accuracy {accuracy:.4f} on {len(rows['label']):,} "
+            "images (shares in %)",
         )
 
 
-def _fewshot(subject: Subject, strategy: Any) -> Iterator[Any]:
-    """Yields the few-shot accuracies on each data set."""
+def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
+    """Returns the few-shot accuracies on each data set, and no details."""
     from keras_mixer import data, evaluate
 
     config = subject.config
@@ -334,8 +348,8 @@ def _fewshot(subject: Subject, strategy: Any) -> Iterator[Any]:
         strategy=strategy,
     )
     KEPT.append(evaluators)
-    for evaluator in evaluators.values():
-        yield from evaluator()
+    found = [x for evaluator in evaluators.values() for x in evaluator()]
+    return found, lambda: None
 
 
 def main(argv: list[str]) -> None:
@@ -344,12 +358,14 @@ def main(argv: list[str]) -> None:
 
     _check_flags()
     begun = time.perf_counter()
-    strategy = make_strategy()
     task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
-    with distribute.watch_workers(strategy):
-        with strategy.scope():
-            subject = _load(argv[1:])
-        results = list(task(subject, strategy))
+    # Nothing but the scores goes to stdout, whatever a download says.
+    with contextlib.redirect_stdout(sys.stderr):
+        strategy = make_strategy()
+        with distribute.watch_workers(strategy):
+            with strategy.scope():
+                subject = _load(argv[1:])
+            results, write_details = task(subject, strategy)
     if not distribute.is_chief(strategy):
         return
     report = evaluate.report
@@ -368,9 +384,10 @@ def main(argv: list[str]) -> None:
         whole |= results[0]
     else:
         whole["results"] = results
-    print(json.dumps(whole, indent=2))
+    print(json.dumps(whole, indent=2), flush=True)
     if FLAGS.output:
         config_lib.write_json(FLAGS.output, whole)
+    write_details()  # last: whatever becomes of it, the scores are there
 
 
 def run() -> None:

@@ -90,8 +90,10 @@ class Regression:
         return (self.left * self._scale(l2_reg)) @ self.right
 
     def _scale(self, l2_reg: float) -> np.ndarray:
-        if not l2_reg > 0:
-            raise ValueError(f"l2_reg must be positive. Received: {l2_reg}")
+        if not 0 < l2_reg < np.inf:
+            raise ValueError(
+                f"l2_reg must be positive and finite. Received: {l2_reg}"
+            )
         return 1.0 / (self.eigenvalues + l2_reg)
 
     def predict(
@@ -105,7 +107,16 @@ class Regression:
 
         Returns:
           int64 `[len(l2_regs), n]`.
+
+        Raises:
+          ValueError: A shape or number is not allowed, or not finite.
         """
+        features = _checked_features(features, None, "features")
+        if features.shape[1] != len(self.mean):
+            raise ValueError(
+                f"The regression is of {len(self.mean)} features. Received: "
+                f"{list(features.shape)}"
+            )
         width, rank = self.left.shape
         count, classes = len(features), self.right.shape[1]
         # Either weights for each strength, or features that are rotated once
@@ -180,7 +191,7 @@ def _std(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def _chunks(count: int, row_bytes: int) -> Iterator[slice]:
-    size = max(_CHUNK_BYTES // row_bytes, 1)
+    size = max(_CHUNK_BYTES // max(row_bytes, 1), 1)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -252,8 +263,10 @@ def accuracies(
             f"test_features {test_features.shape[1]}."
         )
     for number in shots:
-        if number < 1:
-            raise ValueError(f"shots must be positive. Received: {number}")
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(
+                f"shots must be positive whole numbers. Received: {number}"
+            )
     found = np.empty([len(shots), len(l2_regs), len(seeds)])
     for j, seed in enumerate(seeds):
         for i, number in enumerate(shots):
@@ -317,20 +330,23 @@ def _checked_labels(
 
 
 def _checked_features(
-    features: np.ndarray, labels: np.ndarray, name: str
+    features: np.ndarray, labels: np.ndarray | None, name: str
 ) -> np.ndarray:
     """Returns float features as they are, or raises ValueError."""
     features = np.asarray(features)
     if features.dtype not in (np.float32, np.float64):
         features = features.astype(np.float64)
-    if features.ndim != 2 or len(features) != len(labels):
+    rows = "n" if labels is None else len(labels)
+    if features.ndim != 2 or rows not in ("n", len(features)):
         raise ValueError(
-            f"{name} must have the shape [{len(labels)}, features], a row for "
-            f"each label. Received: {list(features.shape)}"
+            f"{name} must have the shape [{rows}, features], a row for each "
+            f"example. Received: {list(features.shape)}"
         )
+    if not features.shape[1]:
+        raise ValueError(f"{name} has no columns.")
     finite = sum(
-        np.isfinite(features[rows]).sum(dtype=np.int64)
-        for rows in _chunks(len(features), 8 * features.shape[1])
+        np.isfinite(features[part]).sum(dtype=np.int64)
+        for part in _chunks(len(features), 8 * features.shape[1])
     )
     if finite != features.size:
         raise ValueError(

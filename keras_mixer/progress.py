@@ -261,6 +261,17 @@ class Progress:
             f"{'  '.join(shown)}  in {format_seconds(seconds)}"
         )
 
+    def fewshot_data(self, step: int) -> set[str]:
+        """Returns the data sets whose few-shot accuracies are reported."""
+        if not self._path.exists():
+            return set()
+        lines = map(json.loads, self._path.read_text().splitlines())
+        return {
+            line["data"]
+            for line in lines
+            if (line["kind"], line["step"]) == ("fewshot", step)
+        }
+
     def _print(self, line: str) -> None:
         if self._writes:
             print(line, flush=True)

@@ -217,6 +217,9 @@ def run_program(
             main(argv)
             if _rehearses():
                 _end_at_once(0)
+        except distribute.WorkerLostError as lost:
+            print(lost, file=sys.stderr, flush=True)
+            sys.exit(preemption.EXIT_CODE)
         except SystemExit as ending:
             if _rehearses() and ending.code == preemption.EXIT_CODE:
                 _end_at_once(preemption.EXIT_CODE)

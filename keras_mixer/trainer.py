@@ -273,6 +273,8 @@ class _Loop:
         alone = distribute.is_alone(self.strategy)
         # Good is a checkpoint from which a later step was finite.
         good_checkpoint = self.checkpoints.latest
+        if step:  # what the checkpoint that it goes on from still lacks
+            self._evaluate_fewshot(step)
         while step < self.total_steps:
             stop = _next_stop(
                 step,
@@ -318,8 +320,6 @@ class _Loop:
             if self._is_due(step, run.eval_every):
                 scores = self._evaluate(step)
                 best = self._is_best(scores)
-            if self._is_due(step, self.config.fewshot.every):
-                self._evaluate_fewshot(step)
             due = self._is_due(step, run.checkpoint_every)
             # Of several workers all must have heard of the signal.
             stopping = stops or (alone and signals.came)
@@ -330,6 +330,8 @@ class _Loop:
             if stopping:
                 self.leave()
                 raise Stopped(step, self.checkpoints.latest)
+            # Behind the checkpoint: whatever becomes of it, the run is saved.
+            self._evaluate_fewshot(step)
         return scores
 
     def _is_due(self, step: int, interval: int | None) -> bool:
@@ -358,8 +360,14 @@ class _Loop:
         return found
 
     def _evaluate_fewshot(self, step: int) -> None:
-        """Reports the few-shot accuracies on each data set."""
-        for evaluator in self.fewshot_evaluators.values():
+        """Reports the few-shot accuracies that are due and not yet there."""
+        if not self._is_due(step, self.config.fewshot.every):
+            return
+        reported = self.report.fewshot_data(step) if self.is_chief else set()
+        for name, evaluator in self.fewshot_evaluators.items():
+            mine = self.is_chief and name not in reported
+            if not distribute.sum_over_workers(self.strategy, mine):
+                continue  # the workers agree: all of them take part, or none
             begun = time.perf_counter()
             scores = evaluator()
             seconds = time.perf_counter() - begun
@@ -442,7 +450,6 @@ def fit(
     config = data.resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)
     config = workdir_lib.resolve_model(config, initial)
-    fewshot_sets = data.open_fewshot(config) if config.fewshot.data else []
     class_names = splits.train.class_names
     finished = workdir_lib.read_result(workdir, config, class_names)
     if finished is not None:
@@ -467,6 +474,7 @@ def fit(
         config.model.image_size,
         splits.evaluation.image_size,
     )
+    fewshot_sets = data.open_fewshot(config) if config.fewshot.data else []
     with distribute.watch_workers(strategy), preemption.Signals() as signals:
         loop = _Loop(
             config,

@@ -321,7 +321,7 @@ def load_model(
 
 def load_weights(
     weights: str, config: Config
-) -> tuple[keras.Model, Config, str]:
+) -> tuple[keras.Model, Config, str, bool]:
     """Builds the model of released weights or of a file.
 
     Args:
@@ -330,8 +330,8 @@ def load_weights(
 
     Returns:
       The model (images in [-1, 1] to logits; without a head in the file the
-      logits are 0), the config with what follows from the weights, and the
-      name of their source.
+      logits are 0), the config with what follows from the weights, the name
+      of their source, and whether they have a head.
 
     Raises:
       ValueError: There are no such weights, or they do not fit.
@@ -354,4 +354,4 @@ def load_weights(
     config = dataclasses.replace(config, init=init)
     config = resolve_model(config, parameters)
     model = build_model(config, classes or 1, initial=parameters)
-    return model, config, parameters.source
+    return model, config, parameters.source, classes is not None

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer import data, evaluate, paper, weights
+from keras_mixer import (
+    config as config_lib,
+    data,
+    evaluate,
+    paper,
+    weights,
+)
 
 EXAMPLES = 107
 
@@ -256,6 +262,16 @@ def test_real_labels_of_tfds(tiny_real, strategy_of):
         xla=True,
     )()
     assert (scores["count"], scores["accuracy"]) == (3, pytest.approx(1 / 3))
+    with pytest.raises(data.DataError, match="few-shot evaluation needs one"):
+        data.open_fewshot(
+            config_lib.override(
+                config_lib.Config(),
+                [
+                    f"data.data_dir={tiny_real}",
+                    "fewshot.data=tiny_real@validation[:2]@validation[2:]",
+                ],
+            )
+        )
     # Of some classes the original label chooses the images.
     some = data.open_split(
         "tiny_real", "validation", str(tiny_real), classes="d,b,a"

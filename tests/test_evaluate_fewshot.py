@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import (
+    checkpoint,
     config as config_lib,
     data,
     evaluate,
@@ -21,7 +22,6 @@ from keras_mixer import (
 from tests import reference
 from tests.test_data import folder  # noqa: F401 (a fixture)
 from tests.test_trainer import (
-    SMALL,
     assert_same_weights,
     lines_of,
     small,
@@ -209,25 +209,38 @@ def test_a_stream_keeps_its_support_sets(cifar10_dir):
     """Of TFRecords all is read to find a few: once, not at every call."""
     split = data.open_split("cifar10", "train[:2000]", str(cifar10_dir))
     indices = np.array([3, 1999, 40, 41])
-    chosen = data.choose(split, indices)
     records = list(split.records())
-    for _ in range(2):
-        found = list(chosen.records())
-        assert len(found) == chosen.num_examples == 4
-        for i, record in zip(sorted(indices), found, strict=True):
-            assert record["image"] == records[i]["image"]
+    reads = []
+
+    def counted():
+        def read(i):
+            reads.append(int(i))
+            return i
+
+        numbered = split.records().enumerate()
+        return numbered.map(
+            lambda i, record: {
+                **record,
+                "read": tf.py_function(read, [i], tf.int64),
+            }
+        )
+
+    chosen = data.choose(dataclasses.replace(split, records=counted), indices)
+    twice = list(chosen.records().repeat(2))  # as a pass goes over it
+    assert reads == list(range(2000))
+    assert len(twice) == 2 * chosen.num_examples == 8
+    for i, record in zip([*sorted(indices)] * 2, twice, strict=True):
+        assert record["image"] == records[i]["image"]
     np.testing.assert_array_equal(
         chosen.labels(), split.labels()[np.sort(indices)]
     )
-    kinds = {type(chosen.records()).__name__, type(split.records()).__name__}
-    assert "CacheDataset" in kinds
 
 
 def test_while_training(tmp_path, strategy_of, capsys):
     """The scores are those of the checkpoints, and the run is another's."""
-    common = ("train.checkpoint_every=6", "fewshot.every=6")
+    common = ("train.checkpoint_every=6",)
     measured, plain = tmp_path / "measured", tmp_path / "plain"
-    config = small(*common, *SETTINGS)
+    config = small(*common, *SETTINGS, "fewshot.every=6")
     strategy = strategy_of(2)
     trainer.fit(config, workdir=measured, strategy=strategy)
     shown = capsys.readouterr().out
@@ -257,6 +270,37 @@ def test_while_training(tmp_path, strategy_of, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_failing_few_shot_evaluation_loses_nothing(
+    tmp_path, strategy_of, monkeypatch
+):
+    """The run is saved before it, and goes on with what is missing."""
+    config = small(*SETTINGS, "fewshot.every=4", "train.steps=8")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer.fit(config, workdir=whole, strategy=strategy_of(1))
+    original = fewshot.Regression.predict
+    for steps, killed_at in (([4], 4), ([4, 8], 8)):
+        calls = []
+
+        def fail(self, *arguments, killed_at=killed_at, calls=calls):
+            calls.append(1)  # 6 of them at a step: 3 shots, 2 seeds
+            if killed_at == 4 or len(calls) > 6:
+                raise OSError("the disk is gone")
+            return original(self, *arguments)
+
+        monkeypatch.setattr(fewshot.Regression, "predict", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+        assert checkpoint.Checkpoints(parts).steps == steps
+    monkeypatch.setattr(fewshot.Regression, "predict", original)
+    trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+
+    def by_step(workdir):
+        return sorted(map(json.dumps, lines_of(workdir)))
+
+    assert by_step(whole) == by_step(parts)
+    assert_same_weights(whole, parts, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -276,6 +320,9 @@ def test_while_training(tmp_path, strategy_of, capsys):
         (["fewshot.data=folder:/nowhere"], "no image folder /nowhere"),
         (["fewshot.data=digits", "fewshot.shots=1,x"], "1,x"),
         (["fewshot.data=digits", "fewshot.shots=0"], "positive whole"),
+        (["fewshot.data=digits", "fewshot.shots=5,5"], "each once"),
+        (["fewshot.data=digits", "fewshot.l2_reg=64,64.0"], "each once"),
+        (["fewshot.every=5"], "fewshot.data, which is not given"),
         (["fewshot.data=digits", "fewshot.l2_reg=-1"], "positive numbers"),
         (["fewshot.data=digits", "fewshot.policy=resize(9)"], "9 x 9 pixels"),
         (
@@ -339,11 +386,10 @@ def test_preprocessing_is_the_authors():
 
 def test_durations():
     config = config_lib.resolve(
-        small("fewshot.every_epochs=2"), num_examples=240
+        small("fewshot.data=digits", "fewshot.every_epochs=2"),
+        num_examples=240,
     )
     assert (config.fewshot.every, config.fewshot.every_epochs) == (20, None)
     assert "fewshot.every_epochs" in config_lib.field_help()
-    for text in SMALL:
-        assert not text.startswith("fewshot")
     text = json.dumps(dataclasses.asdict(config))
     assert "1,5,10,25" in text

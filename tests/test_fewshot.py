@@ -210,8 +210,11 @@ def test_support_sets_of_fewer_shots_are_parts_of_those_of_more():
         ({"test_features": np.zeros([40, 3])}, "5 columns.*3"),
         ({"test_features": np.full([40, 5], np.nan)}, "test_features has 200"),
         ({"train_features": np.zeros([40, 2, 5])}, r"\[40, 2, 5\]"),
-        ({"shots": 0}, "shots must be positive. Received: 0"),
-        ({"l2_reg": 0.0}, "l2_reg must be positive. Received: 0"),
+        ({"shots": 0}, "shots must be positive whole numbers. Received: 0"),
+        ({"shots": 2.5}, "whole numbers. Received: 2.5"),
+        ({"l2_reg": 0.0}, "l2_reg must be positive and finite. Received: 0"),
+        ({"l2_reg": float("inf")}, "Received: inf"),
+        ({"train_features": np.zeros([40, 0])}, "train_features has no col"),
         ({"l2_reg": float("nan")}, "l2_reg must be positive"),
     ],
 )
@@ -227,6 +230,15 @@ def test_errors_name_the_value(change, message):
     }
     with pytest.raises(ValueError, match=message):
         fewshot.accuracy(**{**arguments, **change})
+
+
+def test_predictions_check_their_features():
+    features, labels = random_features(4)
+    regression = fewshot.fit(features, labels, num_classes=10)
+    with pytest.raises(ValueError, match=r"of 4 features. Received: \[600, 1"):
+        regression.predict(features[:, :1])
+    with pytest.raises(ValueError, match="features has 1 values that are not"):
+        regression.predict(np.where(features == features[5, 1], np.nan, 0.0))
 
 
 def test_it_needs_numpy_alone():

@@ -227,6 +227,7 @@ def test_help_teaches():
             ("eval.py", "--workdir=a", "--confusion=c.jpg"),
             "must end in .png, .svg or .pdf. Received: c.jpg",
         ),
+        (("eval.py", "--workdir=a", "--output=."), "must be a file: . is a"),
         (
             ("eval.py", "--workdir=a", "--task=fewshot", "--per_class=c.csv"),
             "go with --task=classification",
@@ -268,7 +269,7 @@ def test_what_does_not_fit_a_run(tmp_path):
         (["--data=digits@test[:0]"], "has no examples"),
         (
             [f"--data=folder:{tmp_path / 'photos'}@train"],
-            "has 2 classes, and the head of",
+            "has 2 classes, and {workdir} (step 12) has a head of 10",
         ),
         (["data.classes=9,8,7,6,5,4,3,2,1,0"], "class 0 is '9', not '0'"),
     ):
@@ -279,6 +280,7 @@ def test_what_does_not_fit_a_run(tmp_path):
             cwd=tmp_path,
             fails=True,
         )
+        message = message.format(workdir=workdir)
         assert message in process.stderr, process.stderr[-1000:]
         assert "Traceback" not in process.stderr
     process = run(

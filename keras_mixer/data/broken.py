@@ -68,9 +68,13 @@ class BrokenImages:
                 error = DataError(
                     f"{count} of the {total:,} images of {self._split.name} "
                     f"cannot be decoded, the last one {name} ({reason}). "
-                    "Mend them (removing them is for a new --workdir: it "
-                    "changes the order)"
-                    + (f" (all are in {self._file})" if self._file else "")
+                    "Mend them"
+                    + (
+                        " (removing them is for a new --workdir: it changes "
+                        f"the order) (all are in {self._file})"
+                        if self._file
+                        else " or remove them"
+                    )
                     + ", or let a larger share of them be dropped: "
                     f"data.max_broken={min(2 * count / total, 1):.2g}"
                 )

@@ -162,6 +162,12 @@ def open_fewshot(config: Config) -> list[FewshotData]:
             open_split(dataset, split, own.data_dir, classes=classes)
             for split in splits
         )
+        for part in (train, test):
+            if part.is_multi_label:
+                raise DataError(
+                    f"{part.name} has several labels for an image, and a "
+                    "few-shot evaluation needs one."
+                )
         if train.class_names != test.class_names:
             raise DataError(
                 f"{train.name} has {train.num_classes} classes and "

@@ -17,6 +17,7 @@ from keras_mixer.evaluate.classification import (
 from keras_mixer.evaluate.features import (
     FewshotScore,
     feature_model,
+    make_embed,
     make_features,
     make_fewshot_evaluators,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Scores",
     "feature_model",
     "make_collector",
+    "make_embed",
     "make_evaluator",
     "make_features",
     "make_fewshot_evaluators",

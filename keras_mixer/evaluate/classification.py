@@ -8,7 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import data, images, objective
-from keras_mixer.evaluate.passes import Batch, Pass, make_collector
+from keras_mixer.evaluate.passes import (
+    Batch,
+    Pass,
+    compile_for,
+    make_collector,
+)
 
 TOP = 5
 
@@ -136,7 +141,7 @@ def make_evaluator(
             for key in _SUMMED
         ] + [tf.reduce_sum(mask)]
 
-    replica_fn = over.compile(sums_of, xla)
+    replica_fn = compile_for(strategy, sums_of, xla)
 
     @tf.function
     def pass_over(iterator: Any) -> list[tf.Tensor]:

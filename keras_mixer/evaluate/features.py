@@ -10,7 +10,12 @@ import tensorflow as tf
 
 from keras_mixer import data, fewshot, images
 from keras_mixer.config import Config
-from keras_mixer.evaluate.passes import Batch, Pass, make_collector
+from keras_mixer.evaluate.passes import (
+    Batch,
+    Pass,
+    compile_for,
+    make_collector,
+)
 
 
 class FewshotScore(TypedDict):
@@ -21,6 +26,8 @@ class FewshotScore(TypedDict):
     """
 
     data: str
+    train_split: str
+    test_split: str
     shots: int
     l2_reg: float
     accuracy: float
@@ -40,15 +47,37 @@ def feature_model(model: keras.Model) -> keras.Model:
     )
 
 
+Embed = Callable[[tf.Tensor], tf.Tensor]
+
+
+def make_embed(
+    model: keras.Model, strategy: tf.distribute.Strategy, *, xla: bool
+) -> Embed:
+    """Returns what computes the features of a batch of images.
+
+    XLA compiles it once for each size of the batch, whatever passes share it.
+
+    Args:
+      model: Maps images in [-1, 1] to features `[batch, features]`.
+      strategy: Where it computes.
+      xla: Whether to compile the model, if there is one replica.
+    """
+
+    def embed(image: tf.Tensor) -> tf.Tensor:
+        x = model(images.to_value_range(image), training=False)
+        return tf.cast(x, tf.float32)
+
+    return compile_for(strategy, embed, xla)
+
+
 def make_features(
-    model: keras.Model, over: Pass, *, xla: bool
+    embed: Embed, over: Pass
 ) -> Callable[[], dict[str, np.ndarray]]:
     """Returns a function that computes the features of a split.
 
     Args:
-      model: Maps images in [-1, 1] to features `[batch, features]`.
+      embed: From `make_embed`.
       over: The split, and where to compute.
-      xla: Whether to compile the model, if there is one replica.
 
     Returns:
       A function that returns "features", float32 `[n, features]`, "label" and
@@ -56,10 +85,9 @@ def make_features(
     """
 
     def features_of(batch: Batch) -> Batch:
-        x = model(images.to_value_range(batch["image"]), training=False)
-        return {"features": tf.cast(x, tf.float32)}
+        return {"features": embed(batch["image"])}
 
-    return make_collector(features_of, over, xla=xla)
+    return make_collector(features_of, over, xla=False)
 
 
 def _tell_shortage(
@@ -87,10 +115,11 @@ class _DataSet:
         self,
         config: Config,
         found: data.FewshotData,
-        features: keras.Model,
+        embed: Embed,
         strategy: tf.distribute.Strategy,
     ):
         self.name, self.settings = found.name, config.fewshot
+        self.splits = (found.train.name, found.test.name)
         self.num_classes = found.train.num_classes
         self.labels = found.train.labels()
         most = max(self.settings.shot_numbers)
@@ -102,7 +131,7 @@ class _DataSet:
         assert config.model.image_size is not None
         self.collect_support, self.collect_test = (
             make_features(
-                features,
+                embed,
                 Pass(
                     split,
                     batch_size=config.train.batch_size,
@@ -113,7 +142,6 @@ class _DataSet:
                         split, limit=config.data.max_broken
                     ),
                 ),
-                xla=config.train.xla,
             )
             for split in (support, found.test)
         )
@@ -157,6 +185,8 @@ class _DataSet:
         return [
             {
                 "data": self.name,
+                "train_split": self.splits[0],
+                "test_split": self.splits[1],
                 "shots": shots,
                 "l2_reg": l2_reg,
                 "accuracy": float(np.mean(accuracies)),
@@ -191,7 +221,7 @@ def make_fewshot_evaluators(
     Raises:
       ValueError: A policy does not fit the images.
     """
-    features = feature_model(model)
+    embed = make_embed(feature_model(model), strategy, xla=config.train.xla)
     size = config.model.image_size
     assert size is not None
     for found in sets:  # before the labels of any are read
@@ -199,6 +229,6 @@ def make_fewshot_evaluators(
             policy = data.fewshot_policy(config, split)
             images.parse_policy(policy, size, split.image_size)
     return {
-        found.name: _DataSet(config, found, features, strategy).scores
+        found.name: _DataSet(config, found, embed, strategy).scores
         for found in sets
     }

@@ -22,6 +22,15 @@ def padded_batch_size(
     return min(max(wanted // replicas, 1) * replicas, whole)
 
 
+def compile_for(
+    strategy: tf.distribute.Strategy, function: Callable[..., Any], xla: bool
+) -> Callable[..., Any]:
+    """Compiles what a replica does, where XLA can."""
+    # On several CPUs it looks for the second replica's weights on the first.
+    alone = strategy.num_replicas_in_sync == 1
+    return step.maybe_compile(function, xla and alone)
+
+
 class Pass:
     """The batches of a split on the devices of a strategy, again and again.
 
@@ -76,15 +85,6 @@ class Pass:
             )
         return self._iterator
 
-    def compile(
-        self, function: Callable[[Batch], Any], xla: bool
-    ) -> Callable[[Batch], Any]:
-        """Compiles what a replica does, where XLA can."""
-        # On several CPUs it looks for the second replica's weights on the
-        # first.
-        alone = self.strategy.num_replicas_in_sync == 1
-        return step.maybe_compile(function, xla and alone)
-
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
         """Raises DataError where an operation failed for broken images."""
@@ -133,8 +133,8 @@ def make_collector(
         kept = {key: batch[key] for key in ("index", "label", "mask")}
         return {**function(batch), **kept}
 
-    replica_fn = over.compile(rows, xla)
     strategy = over.strategy
+    replica_fn = compile_for(strategy, rows, xla)
 
     def of_next_batch(iterator: Any) -> Batch:
         found = strategy.run(replica_fn, args=(next(iterator),))

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_mixer import pictures
 
-_MAX_CLASSES = 2000  # in a picture, whose matrix has classes^2 numbers
+MAX_CLASSES = 2000  # in a picture, whose matrix has classes^2 numbers
 _NAMED_CLASSES = 60  # up to which a picture names them
 _COUNTED_CLASSES = 20  # up to which it writes its numbers
 
@@ -166,6 +166,16 @@ def worst_classes(classes: Sequence[Mapping[str, Any]], count: int = 10) -> str:
     )
 
 
+def check_confusion(num_classes: int) -> None:
+    """Raises ValueError if there are too many classes for a picture."""
+    if num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"A confusion picture has at most {MAX_CLASSES:,} classes. "
+            f"Received: {num_classes:,}. --per_class=FILE.csv names the "
+            "confusions."
+        )
+
+
 def draw_confusion(
     output: pathlib.Path,
     class_names: Sequence[str],
@@ -180,11 +190,7 @@ def draw_confusion(
     from matplotlib.colors import PowerNorm
 
     classes = len(class_names)
-    if classes > _MAX_CLASSES:
-        raise ValueError(
-            f"A confusion picture has at most {_MAX_CLASSES:,} classes. "
-            f"Received: {classes:,}. --per_class=FILE.csv names the confusions."
-        )
+    check_confusion(classes)
     counts = confusion_matrix(rows["label"], rows["predicted"][:, 0], classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = classes <= _NAMED_CLASSES
