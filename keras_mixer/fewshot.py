@@ -26,7 +26,7 @@ L2_REG = 1024.0
 
 _BIAS = 100.0  # of the constant column: large, so that it is hardly regularised
 _EPSILON = 1e-5  # added to standard deviations
-_CHUNK_BYTES = 2**28  # of predictions that are in memory at once
+_CHUNK_BYTES = 2**25  # of predictions that are in memory at once
 
 
 def support_set(
