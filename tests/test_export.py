@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, images, models
-from keras_mixer.export import fresh
+from keras_mixer.export import fresh, signatures
 from tests.conftest import ROOT
 
 SIDE, CLASSES = 32, 23
@@ -257,6 +257,106 @@ def test_random_damage_never_ends_the_process(served):
     assert listed == " ".join(map(str, bad))
     rest = [file for i, file in enumerate(files) if i not in bad]
     assert len(call(served, "serve_bytes", rest)["logits"]) == len(rest)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_long_images_are_refused_before_they_are_resized(
+    served, model, transposed
+):
+    """Resized, 1 x 4000 pixels would fill gigabytes."""
+
+    def make(width):
+        pixels = np.full([1, width, 3], 99, np.uint8)
+        return pixels.swapaxes(0, 1) if transposed else pixels
+
+    limit = signatures.MAX_ASPECT
+    bad, edge = make(4000), make(limit)
+    bad_file = tf.io.encode_png(bad, compression=9).numpy()
+    edge_file = tf.io.encode_png(edge).numpy()
+    assert len(bad_file) < 200
+    just_over = tf.io.encode_png(make(limit + 1)).numpy()
+    files = [edge_file, bad_file, edge_file, just_over]
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"more than 50 .* \[1 3\] of the"
+    ):
+        call(served, "serve_bytes", files)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"cannot decode .*\[2\] of the"
+    ):
+        call(served, "serve_bytes", [edge_file, bad_file, b"no image"])
+    for dtype, name in (
+        (np.uint8, "serving_default"),
+        (np.uint8, "serve_features"),
+        (np.float32, "serve_float"),
+    ):
+        for wrong in (bad, make(limit + 1), make(0)):
+            with pytest.raises(
+                tf.errors.InvalidArgumentError,
+                match=r"more than 50 .* \[0 1\] of the batch of 2",
+            ):
+                call(served, name, np.stack([wrong, wrong]).astype(dtype))
+    for name, value in (
+        ("serving_default", edge[None]),
+        ("serve_bytes", [edge_file]),
+    ):
+        got = call(served, name, value)["logits"]
+        np.testing.assert_allclose(got, in_python(model, [edge]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "resize",
+        "resize(40)|central_crop",
+        POLICY,
+        "resize_small(41)|inception_crop",
+        "inception_crop(50)",
+    ],
+)
+def test_files_get_the_pixels_of_evaluation(policy):
+    prepare = images.parse_policy(policy, SIDE)
+    serve = tf.function(
+        lambda files: signatures._prepare_files(files, prepare, SIDE),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    files = [
+        encode(picture(45 + 7 * i, 80 - 5 * i, seed=i)).numpy()
+        for i in range(4)
+        for encode in (tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg)
+    ]
+    seed = tf.zeros([2], tf.int64)
+    want = [prepare(tf.constant(file), seed) for file in files]
+    np.testing.assert_array_equal(serve(tf.constant(files)), tf.stack(want))
+
+
+def test_the_errors_of_a_policy_are_its_own():
+    """Of an image that is decoded nobody says that it is not."""
+    prepare = images.parse_policy("central_crop", SIDE)
+
+    def fail(image, seed):
+        check = tf.raw_ops.CheckNumerics(
+            tensor=tf.constant(np.nan), message="the policy failed"
+        )
+        with tf.control_dependencies([check]):
+            return prepare(image, seed)
+
+    serve = tf.function(
+        lambda files: signatures._prepare_files(files, fail, SIDE),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    file = tf.io.encode_png(picture()).numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="policy failed"):
+        serve(tf.constant([file]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot decode"):
+        serve(tf.constant([b"no image"]))
+    long = np.zeros([1, 99, 3], np.uint8)
+    for refuse in (
+        lambda: serve([tf.io.encode_png(long)]),
+        lambda: signatures._prepare_images(long[None], fail, SIDE),
+    ):
+        # The policy, which would resize it, is not reached.
+        with pytest.raises(tf.errors.InvalidArgumentError, match="longer side"):
+            refuse()
 
 
 def test_floats_are_rounded_and_checked(served):

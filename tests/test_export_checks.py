@@ -201,6 +201,23 @@ def test_accuracy_before_and_after(
     assert [p.name for p in output.iterdir()] == ["1"]
 
 
+def test_a_file_that_is_gone_counts_neither_before_nor_after(
+    trusting, folder_split, tmp_path
+):
+    path = tmp_path / "photos" / "a" / "10.png"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere.png")
+    version = export.export(
+        make_model(classes=2),
+        tmp_path / "served",
+        eval_policy=POLICY,
+        split=folder_split,
+        max_broken=0.1,
+    )
+    measured = export.read_card(version)["accuracy"]
+    assert measured["before"]["count"] == measured["after"]["count"] == 38
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
