@@ -11,7 +11,7 @@ import tensorflow as tf
 import keras_mixer
 from keras_mixer import export, images, models
 from keras_mixer.export import fresh, signatures
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SHARED
 
 SIDE, CLASSES = 32, 23
 POLICY = "resize_small(36)|central_crop"
@@ -82,12 +82,49 @@ def call(served, name, value):
     return served.signatures[name](**{key: tf.constant(value)})
 
 
+def draw_files(count):
+    """Makes JPEGs and PNGs of many sizes.
+
+    Their noise falls off with frequency, as that of photographs.
+    """
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(count):
+        height, width = rng.integers(30, 400, 2)
+        drawing = np.full([height, width, 3], 120.0)
+        for scale in (1, 4, 16, 64, 125):
+            shape = (-(-height // scale), -(-width // scale), 3)
+            noise = rng.normal(0, 7 + scale**0.6, shape)
+            noise = noise.repeat(scale, axis=0).repeat(scale, axis=1)
+            drawing += noise[:height, :width]
+        drawing = np.clip(drawing, 0, 255).astype(np.uint8)
+        if i % 5 == 4:
+            drawing = drawing[..., :1]  # grey
+        if i % 3 == 2:
+            files.append(tf.io.encode_png(drawing).numpy())
+        else:
+            kind = "grayscale" if i % 5 == 4 else "rgb"
+            jpeg = tf.io.encode_jpeg(
+                drawing, format=kind, chroma_downsampling=i % 2 == 0
+            )
+            files.append(jpeg.numpy())
+    return files
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Files of ImageNet where they are, drawn ones elsewhere."""
+    found = sorted((SHARED / "imagenet_samples").glob("*.JPEG"))
+    if not found:
+        return draw_files(40)
+    assert len(found) == 100
+    return [path.read_bytes() for path in found]
+
+
 def test_a_process_with_tensorflow_alone_answers_the_same(
-    model, version, imagenet_files, tmp_path
+    model, version, photos, tmp_path
 ):
-    files = [path.read_bytes() for path in imagenet_files]
-    assert len(files) == 100
-    pixels = []
+    files, pixels = photos, []
     for i, file in enumerate(files):
         (tmp_path / f"file_{i:03d}").write_bytes(file)
         picture = images.decode(tf.constant(file)).numpy()[:200, :260]
@@ -141,9 +178,9 @@ def test_a_process_with_tensorflow_alone_answers_the_same(
         )
 
 
-def test_images_of_their_own_sizes(model, served, imagenet_files):
-    for path in imagenet_files[:9]:
-        picture = images.decode(tf.constant(path.read_bytes())).numpy()
+def test_images_of_their_own_sizes(model, served, photos):
+    for file in photos[:9]:
+        picture = images.decode(tf.constant(file)).numpy()
         want = in_python(model, [picture])
         for dtype, name in (
             (np.uint8, "serving_default"),
