@@ -38,7 +38,7 @@ def make_model(**options):
 
 def in_python(model, pictures, policy=POLICY):
     """Returns the model's answers for pictures or files, one by one."""
-    apply = images.parse_policy(policy, SIDE)
+    apply = images.parse_policy(policy, model.input_shape[1])
     seed = tf.zeros([2], tf.int64)
     prepared = [apply(tf.constant(x), seed) for x in pictures]
     image = images.to_value_range(tf.stack(prepared))

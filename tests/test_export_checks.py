@@ -145,15 +145,14 @@ def test_the_best_classes_are_those_of_the_logits(signature):
 )
 def test_the_tolerance_is_of_the_largest_value_or_one(precision, share):
     for largest in (0.01, 1.0, -4000.0):
-        ours = np.array([largest, 0.005])
-        allowed = share * max(1, abs(largest))
-        near = ours + [0, 0.99 * allowed]
+        ours = np.array([largest, 0.0])
+        allowed = share * max(1.0, abs(largest))
+        near = ours + np.array([0, 0.99 * allowed])
         worst = fresh.difference("x", ours, near, precision=precision)
         assert worst == pytest.approx(0.99 * allowed)
+        far = ours - np.array([0, 1.01 * allowed])
         with pytest.raises(export.ExportError, match="differs by"):
-            fresh.difference(
-                "x", ours, ours - [0, 1.01 * allowed], precision=precision
-            )
+            fresh.difference("x", ours, far, precision=precision)
 
 
 def test_a_process_that_fails_is_no_version(model, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, models, workdir
-from keras_mixer.export import __main__ as program, fresh
+from keras_mixer.export import __main__ as program, classifier, fresh
 from tests.conftest import ROOT
 from tests.test_export import (
     CLASSES,
@@ -115,7 +115,7 @@ def test_the_program_exports_a_run(trained, tmp_path, keras_home):
     of_step = {}
     for step in (8, "latest"):
         model, _, _ = workdir.load_model(run, step)
-        model = export.make_classifier(model).model  # in float32
+        model = classifier.make_classifier(model).model  # in float32
         of_step[step] = in_python(model, [picture()], "resize")
     np.testing.assert_allclose(got["logits"], of_step[8], atol=1e-4)
     assert np.abs(of_step[8] - of_step["latest"]).max() > 1e-2

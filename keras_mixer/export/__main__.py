@@ -95,7 +95,7 @@ def define_flags() -> list[str]:
         "xla",
         False,
         "Compile the forward pass with XLA, anew for each size of a batch. "
-        "TensorFlow Serving needs --xla_cpu_compilation_enabled=true for it.",
+        "On CPUs TensorFlow Serving needs --xla_cpu_compilation_enabled=true.",
     )
     flags.DEFINE_bool(
         "tflite", False, "Write TFLite files too, float32 and float16."
