@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, images, models
-from keras_mixer.export import fresh
-from tests.conftest import ROOT
+from keras_mixer.export import fresh, signatures
+from tests.conftest import ROOT, SHARED
 
 SIDE, CLASSES = 32, 23
 POLICY = "resize_small(36)|central_crop"
@@ -38,7 +38,7 @@ def make_model(**options):
 
 def in_python(model, pictures, policy=POLICY):
     """Returns the model's answers for pictures or files, one by one."""
-    apply = images.parse_policy(policy, SIDE)
+    apply = images.parse_policy(policy, model.input_shape[1])
     seed = tf.zeros([2], tf.int64)
     prepared = [apply(tf.constant(x), seed) for x in pictures]
     image = images.to_value_range(tf.stack(prepared))
@@ -82,12 +82,49 @@ def call(served, name, value):
     return served.signatures[name](**{key: tf.constant(value)})
 
 
+def draw_files(count):
+    """Makes JPEGs and PNGs of many sizes.
+
+    Their noise falls off with frequency, as that of photographs.
+    """
+    rng = np.random.default_rng(0)
+    files = []
+    for i in range(count):
+        height, width = rng.integers(30, 400, 2)
+        drawing = np.full([height, width, 3], 120.0)
+        for scale in (1, 4, 16, 64, 125):
+            shape = (-(-height // scale), -(-width // scale), 3)
+            noise = rng.normal(0, 7 + scale**0.6, shape)
+            noise = noise.repeat(scale, axis=0).repeat(scale, axis=1)
+            drawing += noise[:height, :width]
+        drawing = np.clip(drawing, 0, 255).astype(np.uint8)
+        if i % 5 == 4:
+            drawing = drawing[..., :1]  # grey
+        if i % 3 == 2:
+            files.append(tf.io.encode_png(drawing).numpy())
+        else:
+            kind = "grayscale" if i % 5 == 4 else "rgb"
+            jpeg = tf.io.encode_jpeg(
+                drawing, format=kind, chroma_downsampling=i % 2 == 0
+            )
+            files.append(jpeg.numpy())
+    return files
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Files of ImageNet where they are, drawn ones elsewhere."""
+    found = sorted((SHARED / "imagenet_samples").glob("*.JPEG"))
+    if not found:
+        return draw_files(40)
+    assert len(found) == 100
+    return [path.read_bytes() for path in found]
+
+
 def test_a_process_with_tensorflow_alone_answers_the_same(
-    model, version, imagenet_files, tmp_path
+    model, version, photos, tmp_path
 ):
-    files = [path.read_bytes() for path in imagenet_files]
-    assert len(files) == 100
-    pixels = []
+    files, pixels = photos, []
     for i, file in enumerate(files):
         (tmp_path / f"file_{i:03d}").write_bytes(file)
         picture = images.decode(tf.constant(file)).numpy()[:200, :260]
@@ -141,9 +178,9 @@ def test_a_process_with_tensorflow_alone_answers_the_same(
         )
 
 
-def test_images_of_their_own_sizes(model, served, imagenet_files):
-    for path in imagenet_files[:9]:
-        picture = images.decode(tf.constant(path.read_bytes())).numpy()
+def test_images_of_their_own_sizes(model, served, photos):
+    for file in photos[:9]:
+        picture = images.decode(tf.constant(file)).numpy()
         want = in_python(model, [picture])
         for dtype, name in (
             (np.uint8, "serving_default"),
@@ -257,6 +294,106 @@ def test_random_damage_never_ends_the_process(served):
     assert listed == " ".join(map(str, bad))
     rest = [file for i, file in enumerate(files) if i not in bad]
     assert len(call(served, "serve_bytes", rest)["logits"]) == len(rest)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_long_images_are_refused_before_they_are_resized(
+    served, model, transposed
+):
+    """Resized, 1 x 4000 pixels would fill gigabytes."""
+
+    def make(width):
+        pixels = np.full([1, width, 3], 99, np.uint8)
+        return pixels.swapaxes(0, 1) if transposed else pixels
+
+    limit = signatures.MAX_ASPECT
+    bad, edge = make(4000), make(limit)
+    bad_file = tf.io.encode_png(bad, compression=9).numpy()
+    edge_file = tf.io.encode_png(edge).numpy()
+    assert len(bad_file) < 200
+    just_over = tf.io.encode_png(make(limit + 1)).numpy()
+    files = [edge_file, bad_file, edge_file, just_over]
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"more than 50 .* \[1 3\] of the"
+    ):
+        call(served, "serve_bytes", files)
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"cannot decode .*\[2\] of the"
+    ):
+        call(served, "serve_bytes", [edge_file, bad_file, b"no image"])
+    for dtype, name in (
+        (np.uint8, "serving_default"),
+        (np.uint8, "serve_features"),
+        (np.float32, "serve_float"),
+    ):
+        for wrong in (bad, make(limit + 1), make(0)):
+            with pytest.raises(
+                tf.errors.InvalidArgumentError,
+                match=r"more than 50 .* \[0 1\] of the batch of 2",
+            ):
+                call(served, name, np.stack([wrong, wrong]).astype(dtype))
+    for name, value in (
+        ("serving_default", edge[None]),
+        ("serve_bytes", [edge_file]),
+    ):
+        got = call(served, name, value)["logits"]
+        np.testing.assert_allclose(got, in_python(model, [edge]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "resize",
+        "resize(40)|central_crop",
+        POLICY,
+        "resize_small(41)|inception_crop",
+        "inception_crop(50)",
+    ],
+)
+def test_files_get_the_pixels_of_evaluation(policy):
+    prepare = images.parse_policy(policy, SIDE)
+    serve = tf.function(
+        lambda files: signatures._prepare_files(files, prepare, SIDE),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    files = [
+        encode(picture(45 + 7 * i, 80 - 5 * i, seed=i)).numpy()
+        for i in range(4)
+        for encode in (tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg)
+    ]
+    seed = tf.zeros([2], tf.int64)
+    want = [prepare(tf.constant(file), seed) for file in files]
+    np.testing.assert_array_equal(serve(tf.constant(files)), tf.stack(want))
+
+
+def test_the_errors_of_a_policy_are_its_own():
+    """Of an image that is decoded nobody says that it is not."""
+    prepare = images.parse_policy("central_crop", SIDE)
+
+    def fail(image, seed):
+        check = tf.raw_ops.CheckNumerics(
+            tensor=tf.constant(np.nan), message="the policy failed"
+        )
+        with tf.control_dependencies([check]):
+            return prepare(image, seed)
+
+    serve = tf.function(
+        lambda files: signatures._prepare_files(files, fail, SIDE),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    file = tf.io.encode_png(picture()).numpy()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="policy failed"):
+        serve(tf.constant([file]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="cannot decode"):
+        serve(tf.constant([b"no image"]))
+    long = np.zeros([1, 99, 3], np.uint8)
+    for refuse in (
+        lambda: serve([tf.io.encode_png(long)]),
+        lambda: signatures._prepare_images(long[None], fail, SIDE),
+    ):
+        # The policy, which would resize it, is not reached.
+        with pytest.raises(tf.errors.InvalidArgumentError, match="longer side"):
+            refuse()
 
 
 def test_floats_are_rounded_and_checked(served):

@@ -92,15 +92,17 @@ def test_outputs_that_cannot_be_used(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("output", "change", "message"),
     [
-        (lambda x: x * 1.001, "differs by"),
-        (lambda x: np.where(x == x.max(), np.nan, x), "not finite"),
-        (lambda x: x[:1], "shape"),
+        ("logits", lambda x: x * 1.001, "differs by"),
+        ("logits", lambda x: np.where(x == x.max(), np.nan, x), "not finite"),
+        ("logits", lambda x: x[:1], "shape"),
+        ("top_k_indices", lambda x: x[:, [1, 0, 2, 3, 4]], "other classes"),
+        ("top_k_names", lambda x: x[:, [0, 1, 2, 4, 3]], "other classes"),
     ],
 )
 def test_another_answer_is_no_version(
-    model, answers, tmp_path, monkeypatch, change, message
+    model, answers, tmp_path, monkeypatch, output, change, message
 ):
     real = fresh.run
     drafts = []
@@ -110,7 +112,7 @@ def test_another_answer_is_no_version(
         if not answers:
             answers.update(real(kind, folder, request))
         found = dict(answers)
-        key = "serve_bytes/logits"
+        key = f"serve_bytes/{output}"
         return {**found, key: change(found[key])}
 
     monkeypatch.setattr(fresh, "run", run)
@@ -118,6 +120,39 @@ def test_another_answer_is_no_version(
         export.export(model, tmp_path, eval_policy=POLICY, class_names=NAMES)
     assert list(tmp_path.iterdir()) == []
     assert drafts[0].parent == tmp_path
+
+
+@pytest.mark.parametrize("signature", ["serving_default", "serve_float"])
+def test_the_best_classes_are_those_of_the_logits(signature):
+    theirs = {
+        f"{signature}/logits": np.array([[0.1, 0.3, 0.2], [3.0, 1.0, 2.0]]),
+        f"{signature}/top_k_indices": np.array([[1, 2], [0, 2]]),
+        f"{signature}/top_k_names": np.array([["b", "c"], ["a", "c"]]),
+    }
+    check = fresh._check_top_k
+    check(signature, theirs, ("a", "b", "c"))
+    check(signature, theirs, None)
+    for key in ("top_k_indices", "top_k_names"):
+        swapped = theirs[f"{signature}/{key}"][:, ::-1]
+        wrong = {**theirs, f"{signature}/{key}": swapped}
+        with pytest.raises(export.ExportError, match="other classes"):
+            check(signature, wrong, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "share"),
+    [("float32", 1e-4), ("bfloat16", 5e-2), ("float16", 2e-2)],
+)
+def test_the_tolerance_is_of_the_largest_value_or_one(precision, share):
+    for largest in (0.01, 1.0, -4000.0):
+        ours = np.array([largest, 0.0])
+        allowed = share * max(1.0, abs(largest))
+        near = ours + np.array([0, 0.99 * allowed])
+        worst = fresh.difference("x", ours, near, precision=precision)
+        assert worst == pytest.approx(0.99 * allowed)
+        far = ours - np.array([0, 1.01 * allowed])
+        with pytest.raises(export.ExportError, match="differs by"):
+            fresh.difference("x", ours, far, precision=precision)
 
 
 def test_a_process_that_fails_is_no_version(model, tmp_path, monkeypatch):
@@ -199,6 +234,23 @@ def test_accuracy_before_and_after(
     with pytest.raises(data.DataError, match="max_broken"):
         export.export(model, output, eval_policy=POLICY, split=folder_split)
     assert [p.name for p in output.iterdir()] == ["1"]
+
+
+def test_a_file_that_is_gone_counts_neither_before_nor_after(
+    trusting, folder_split, tmp_path
+):
+    path = tmp_path / "photos" / "a" / "10.png"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere.png")
+    version = export.export(
+        make_model(classes=2),
+        tmp_path / "served",
+        eval_policy=POLICY,
+        split=folder_split,
+        max_broken=0.1,
+    )
+    measured = export.read_card(version)["accuracy"]
+    assert measured["before"]["count"] == measured["after"]["count"] == 38
 
 
 @pytest.mark.parametrize(

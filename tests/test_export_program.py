@@ -11,11 +11,13 @@ import pytest
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer import export, models
-from keras_mixer.export import __main__ as program
+from keras_mixer import export, models, workdir
+from keras_mixer.export import __main__ as program, classifier, fresh
 from tests.conftest import ROOT
 from tests.test_export import (
+    CLASSES,
     NAMES,
+    SIDE,
     VARIANT,
     call,
     in_python,
@@ -23,6 +25,11 @@ from tests.test_export import (
     picture,
 )
 from tests.test_trainer import SMALL
+
+DIMENSIONS = [
+    f"model.{name}={getattr(VARIANT, name)}"
+    for name in models.Variant.__dataclass_fields__
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +49,27 @@ def run_program(*command, cwd, home, fails=False):
     return process
 
 
-def test_the_program_exports_a_run(tmp_path, keras_home):
-    run = tmp_path / "run"
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, keras_home):
+    """Runs the program in this process, and believes what it writes."""
+    monkeypatch.setattr(fresh, "check", lambda *_, **__: {"nothing": 0.0})
+    monkeypatch.setenv("KERAS_HOME", str(keras_home))
+    monkeypatch.chdir(tmp_path)
+    names = program.define_flags()
+
+    def run(*command):
+        program.main(program.FLAGS(["export", *map(str, command)]))
+
+    yield run
+    for name in names:
+        delattr(program.FLAGS, name)
+    program.FLAGS.unparse_flags()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Workdir of a run with checkpoints at the steps 4, 8 and 12."""
+    run = tmp_path_factory.mktemp("trained") / "run"
     subprocess.run(
         [
             sys.executable,
@@ -56,6 +82,12 @@ def test_the_program_exports_a_run(tmp_path, keras_home):
         check=True,
         capture_output=True,
     )
+    return run
+
+
+def test_the_program_exports_a_run(trained, tmp_path, keras_home):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
     out = run_program(
         f"--workdir={run}",
         f"--output={tmp_path / 'served'}",
@@ -70,6 +102,7 @@ def test_the_program_exports_a_run(tmp_path, keras_home):
     card = export.read_card(path)
     assert card["provenance"]["step"] == 8
     assert card["provenance"]["config"]["train"]["steps"] == 12
+    assert card["provenance"]["overrides"] == ["data.eval_split=test[:70]"]
     assert card["probabilities"] == "sigmoid"
     assert card["class_names"] == [str(i) for i in range(10)]
     assert card["accuracy"]["split"] == "digits test[:70]"
@@ -79,31 +112,91 @@ def test_the_program_exports_a_run(tmp_path, keras_home):
     served = tf.saved_model.load(str(path))
     got = call(served, "serving_default", picture()[None])
     assert got["top_k_names"].shape == (1, 3)
+    of_step = {}
+    for step in (8, "latest"):
+        model, _, _ = workdir.load_model(run, step)
+        model = classifier.make_classifier(model).model  # in float32
+        of_step[step] = in_python(model, [picture()], "resize")
+    np.testing.assert_allclose(got["logits"], of_step[8], atol=1e-4)
+    assert np.abs(of_step[8] - of_step["latest"]).max() > 1e-2
     shutil.rmtree(run)
     again = call(served, "serving_default", picture()[None])
     np.testing.assert_array_equal(got["logits"], again["logits"])
+
+
+def test_the_flags_reach_the_version(trained, run_here, tmp_path):
+    names = [f"digit {i} é" for i in range(10)]
+    # With the mark that some editors begin UTF-8 with.
+    (tmp_path / "names.txt").write_text("\n".join(names), "utf-8-sig")
+    run_here(
+        f"--workdir={trained}",
+        "--output=served",
+        "--class_names=names.txt",
+        "--precision=bfloat16",
+        "--accuracy_split=test[:40]",
+    )
+    path = tmp_path / "served" / "1"
+    card = export.read_card(path)
+    assert card["provenance"]["step"] == 12
+    assert card["provenance"]["overrides"] == []
+    assert card["class_names"] == names
+    assert card["model"]["precision"] == "bfloat16"
+    assert card["accuracy"]["split"] == "digits test[:40]"
+    for when in ("before", "after"):
+        assert card["accuracy"][when]["count"] == 40
+    served = tf.saved_model.load(str(path))
+    got = call(served, "serving_default", picture()[None])
+    best = got["top_k_indices"].numpy()[0]
+    assert [x.decode() for x in got["top_k_names"].numpy()[0]] == [
+        names[i] for i in best
+    ]
+
+
+def test_a_keras_file_does_not_say_its_classes(run_here, tmp_path):
+    model = make_model()
+    model.save_weights(tmp_path / "mine.weights.h5")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
+    command = (
+        "--weights=mine.weights.h5",
+        "--model=custom",
+        "--output=served",
+        "model.image_size=32",
+        *DIMENSIONS,
+    )
+    with pytest.raises(ValueError, match="1000 classes .*one line per class"):
+        run_here(*command)
+    assert not (tmp_path / "served").exists()
+    run_here(*command, "--class_names=names.txt")
+    card = export.read_card(tmp_path / "served" / "1")
+    assert card["model"]["classes"] == CLASSES
+    provenance = card["provenance"]
+    assert provenance["config"]["model"]["image_size"] == 32
+    with pytest.raises(ValueError, match="There is no file of weights"):
+        run_here(*command, "--weights=other.weights.h5")
 
 
 def test_the_program_exports_a_file_of_weights(tmp_path, keras_home):
     model = make_model()
     keras_mixer.weights.save_npz(model, tmp_path / "mine.npz")
     (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
-    dims = [
-        f"model.{name}={getattr(VARIANT, name)}"
-        for name in models.Variant.__dataclass_fields__
-    ]
     run_program(
         "--weights=mine.npz",
         "--model=custom",
         "--output=served",
         "--class_names=names.txt",
-        *dims,
+        *DIMENSIONS,
         cwd=tmp_path,
         home=keras_home,
     )
     card = export.read_card(tmp_path / "served" / "1")
     assert card["preprocessing"]["policy"] == "resize_small(37)|central_crop"
-    assert card["provenance"] == {"source": "mine.npz"}
+    provenance = card["provenance"]
+    assert provenance["source"] == "mine.npz"
+    assert provenance["overrides"] == DIMENSIONS
+    config = provenance["config"]
+    assert config["model"]["variant"] == "custom"
+    assert config["model"]["image_size"] == SIDE
+    assert config["augment"]["eval_policy"] == card["preprocessing"]["policy"]
     served = tf.saved_model.load(str(tmp_path / "served" / "1"))
     file = tf.io.encode_png(picture()).numpy()
     got = call(served, "serve_bytes", [file])["logits"]

@@ -46,6 +46,36 @@ def test_versions_of_concurrent_exports(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_version_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
+    events = []
+    sync, rename = versions._sync, os.rename
+
+    def note_sync(path):
+        sync(path)
+        events.append(os.path.relpath(path, tmp_path))
+
+    def note_rename(source, target):
+        rename(source, target)
+        events.append("renamed")
+
+    monkeypatch.setattr(versions, "_sync", note_sync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    with versions.draft(tmp_path) as folder:
+        (folder / "variables").mkdir()
+        (folder / "variables" / "data").write_text("x")
+        (folder / "saved_model.pb").write_text("x")
+        versions.publish(folder)
+    draft, end = folder.name, events.index("renamed")
+    assert sorted(events[:end]) == [
+        draft,
+        f"{draft}/saved_model.pb",
+        f"{draft}/variables",
+        f"{draft}/variables/data",
+    ]
+    assert events[end - 1] == draft  # a folder behind what is in it
+    assert events[end + 1 :] == ["."]
+
+
 def test_only_what_the_dead_left_is_removed(tmp_path):
     left = tmp_path / ".exporting-0123"
     (left / "variables").mkdir(parents=True)

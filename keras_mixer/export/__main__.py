@@ -26,7 +26,7 @@ _HELP = """Exports a trained Mixer for a server: a SavedModel that takes JPEGs.
 
   python -m keras_mixer.export --workdir=runs/digits --output=served
   python -m keras_mixer.export --workdir=runs/digits --output=served \\
-      --checkpoint=best --accuracy_split=test --tflite
+      --accuracy_split=test --tflite
   python -m keras_mixer.export --weights=imagenet1k --model=B/16 \\
       --class_names=names.txt --output=served
   python -m keras_mixer.export --weights=mixer.npz --model=S/16 \\
@@ -80,7 +80,9 @@ def define_flags() -> list[str]:
     flags.DEFINE_string(
         "class_names",
         None,
-        "File with the names of the classes, one a line; by default the run's.",
+        "File with the names of the classes, one a line; by default the "
+        "run's. A .weights.h5 file is read into a model of as many classes; "
+        "without names, 1000.",
     )
     flags.DEFINE_integer("top_k", 5, "How many classes to name.", lower_bound=1)
     flags.DEFINE_enum(
@@ -92,7 +94,8 @@ def define_flags() -> list[str]:
     flags.DEFINE_bool(
         "xla",
         False,
-        "Compile the forward pass with XLA, anew for each size of a batch.",
+        "Compile the forward pass with XLA, anew for each size of a batch. "
+        "On CPUs TensorFlow Serving needs --xla_cpu_compilation_enabled=true.",
     )
     flags.DEFINE_bool(
         "tflite", False, "Write TFLite files too, float32 and float16."
@@ -130,7 +133,7 @@ class _Source:
 def _read_names(path: str) -> tuple[str, ...]:
     """Reads --class_names."""
     try:
-        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise config_lib.ConfigError(
             f"Cannot read --class_names={path}: {error}"
@@ -171,6 +174,7 @@ def _from_workdir(overrides: list[str]) -> _Source:
             "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
             "step": which,
             "config": dataclasses.asdict(config),
+            "overrides": overrides,
         },
     )
 
@@ -205,7 +209,7 @@ def _from_weights(
         config = _with_image_size(config, models.DEFAULT_IMAGE_SIZE)
         classes = len(names) if names else models.DEFAULT_CLASSES
         model = workdir.build_model(config, classes)
-        weights_lib.load_keras(model, weights)
+        _load_keras(model, weights, classes, from_names=bool(names))
     else:
         found = weights_lib.get(weights, FLAGS.model)
         if found.num_classes is None:
@@ -232,7 +236,29 @@ def _from_weights(
         # Of 224 pixels this is `Release.eval_policy`.
         policy = f"resize_small({round(side * _CROPPED)})|central_crop"
         config = config_lib.override(config, [f"augment.eval_policy={policy}"])
+    provenance["config"] = dataclasses.asdict(config)
+    provenance["overrides"] = overrides
     return _Source(model, config, names, provenance)
+
+
+def _load_keras(
+    model: Any, weights: str, classes: int, *, from_names: bool
+) -> None:
+    """Loads a .weights.h5 file, which does not say how many classes it has."""
+    from keras_mixer import weights as weights_lib
+
+    try:
+        weights_lib.load_keras(model, weights)
+    except weights_lib.WeightsError as error:
+        if not pathlib.Path(weights).expanduser().is_file():
+            raise
+        source = "from --class_names" if from_names else "there are no names"
+        reason = " ".join(str(error).split())
+        raise config_lib.ConfigError(
+            f"The model was built with {classes} classes ({source}). If "
+            f"{weights} has another number, give --class_names=FILE with one "
+            f"line per class. {reason}"
+        ) from error
 
 
 def _with_image_size(config: config_lib.Config, size: int) -> config_lib.Config:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_mixer import data, evaluate, objective
 from keras_mixer.export.classifier import Classifier, ExportError
+from keras_mixer.export.signatures import MAX_ASPECT
 
 _BATCH = 32
 # Share of the images, and of the loss, by which the two may differ. With one
@@ -72,7 +73,7 @@ def of_version(
 ) -> Scores:
     """Evaluates a SavedModel by its signatures, on the images as they are.
 
-    Files that it refuses do not count.
+    Files that it refuses, or that cannot be read, do not count.
     """
     loaded = tf.saved_model.load(str(version))
     loss_fn = objective.LOSSES[loss]
@@ -95,8 +96,22 @@ def of_version(
 
 def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
     """Yields encoded files, or pixels, `[batch, ...]`, and labels."""
+
+    def read(record: Any) -> tf.Tensor:
+        if not split.is_encoded:
+            return split.load(record)
+        # A file that is gone is broken, too: as an empty one it is refused.
+        alone = tf.data.Dataset.from_tensors(record)
+        return (
+            alone.map(split.load)
+            .ignore_errors()
+            .concatenate(alone.map(lambda _: tf.constant(b"")))
+            .take(1)
+            .get_single_element()
+        )
+
     records = split.records().map(
-        lambda record: (split.load(record), record["label"]),
+        lambda record: (read(record), record["label"]),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     image, _ = records.element_spec
@@ -136,7 +151,10 @@ def require_same(
     if not np.isfinite([before["loss"], after["loss"]]).all():
         problem = "the loss is not finite"
     elif before["count"] != after["count"]:
-        problem = "other images were refused"
+        problem = (
+            "other images were refused (a server also refuses those with a "
+            f"side of more than {MAX_ASPECT} times the other)"
+        )
     elif abs(before["accuracy"] - after["accuracy"]) > allowed + 1e-9:
         problem = "the accuracy is another"
     elif abs(before["loss"] - after["loss"]) > share * max(before["loss"], 1):

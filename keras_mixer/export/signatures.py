@@ -15,6 +15,14 @@ SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
 
 _PARALLEL = 16  # images of a batch that are resized at the same time
 _LISTED = 32  # indices that an error names
+# Longer side to shorter. resize_small keeps the aspect: of 1 x 4000 pixels, a
+# file of 92 bytes, it would make 256 x 1,024,000, gigabytes in floats.
+MAX_ASPECT = 50
+_ASPECT = (
+    f"images whose longer side is more than {MAX_ASPECT} times the shorter "
+    "one, or that have no pixels, at the indices {} of the batch of {}. "
+    "Nothing of the batch was classified."
+)
 
 Outputs = dict[str, tf.Tensor]
 
@@ -140,13 +148,27 @@ def _no_draws() -> tf.Tensor:
 
 
 def _prepare_images(image: tf.Tensor, prepare: Prepare, side: int) -> tf.Tensor:
-    """Applies a policy to each of uint8 `[batch, height, width, 3]`."""
+    """Applies a policy to each of uint8 `[batch, height, width, 3]`.
+
+    Raises (in the graph):
+      InvalidArgumentError: A side is zero, or more than `MAX_ASPECT`
+        times the other.
+    """
+    shape = tf.shape(image)
+    good = tf.fill(shape[:1], _is_moderate(shape[1:3]))
+    image = _require(good, image, f"image: {_ASPECT}")
     return tf.map_fn(
         lambda x: prepare(x, _no_draws()),
         image,
         fn_output_signature=tf.TensorSpec([side, side, 3], tf.uint8),
         parallel_iterations=_PARALLEL,
     )
+
+
+def _is_moderate(size: tf.Tensor) -> tf.Tensor:
+    """Tells whether an image of (height, width) is not too long to resize."""
+    short, long = tf.reduce_min(size), tf.reduce_max(size)
+    return (short > 0) & (long <= MAX_ASPECT * short)
 
 
 def _to_uint8(image: tf.Tensor) -> tf.Tensor:
@@ -178,7 +200,8 @@ def _prepare_files(
     TensorFlow has no op that catches an error, and its own does not say which
     image of the batch it is about; only a data set can leave out an element.
     So each file is a data set of its own, as in data/broken.py, followed by a
-    black image that is reached where decoding fails.
+    black pixel that is reached where decoding fails. The policy is applied
+    outside of it, and fails with its own errors.
 
     Args:
       encoded: Files, strings `[batch]`.
@@ -189,23 +212,32 @@ def _prepare_files(
       uint8 `[batch, side, side, 3]`.
 
     Raises (in the graph):
-      InvalidArgumentError: Files cannot be decoded; it names their indices.
+      InvalidArgumentError: Files cannot be decoded, or a side of the image is
+        more than `MAX_ASPECT` times the other; it names their indices.
     """
-    black = tf.zeros([side, side, 3], tf.uint8)
 
-    def attempt(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def attempt(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         alone = tf.data.Dataset.from_tensors(file)
-        return (
-            alone.map(lambda x: (prepare(x, _no_draws()), True))
+        pixel = tf.zeros([1, 1, 3], tf.uint8)
+        image, decoded = (
+            alone.map(lambda x: (images.decode(x), True))
             .ignore_errors()
-            .concatenate(alone.map(lambda _: (black, False)))
+            .concatenate(alone.map(lambda _: (pixel, False)))
             .take(1)
             .get_single_element()
         )
+        moderate = _is_moderate(tf.shape(image)[:2])
+        image = tf.cond(
+            decoded & moderate,
+            lambda: prepare(image, _no_draws()),
+            lambda: tf.zeros([side, side, 3], tf.uint8),
+        )
+        return image, decoded, moderate
 
     # At most one batch; of no files, an empty one.
-    empty = (tf.zeros([0, side, side, 3], tf.uint8), tf.zeros([0], tf.bool))
-    image, good = (
+    nothing = tf.zeros([0], tf.bool)
+    empty = (tf.zeros([0, side, side, 3], tf.uint8), nothing, nothing)
+    image, decoded, moderate = (
         tf.data.Dataset.from_tensor_slices(encoded)
         .map(attempt, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(tf.maximum(tf.size(encoded, tf.int64), 1))
@@ -213,13 +245,14 @@ def _prepare_files(
         .take(1)
         .get_single_element()
     )
-    return _require(
-        good,
-        image,
+    moderate = _require(
+        decoded,
+        moderate,
         "image_bytes: cannot decode the files at the indices {} of the batch "
-        "of {}: they are no JPEG, PNG, GIF, BMP or WebP, or not all of it. "
-        "Nothing of the batch was classified.",
+        "of {}: they are no JPEG, PNG, GIF, BMP or WebP without alpha, or not "
+        "all of it. Nothing of the batch was classified.",
     )
+    return _require(moderate, image, f"image_bytes: {_ASPECT}")
 
 
 def _require(good: tf.Tensor, value: tf.Tensor, message: str) -> tf.Tensor:
