@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import re
@@ -307,12 +308,20 @@ def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
     With several workers all of them must call it, and wait for one another.
     """
 
-    @tf.function
     def total() -> tf.Tensor:
         given = strategy.run(lambda: tf.constant(value, tf.float64))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, given, axis=None)
 
-    return float(total())
+    # A partial is new to TensorFlow each time, which otherwise warns that one
+    # function is traced again and again.
+    return float(tf.function(functools.partial(total))())
+
+
+def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
+    """Whether any process gives true; all of them must call it."""
+    if is_alone(strategy):
+        return value
+    return sum_over_workers(strategy, value) > 0
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:

@@ -365,9 +365,9 @@ class _Loop:
             return
         reported = self.report.fewshot_data(step) if self.is_chief else set()
         for name, evaluator in self.fewshot_evaluators.items():
-            mine = self.is_chief and name not in reported
-            if not distribute.sum_over_workers(self.strategy, mine):
-                continue  # the workers agree: all of them take part, or none
+            missing = self.is_chief and name not in reported
+            if not distribute.any_worker(self.strategy, missing):
+                continue
             begun = time.perf_counter()
             scores = evaluator()
             seconds = time.perf_counter() - begun
