@@ -530,6 +530,6 @@ def _train(loop: _Loop, signals: preemption.Signals) -> dict[str, Any]:
     return {
         "step": loop.total_steps,
         "split": split,
-        **found,
+        **{key: found[key] for key in ("accuracy", "loss", "count")},
         "seconds": loop.seconds + time.perf_counter() - loop.clock,
     }
