@@ -138,6 +138,15 @@ class Regression:
                 found[i, rows] = np.argmax(x @ matrix, axis=1)
         return found
 
+    def accuracies(
+        self,
+        features: np.ndarray,
+        labels: np.ndarray,
+        l2_regs: Sequence[float] = (L2_REG,),
+    ) -> np.ndarray:
+        """Returns the shares of right predictions, `[len(l2_regs)]`."""
+        return np.mean(self.predict(features, l2_regs) == labels, axis=1)
+
     def _standardise(self, features: np.ndarray) -> np.ndarray:
         """Returns float64 `[n, D]`, with the constant column."""
         x = np.empty([len(features), len(self.mean) + 1])
@@ -278,8 +287,9 @@ def accuracies(
                 train_labels[chosen],
                 num_classes=num_classes,
             )
-            predicted = regression.predict(test_features, l2_regs)
-            found[i, :, j] = np.mean(predicted == test_labels, axis=1)
+            found[i, :, j] = regression.accuracies(
+                test_features, test_labels, l2_regs
+            )
     return found
 
 

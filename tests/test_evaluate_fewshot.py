@@ -20,7 +20,6 @@ from keras_mixer import (
     workdir,
 )
 from tests import reference
-from tests.test_data import folder  # noqa: F401 (a fixture)
 from tests.test_trainer import (
     assert_same_weights,
     lines_of,

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, images, models
-from keras_mixer.export import fresh, signatures
+from keras_mixer.export import signatures
 from tests.conftest import ROOT, SHARED
 
 SIDE, CLASSES = 32, 23
@@ -48,12 +48,6 @@ def in_python(model, pictures, policy=POLICY):
 def softmax(logits):
     p = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
     return p / p.sum(axis=-1, keepdims=True)
-
-
-@pytest.fixture
-def trusting(monkeypatch):
-    """Leaves out the fresh process, for tests of something else."""
-    monkeypatch.setattr(fresh, "check", lambda *_, **__: {})
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,6 @@ from tests.test_export import (
 )
 
 
-@pytest.fixture
-def trusting(monkeypatch):
-    """Leaves out the fresh process, for tests of something else."""
-    monkeypatch.setattr(fresh, "check", lambda *_, **__: {})
-
-
 @pytest.fixture(scope="module")
 def model():
     return make_model()

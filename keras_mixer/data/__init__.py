@@ -14,7 +14,7 @@ from keras_mixer.data.batches import (
     parse_train_policy,
     train_batches,
 )
-from keras_mixer.data.broken import BrokenImages
+from keras_mixer.data.broken import BrokenImages, call_or_else
 from keras_mixer.data.runs import Splits, open_splits, resolve
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, choose
@@ -37,6 +37,7 @@ __all__ = [
     "FewshotData",
     "Split",
     "Splits",
+    "call_or_else",
     "choose",
     "eval_batches",
     "fewshot_policy",

@@ -110,6 +110,30 @@ def _first_line(error: Exception) -> str:
     return line.rpartition("}} ")[2].partition(" [Op:")[0][:200]
 
 
+def call_or_else(
+    item: Any, function: Callable[..., Any], otherwise: Callable[..., Any]
+) -> Any:
+    """Returns `function` of an item, or `otherwise` of it where that fails.
+
+    TensorFlow has no op that catches an error; only a data set can leave out
+    an element. So the item is a data set of its own.
+
+    Args:
+      item: A tensor or a structure of them; of a tuple the functions take the
+        parts.
+      function: May fail, with any of TensorFlow's errors.
+      otherwise: Its substitute, with the same types and compatible shapes.
+    """
+    alone = tf.data.Dataset.from_tensors(item)
+    return (
+        alone.map(function)
+        .ignore_errors()
+        .concatenate(alone.map(otherwise))
+        .take(1)
+        .get_single_element()
+    )
+
+
 def map_images(
     items: tf.data.Dataset,
     prepare: Callable[..., Any],
@@ -122,9 +146,8 @@ def map_images(
 ) -> tf.data.Dataset:
     """Maps items in parallel, and those that fail to something else.
 
-    TensorFlow has no op that catches an error; only a data set can leave out
-    an element. So some items are a data set of their own, and where one of
-    them fails they are tried again one by one. To start that data set costs
+    As in `call_or_else`, but some items are a data set together, and where one
+    of them fails they are tried again one by one. To start that data set costs
     as much as a quarter of an image.
 
     Args:
@@ -159,14 +182,7 @@ def map_images(
             return tf.nest.map_structure(tf.identity, otherwise(*item))
 
     def rescue(*item: Any) -> Any:
-        alone = tf.data.Dataset.from_tensors(item)
-        return (
-            alone.map(prepare)
-            .ignore_errors()
-            .concatenate(alone.map(substitute))
-            .take(1)
-            .get_single_element()
-        )
+        return call_or_else(item, prepare, substitute)
 
     def attempt(*chunk: Any) -> Any:
         one_by_one = tf.data.Dataset.from_tensor_slices(check(*chunk))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from keras_mixer import config as config_lib
 from keras_mixer.config import Config, ConfigError
 from keras_mixer.data.sources import open_split
-from keras_mixer.data.splits import DataError, Split
+from keras_mixer.data.splits import Split, require_same_classes
 
 
 class Splits(NamedTuple):
@@ -47,11 +47,7 @@ def open_splits(config: Config) -> Splits:
     ]
     train = splits[0]
     for other in splits[1:]:
-        if other.class_names != train.class_names:
-            raise DataError(
-                f"{train.name} has {train.num_classes} classes and "
-                f"{other.name} has {other.num_classes}, or other names."
-            )
+        require_same_classes(train, other)
     validation = splits[1] if len(splits) == 3 else None
     for field, other in (
         ("train_split", splits[0]),

@@ -110,6 +110,15 @@ class Split:
         return shuffle(self.records(), seed, buffer).skip(first)
 
 
+def require_same_classes(split: Split, other: Split) -> None:
+    """Raises DataError unless two splits have the same classes, in order."""
+    if other.class_names != split.class_names:
+        raise DataError(
+            f"{split.name} has {split.num_classes} classes and "
+            f"{other.name} has {other.num_classes}, or other names."
+        )
+
+
 def buffer_size(split: Split, wanted: int | None) -> int:
     """Returns how many records of a stream are to be in its shuffle buffer.
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from keras_mixer.config import Config, ConfigError
 from keras_mixer.data.sources import open_split
-from keras_mixer.data.splits import DataError, Split
+from keras_mixer.data.splits import DataError, Split, require_same_classes
 
 # Name -> data set, training split, test split: the suite of
 # google-research/big_vision, configs/common_fewshot.py.
@@ -168,11 +168,7 @@ def open_fewshot(config: Config) -> list[FewshotData]:
                     f"{part.name} has several labels for an image, and a "
                     "few-shot evaluation needs one."
                 )
-        if train.class_names != test.class_names:
-            raise DataError(
-                f"{train.name} has {train.num_classes} classes and "
-                f"{test.name} has {test.num_classes}, or other names."
-            )
+        require_same_classes(train, test)
         if train.overlaps(test):
             raise ConfigError(
                 "The test examples of a few-shot evaluation must not be in "

@@ -178,10 +178,13 @@ class _DataSet:
                     support["label"][rows],
                     num_classes=self.num_classes,
                 )
-                predicted = regression.predict(test["features"], l2_regs)
-                for l2_reg, line in zip(l2_regs, predicted, strict=True):
-                    accuracy = float(np.mean(line == test["label"]))
-                    found.setdefault((shots, l2_reg), []).append(accuracy)
+                accuracies = regression.accuracies(
+                    test["features"], test["label"], l2_regs
+                )
+                for l2_reg, accuracy in zip(l2_regs, accuracies, strict=True):
+                    found.setdefault((shots, l2_reg), []).append(
+                        float(accuracy)
+                    )
         return [
             {
                 "data": self.name,

@@ -101,14 +101,7 @@ def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
         if not split.is_encoded:
             return split.load(record)
         # A file that is gone is broken, too: as an empty one it is refused.
-        alone = tf.data.Dataset.from_tensors(record)
-        return (
-            alone.map(split.load)
-            .ignore_errors()
-            .concatenate(alone.map(lambda _: tf.constant(b"")))
-            .take(1)
-            .get_single_element()
-        )
+        return data.call_or_else(record, split.load, lambda _: tf.constant(b""))
 
     records = split.records().map(
         lambda record: (read(record), record["label"]),

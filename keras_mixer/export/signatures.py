@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_mixer import images
+from keras_mixer import data, images
 from keras_mixer.export.classifier import Classifier
 
 SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
@@ -197,11 +197,9 @@ def _prepare_files(
 ) -> tf.Tensor:
     """Decodes and preprocesses files, in parallel.
 
-    TensorFlow has no op that catches an error, and its own does not say which
-    image of the batch it is about; only a data set can leave out an element.
-    So each file is a data set of its own, as in data/broken.py, followed by a
-    black pixel that is reached where decoding fails. The policy is applied
-    outside of it, and fails with its own errors.
+    TensorFlow's own error does not say which image of the batch it is about.
+    So where decoding fails there is a black pixel, and a note of it. The
+    policy is applied afterwards, and fails with its own errors.
 
     Args:
       encoded: Files, strings `[batch]`.
@@ -217,14 +215,11 @@ def _prepare_files(
     """
 
     def attempt(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        alone = tf.data.Dataset.from_tensors(file)
         pixel = tf.zeros([1, 1, 3], tf.uint8)
-        image, decoded = (
-            alone.map(lambda x: (images.decode(x), True))
-            .ignore_errors()
-            .concatenate(alone.map(lambda _: (pixel, False)))
-            .take(1)
-            .get_single_element()
+        image, decoded = data.call_or_else(
+            file,
+            lambda x: (images.decode(x), True),
+            lambda _: (pixel, False),
         )
         moderate = _is_moderate(tf.shape(image)[:2])
         image = tf.cond(
