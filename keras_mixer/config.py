@@ -114,6 +114,11 @@ class ModelConfig:
         "float32",
         "of the computation; weights, optimizer and logits stay float32",
     )
+    remat: Literal["none", "tokens", "block"] = _doc(
+        "none",
+        "what the backward pass computes again: the tokens branch (2 % more "
+        "arithmetic) or the whole block (a third more), for less memory",
+    )
 
     def __post_init__(self) -> None:
         positive = [
@@ -128,6 +133,12 @@ class ModelConfig:
         for field in ("stoch_depth", "dropout"):
             rate = getattr(self, field)
             _require(0 <= rate < 1, f"model.{field}", rate, "in [0, 1)")
+        if self.remat != "none" and self.dropout:
+            raise ConfigError(
+                "model.remat does not go with dropout, which would draw other "
+                "masks in the backward pass. Received: model.dropout="
+                f"{self.dropout}; choose one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +272,10 @@ class OptimConfig:
     b2: float = _doc(0.999, "Adam's decay of the square")
     eps: float = _doc(1e-8, "Adam's epsilon")
     momentum: float = _doc(0.9, "SGD's momentum")
+    mu_dtype: Literal["float32", "bfloat16"] = _doc(
+        "float32",
+        "of Adam's mean or SGD's momentum; Adam's square stays float32",
+    )
     schedule: Literal["linear", "cosine", "constant"] = _doc(
         "linear", "decay after the warm-up"
     )

@@ -213,6 +213,11 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return bool(resolver.task_id == 0)
 
 
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the replicas are those of a TPU, which compiles every step."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
 def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 

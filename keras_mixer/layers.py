@@ -12,8 +12,13 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_mixer import fused
+
 # flax.linen.LayerNorm's default, which the released models were trained with.
 LAYER_NORM_EPSILON = 1e-6
+
+# What the backward pass of a Mixer layer may compute again.
+REMAT = ("none", "tokens", "block")
 
 
 _drawn_by: contextvars.ContextVar[Callable[..., Any] | None] = (
@@ -124,8 +129,11 @@ class MlpBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        x = self.dense_0(inputs)  # [..., mlp_dim]
-        x = ops.gelu(x, approximate=self.gelu_approximate)
+        return self.finish(self.dense_0(inputs), training=training)
+
+    def finish(self, hidden: Any, training: bool = False) -> Any:
+        """Returns what comes of the first Dense layer's `[..., mlp_dim]`."""
+        x = ops.gelu(hidden, approximate=self.gelu_approximate)
         if self.dropout:
             x = self.dropout_layer(x, training=training)
         x = self.dense_1(x)  # [..., features]
@@ -185,6 +193,14 @@ class StochasticDepth(keras.layers.Layer):
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not training or not self.rate:
             return inputs
+        return inputs * self.draw(inputs)
+
+    def draw(self, inputs: Any) -> Any:
+        """Draws what the examples of `inputs` are multiplied with.
+
+        Returns:
+          `[batch, 1, ...]`, of the same dtype.
+        """
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         draw = _drawn_by.get()
         # float32 draws: bfloat16 has too few values in [0, 1) for the rate.
@@ -198,7 +214,7 @@ class StochasticDepth(keras.layers.Layer):
         keep = ops.cast(uniform >= self.rate, inputs.dtype)  # [batch, 1, ...]
         if self.rescale:
             keep = keep / (1.0 - self.rate)
-        return inputs * keep
+        return keep
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -231,11 +247,14 @@ class MixerBlock(keras.layers.Layer):
       stoch_depth: Probability of dropping each of the two branches.
       stoch_depth_rescale: See `StochasticDepth.rescale`.
       gelu_approximate: See `MlpBlock`.
+      remat: What the backward pass computes again instead of keeping it
+        (Chen 2016, arXiv 1604.06174): "none", the "tokens" branch, which is
+        cheap, or the whole "block" but its input.
       **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-      ValueError: A rate is not in [0, 1), a width is not positive, or the
-        number of tokens is unknown.
+      ValueError: A rate is not in [0, 1), a width is not positive, the number
+        of tokens is unknown, or `remat` is asked for with dropout.
     """
 
     def __init__(
@@ -247,9 +266,22 @@ class MixerBlock(keras.layers.Layer):
         stoch_depth: float = 0.0,
         stoch_depth_rescale: bool = False,
         gelu_approximate: bool = True,
+        remat: str = "none",
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        # Sublayers cast for themselves, and fused.py wants float32 weights.
+        super().__init__(autocast=False, **kwargs)
+        if remat not in REMAT:
+            raise ValueError(
+                f"remat must be one of {', '.join(REMAT)}. Received: {remat!r}"
+            )
+        if remat != "none" and dropout:
+            raise ValueError(
+                "remat would draw other dropout masks in the backward pass "
+                f"than in the forward pass. Received: dropout={dropout}, "
+                f"remat={remat!r}; choose one"
+            )
+        self.remat = remat
         self.tokens_mlp_dim = tokens_mlp_dim
         self.channels_mlp_dim = channels_mlp_dim
         self.dropout = _check_rate("dropout", dropout)
@@ -293,13 +325,59 @@ class MixerBlock(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        x = inputs  # [batch, tokens, hidden_dim]
-        y = ops.transpose(self.norm_0(x), (0, 2, 1))  # [batch, hidden, tokens]
-        y = self.token_mixing(y, training=training)
-        y = ops.transpose(y, (0, 2, 1))  # [batch, tokens, hidden_dim]
-        x = x + self.drop(y, training=training)
-        y = self.channel_mixing(self.norm_1(x), training=training)
-        return x + self.drop(y, training=training)
+        x = ops.cast(inputs, self.compute_dtype)  # [batch, tokens, hidden_dim]
+
+        def drop(y: Any) -> Any:
+            return self.drop(y, training=training)
+
+        def mix_tokens(x: Any) -> Any:
+            return self._mix_tokens(x, training)
+
+        def mix(x: Any, drop: Callable[[Any], Any] = drop) -> Any:
+            x = x + drop(mix_tokens(x))
+            return x + drop(self._mix_channels(x, training))
+
+        if not training or self.remat == "none":
+            return mix(x)
+        if self.remat == "tokens":
+            mix_tokens = keras.remat(mix_tokens)
+            return mix(x)
+        # Drawn once, for both passes.
+        keeps = [self.drop.draw(x) for _ in range(2) if self.drop.rate]
+
+        def mix_again(x: Any) -> Any:
+            left = iter(keeps)
+            return mix(x, lambda y: y * next(left) if keeps else y)
+
+        return keras.remat(mix_again)(x)
+
+    def _can_fuse(self) -> bool:
+        """Whether fused.py computes the same as the layers it stands for."""
+        dense = self.token_mixing.dense_0, self.channel_mixing.dense_0
+        return (
+            keras.backend.backend() == "tensorflow"
+            and self.compute_dtype != "float64"
+            and not any(d.lora_enabled or d.quantization_mode for d in dense)
+        )
+
+    def _mix_tokens(self, x: Any, training: bool) -> Any:
+        """Returns the branch over the tokens, `[batch, tokens, hidden_dim]`."""
+        mlp = self.token_mixing
+        if training and self._can_fuse():
+            hidden = fused.norm_tokens(x, self.norm_0, mlp.dense_0)
+            y = mlp.finish(hidden, training=training)
+        else:
+            y = ops.transpose(self.norm_0(x), (0, 2, 1))
+            y = mlp(y, training=training)  # [batch, hidden_dim, tokens]
+        return ops.transpose(y, (0, 2, 1))
+
+    def _mix_channels(self, x: Any, training: bool) -> Any:
+        """Returns the branch over the channels, of the same shape."""
+        mlp = self.channel_mixing
+        if training and self._can_fuse():
+            hidden = fused.norm_channels(x, self.norm_1, mlp.dense_0)
+            return mlp.finish(hidden, training=training)
+        return mlp(self.norm_1(x), training=training)
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -315,4 +393,5 @@ class MixerBlock(keras.layers.Layer):
             "stoch_depth": self.stoch_depth,
             "stoch_depth_rescale": self.stoch_depth_rescale,
             "gelu_approximate": self.gelu_approximate,
+            "remat": self.remat,
         }

@@ -229,6 +229,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     gelu_approximate: bool | None = None,
     head_bias_init: float = 0.0,
     in_channels: int = 3,
+    remat: str = "none",
     dtype: Any = None,
 ) -> keras.Model:
     """Builds an MLP-Mixer as a functional Keras model.
@@ -269,6 +270,8 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       head_bias_init: Initial bias of the head (-6.9 in big_vision's recipe
         with the sigmoid loss: each class starts at a probability of 0.001).
       in_channels: Channels of the images.
+      remat: What the backward pass computes again instead of keeping it:
+        "none", "tokens" or "block"; see `layers.MixerBlock`.
       dtype: Keras dtype policy; the global one by default.
 
     Raises:
@@ -325,6 +328,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
             stoch_depth=stoch_depth * i / max(variant.num_blocks - 1, 1),
             stoch_depth_rescale=stoch_depth_rescale,
             gelu_approximate=gelu_approximate,
+            remat=remat,
             name=f"MixerBlock_{i}",
             dtype=policy,
         )(x)

@@ -114,11 +114,39 @@ class _ClipsOverReplicas:
         return list(zip(grads, variables, strict=True))
 
 
-class _AdamW(_ClipsOverReplicas, keras.optimizers.Adam):
+class _StoresMean:
+    """Mixed into a Keras optimizer: its running mean may be in bfloat16.
+
+    That is Adam's mean of the gradients or SGD's momentum, which optax calls
+    mu. Adam's mean of the squares stays float32: it changes by a thousandth
+    of itself in a step, which bfloat16 would round to nothing.
+    """
+
+    mu_dtype = "float32"
+
+    def add_variable(
+        self, *args: Any, dtype: Any = None, name: Any = None, **kwargs: Any
+    ) -> Any:
+        if name is not None and name.endswith("_momentum"):
+            dtype = self.mu_dtype
+        return super().add_variable(  # type: ignore[misc]
+            *args, dtype=dtype, name=name, **kwargs
+        )
+
+    def assign_add(self, variable: Any, value: Any) -> None:
+        if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
+            # The sum in float32 is rounded, not also what is added.
+            value = tf.cast(variable, tf.float32) + tf.cast(value, tf.float32)
+            self.assign(variable, value)  # type: ignore[attr-defined]
+        else:
+            super().assign_add(variable, value)  # type: ignore[misc]
+
+
+class _AdamW(_ClipsOverReplicas, _StoresMean, keras.optimizers.Adam):
     pass
 
 
-class _SGD(_ClipsOverReplicas, keras.optimizers.SGD):
+class _SGD(_ClipsOverReplicas, _StoresMean, keras.optimizers.SGD):
     pass
 
 
@@ -183,6 +211,7 @@ def make_optimizer(
             name="sgd",
         )
     optimizer.clip_norm = config.clip_norm
+    optimizer.mu_dtype = config.mu_dtype
     if decay:
         optimizer.exclude_from_weight_decay(
             var_list=[v for v in variables if not v.path.endswith("/kernel")]

@@ -106,6 +106,7 @@ def _imagenet(
             image_size=224,
             stoch_depth=0.1,
             precision="bfloat16",
+            remat="tokens",
         ),
         augment=AugmentConfig(
             policy=f"inception_crop|flip|randaugment(2, {magnitude})",

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_mixer import draws, images, layers, objective
+from keras_mixer import distribute, draws, images, layers, objective
 from keras_mixer.config import Config
 
 # (iterator, how many, whether this process wants to stop) -> losses and
@@ -151,17 +151,24 @@ def accumulated(
     return in_parts
 
 
-def make_train_steps(
-    model: keras.Model,
-    optimizer: Any,
-    config: Config,
-    strategy: tf.distribute.Strategy,
-) -> TrainSteps:
-    """Returns the traced function that runs several updates on the devices."""
-    run = config.train
+def make_replica_step(
+    model: keras.Model, optimizer: Any, config: Config, *, xla: bool
+) -> Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]:
+    """Returns one update as a replica runs it.
+
+    The function takes the replica's part of a batch, as `data.train_batches`
+    makes it, and returns the part's share of the loss and the norm of the
+    summed gradients.
+
+    Args:
+      model: The model.
+      optimizer: What `optim.make_optimizer` returns.
+      config: The resolved config.
+      xla: Whether forward and backward pass are compiled on their own.
+    """
     gradient_fn = accumulated(
-        maybe_compile(make_loss_and_gradients(model, config), run.xla),
-        run.accumulate,
+        maybe_compile(make_loss_and_gradients(model, config), xla),
+        config.train.accumulate,
         model.trainable_variables,
     )
 
@@ -171,10 +178,23 @@ def make_train_steps(
         optimizer.apply(gradients, model.trainable_variables)
         return loss, optimizer.gradient_norm
 
+    return replica_step
+
+
+def make_train_steps(
+    model: keras.Model,
+    optimizer: Any,
+    config: Config,
+    strategy: tf.distribute.Strategy,
+) -> TrainSteps:
+    """Returns the traced function that runs several updates on the devices."""
+    # A TPU compiles the whole update, whatever train.xla says.
+    xla = config.train.xla and not distribute.is_tpu(strategy)
+    replica_step = make_replica_step(model, optimizer, config, xla=xla)
     # XLA refuses the collective of several CPUs or GPUs: only where there is
     # none the update is compiled too.
     alone = strategy.num_replicas_in_sync == 1
-    step_fn = maybe_compile(replica_step, run.xla and alone)
+    step_fn = maybe_compile(replica_step, xla and alone)
 
     @tf.function
     def train_steps(

@@ -125,6 +125,7 @@ def build_model(
         stoch_depth_rescale=options.stoch_depth_rescale,
         gelu_approximate=options.gelu == "tanh",
         head_bias_init=config.train.head_bias_init,
+        remat=options.remat,
         dtype={"float32": "float32", "bfloat16": "mixed_bfloat16"}[
             options.precision
         ],

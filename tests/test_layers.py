@@ -97,6 +97,7 @@ def test_both_branches_of_a_block_are_dropped_on_their_own():
             stoch_depth_rescale=True,
             gelu_approximate=False,
         ),
+        MixerBlock(4, 5, remat="tokens"),
     ],
     ids=lambda layer: type(layer).__name__,
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import keras
@@ -116,6 +117,32 @@ def test_adamw_by_hand(limit):
             )
         for v, w in zip(variables, want, strict=True):
             np.testing.assert_allclose(v, w, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_mean_in_bfloat16(name):
+    """Its own rounding each step and nothing else: the error stays at 2^-9."""
+    config = OptimConfig(name=name, lr=0.1, schedule="constant", clip_norm=None)
+    means = {}
+    for dtype in ("float32", "bfloat16"):
+        variables = make_variables()
+        optimizer = make_optimizer(
+            dataclasses.replace(config, mu_dtype=dtype), 200, variables
+        )
+        apply = tf.function(lambda g: optimizer.apply(g, variables))  # noqa: B023
+        for step in range(200):
+            apply([tf.constant(g) for g in gradients(step, variables)])
+        dtypes = {v.dtype for v in optimizer.variables if "velocity" in v.name}
+        assert dtypes <= {"float32"}
+        mean = [v for v in optimizer.variables if v.name.endswith("_momentum")]
+        assert len(mean) == len(variables)
+        assert {v.dtype for v in mean} == {dtype}
+        means[dtype] = np.concatenate(
+            [np.asarray(tf.cast(v, tf.float32)).ravel() for v in mean]
+        )
+    error = np.abs(means["bfloat16"] - means["float32"])
+    scale = np.abs(means["float32"]).max()
+    assert 0 < error.max() / scale < 10 * 2**-9
 
 
 def test_sgd_by_hand():

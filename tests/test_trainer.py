@@ -224,7 +224,7 @@ def test_resumed_equals_uninterrupted(
     tmp_path, strategy_of, monkeypatch, killed_at, xla, capsys
 ):
     """With everything random on: order, crops, stochastic depth, dropout."""
-    config = small(*RANDOM, f"train.xla={xla}")
+    config = small(*RANDOM, f"train.xla={xla}", "optim.mu_dtype=bfloat16")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer.fit(config, workdir=whole, strategy=strategy_of(1))
 
@@ -309,9 +309,11 @@ def test_every_model_field_reaches_the_model():
     assert head.activation is not keras.activations.softmax
     # A variant's own dimensions where none is set.
     config = config_lib.override(
-        Config(), ["model.variant=B/16", "model.image_size=32"]
+        Config(),
+        ["model.variant=B/16", "model.image_size=32", "model.remat=tokens"],
     )
     model = workdir_lib.build_model(config, 7)
+    assert model.get_layer("MixerBlock_2").remat == "tokens"
     assert model.get_layer("stem").kernel.shape == (16, 16, 3, 768)
 
 

@@ -12,6 +12,7 @@ from keras_mixer.data.batches import (
     eval_batches,
     num_batches,
     parse_train_policy,
+    train_batch_spec,
     train_batches,
 )
 from keras_mixer.data.broken import BrokenImages, call_or_else
@@ -49,5 +50,6 @@ __all__ = [
     "parse_fewshot",
     "parse_train_policy",
     "resolve",
+    "train_batch_spec",
     "train_batches",
 ]

@@ -322,6 +322,36 @@ def train_batches(
     return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
 
 
+def train_batch_spec(
+    policy: str,
+    *,
+    size: int,
+    image_size: int,
+    num_classes: int,
+    mixup: MixupConfig | None = None,
+) -> dict[str, tf.TensorSpec]:
+    """Returns what `train_batches` makes for a replica, without any data.
+
+    Args:
+      policy: Augmentation, see `parse_train_policy`.
+      size: Examples of the replica's part of a batch.
+      image_size: Side of the images, in pixels.
+      num_classes: Of the data set.
+      mixup: Whether there are partners.
+    """
+    rows = size + (mixup is not None and mixup.p > 0)
+    spec = {
+        "image": tf.TensorSpec([rows, image_size, image_size, 3], tf.uint8),
+        "label": tf.TensorSpec([rows], tf.int32),
+        "index": tf.TensorSpec([size], tf.int32),
+    }
+    if images.split_policy(policy)[1]:
+        spec["label"] = tf.TensorSpec([rows, num_classes], tf.float32)
+    elif rows > size:
+        spec["share"] = tf.TensorSpec([size], tf.float32)
+    return spec
+
+
 def eval_batches(
     split: Split,
     *,

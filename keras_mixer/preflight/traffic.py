@@ -1,0 +1,271 @@
+"""Counts what a compiled program moves to and from a chip's main memory.
+
+XLA's own "bytes accessed" includes the memory on the chip (128 MiB of VMEM on
+a v5e), which is an order of magnitude faster. Here the scheduled program is
+read instruction by instruction: buffers whose layout names another memory
+space, such as `S(1)`, stay on the chip; all others are in HBM, and an
+instruction reads its operands and writes its results there.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+# Bits of an element.
+_BITS = {
+    "pred": 8,
+    "token": 0,
+    "opaque": 0,
+    "bf16": 16,
+    **{f"{kind}{n}": n for kind in "us" for n in (2, 4, 8, 16, 32, 64)},
+    **{f"f{n}": n for n in (16, 32, 64)},
+    "c64": 64,
+    "c128": 128,
+}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_BODY = re.compile(r"(?:body|to_apply)=%?([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+# They name or regroup buffers and move nothing.
+_FREE = frozenset(
+    {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "opt-barrier",
+        "partition-id",
+        "replica-id",
+        # Their bodies move, not they.
+        "while",
+        "call",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """An array of the program, as it lies in memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    space: int  # 0: HBM
+
+    @property
+    def size(self) -> int:
+        """Bytes, without the padding of the layout."""
+        if self.dtype not in _BITS:
+            raise ValueError(
+                f"Unknown element type {self.dtype!r} in the compiled "
+                "program; keras_mixer/preflight/traffic.py lists those it "
+                "knows."
+            )
+        return -(-_BITS[self.dtype] * math.prod(self.shape) // 8)
+
+    @property
+    def hbm(self) -> int:
+        """Bytes in HBM: none if it is on the chip."""
+        return 0 if self.space else self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a computation."""
+
+    name: str
+    opcode: str
+    results: tuple[Buffer, ...]
+    operands: tuple[str, ...]
+    attributes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What one instruction moves to and from HBM, in bytes, per step."""
+
+    instruction: Instruction
+    read: int
+    written: int
+    times: int
+
+
+def _buffers(text: str) -> tuple[Buffer, ...]:
+    """Reads a shape, or the parts of a tuple."""
+    found = []
+    for dtype, dims, layout in _SHAPE.findall(text):
+        space = _SPACE.search(layout)
+        found.append(
+            Buffer(
+                dtype,
+                tuple(int(d) for d in dims.split(",") if d),
+                int(space[1]) if space else 0,
+            )
+        )
+    return tuple(found)
+
+
+def _end_of(text: str, start: int) -> int:
+    """Returns the place behind the bracket that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] in "({[") - (text[place] in ")}]")
+        if not depth:
+            return place + 1
+    raise ValueError(f"Unbalanced brackets in {text[:200]!r}")
+
+
+def _parse_instruction(name: str, text: str) -> Instruction:
+    # A shape has no spaces, unless it is a tuple.
+    end = _end_of(text, 0) if text[0] == "(" else text.index(" ")
+    opcode, rest = text[end:].lstrip().split("(", 1)
+    closing = _end_of("(" + rest, 0) - 1
+    return Instruction(
+        name,
+        opcode,
+        _buffers(text[:end]),
+        tuple(_OPERAND.findall(rest[:closing])),
+        rest[closing:],
+    )
+
+
+def parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
+    """Reads an HLO module.
+
+    Args:
+      text: The module as XLA prints it, with layouts.
+
+    Returns:
+      The name of the entry computation, and the instructions of each
+      computation by name, in their order.
+
+    Raises:
+      ValueError: There is no entry computation.
+    """
+    computations: dict[str, list[Instruction]] = {}
+    entry = None
+    current: list[Instruction] | None = None
+    for line in text.splitlines():
+        if current is None:
+            header = _COMPUTATION.match(line)
+            if header:
+                current = computations.setdefault(header[2], [])
+                entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            current = None
+        else:
+            found = _INSTRUCTION.match(line)
+            if found:
+                current.append(_parse_instruction(found[1], found[2]))
+    if entry is None:
+        raise ValueError("The compiled program has no entry computation.")
+    return entry, computations
+
+
+def _move(
+    instruction: Instruction, shapes: dict[str, tuple[Buffer, ...]]
+) -> tuple[int, int]:
+    """Returns the bytes that an instruction reads from and writes to HBM."""
+    operands = [b for name in instruction.operands for b in shapes[name]]
+    results = instruction.results
+    kind = instruction.opcode
+    if kind in _FREE or kind.endswith("-done"):
+        return 0, 0
+    if kind in ("copy-start", "slice-start"):
+        # (destination, source, a flag) of a copy and ((sources), destination,
+        # ...) of a slice: as much is read as written, whichever side is HBM.
+        if kind == "copy-start":
+            destination, source = results[0], results[1]
+        else:
+            source, destination = results[0], results[len(operands)]
+        size = destination.size
+        return (0 if source.space else size), destination.hbm
+    if kind in ("dynamic-slice", "slice"):
+        size = sum(b.size for b in results)
+        return (0 if operands[0].space else size), sum(b.hbm for b in results)
+    if kind == "dynamic-update-slice":
+        return operands[1].hbm, 0 if operands[0].space else operands[1].size
+    return sum(b.hbm for b in operands), sum(b.hbm for b in results)
+
+
+def _walk(
+    name: str, computations: dict[str, list[Instruction]], times: int
+) -> Iterator[tuple[Instruction, int]]:
+    """Yields a computation's instructions, and how often each runs."""
+    for instruction in computations[name]:
+        yield instruction, times
+        if instruction.opcode not in ("while", "call"):
+            continue
+        trips = 1
+        if instruction.opcode == "while":
+            known = _TRIP_COUNT.search(instruction.attributes)
+            if not known:
+                raise ValueError(
+                    "The compiled program has a loop whose length the "
+                    f"compiler does not know ({instruction.name}), so that "
+                    "its memory traffic cannot be counted."
+                )
+            trips = int(known[1])
+        for body in _BODY.findall(instruction.attributes):
+            yield from _walk(body, computations, times * trips)
+
+
+def moved(text: str) -> list[Moved]:
+    """Returns what each instruction of a scheduled HLO module moves.
+
+    Args:
+      text: The module as XLA prints it after scheduling.
+
+    Raises:
+      ValueError: The module cannot be read.
+    """
+    entry, computations = parse(text)
+    shapes = {i.name: i.results for body in computations.values() for i in body}
+    found = []
+    for instruction, times in _walk(entry, computations, 1):
+        read, written = _move(instruction, shapes)
+        if read or written:
+            found.append(Moved(instruction, read, written, times))
+    return found
+
+
+def hbm_bytes(text: str) -> int:
+    """Returns the bytes that a scheduled HLO module moves, both ways."""
+    return sum((m.read + m.written) * m.times for m in moved(text))
+
+
+def estimated_cycles(text: str) -> int:
+    """Returns the compiler's own estimate of the instructions' time.
+
+    Instructions that it does not estimate, such as copies beside others, count
+    nothing.
+    """
+    entry, computations = parse(text)
+    return sum(
+        int(found[1]) * times
+        for instruction, times in _walk(entry, computations, 1)
+        for found in [_CYCLES.search(instruction.attributes)]
+        if found
+    )
+
+
+def by_source(text: str) -> dict[str, int]:
+    """Returns the bytes by the part of the model that they are moved for.
+
+    The parts are the names that TensorFlow gave the instructions, without the
+    numbers of blocks, largest first.
+    """
+    totals: collections.Counter[str] = collections.Counter()
+    for m in moved(text):
+        name = re.search(r'op_name="([^"]*)"', m.instruction.attributes)
+        part = re.sub(r"_\d+", "", name[1]) if name else "(no name)"
+        totals[part] += (m.read + m.written) * m.times
+    return dict(totals.most_common())
