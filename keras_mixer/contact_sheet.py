@@ -11,6 +11,7 @@ from keras_mixer.config import Config
 
 _CELL = 1.5  # inches
 _COLUMNS = 8
+_SHORT = 12  # characters of a caption that fit in a large font
 
 
 def draw(
@@ -135,10 +136,12 @@ def _draw(shown: np.ndarray, captions: list[str], title: str) -> Any:
     figure = pictures.new_figure(
         figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5)
     )
-    figure.suptitle(title, fontsize=8)
+    longest = max(len(line) for text in captions for line in text.split("\n"))
+    size = 10 if longest <= _SHORT else 7
+    figure.suptitle(title, fontsize=max(size, 8))
     for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.set_axis_off()
         axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
-        axes.set_title(caption, fontsize=7, pad=2)
+        axes.set_title(caption, fontsize=size, pad=3)
     return figure
