@@ -43,6 +43,13 @@ def set_values(notebook: nbformat.NotebookNode, values: list[str]) -> None:
     notebook.cells.insert(at + 1, cell)
 
 
+def clear(notebook: nbformat.NotebookNode) -> None:
+    """Drops the outputs of an earlier run."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+
+
 def execute(notebook: nbformat.NotebookNode) -> None:
     """Runs all cells; the outputs are kept up to the first error.
 
@@ -87,6 +94,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="values")
     options = parser.parse_args()
     notebook = nbformat.read(options.notebook, as_version=4)
+    clear(notebook)
     set_values(notebook, options.values)
     # A clone that is not installed is found as well.
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
