@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_mixer import data, images, objective
-from keras_mixer.data import __main__ as sheet
+from keras_mixer import contact_sheet as sheet, data, images, objective
 from tests.conftest import ROOT
 from tests.test_trainer import small
 
@@ -24,7 +23,7 @@ def opened(*overrides):
 def test_pictures_are_those_of_the_run(mixup):
     """The oracle: the whole batch of that step, mixed by hand."""
     config, splits = opened(f"mixup.p={mixup}", "mixup.per_example=true")
-    pictures, captions = sheet._first_images(config, splits, count=9, step=3)
+    pictures, captions = sheet.first_images(config, splits, count=9, step=3)
     assert len(pictures) == len(captions) == 8  # a divisor of 24
     whole = data.train_batches(
         splits.train,
@@ -59,7 +58,7 @@ def test_labels_of_layers_that_mix(photos_dir):
         "model.image_size=16",
         "augment.policy=resize|keras_cv.MixUp(alpha=1.0)",
     )
-    _, captions = sheet._first_images(config, splits, count=24, step=0)
+    _, captions = sheet.first_images(config, splits, count=24, step=0)
     assert len(captions) == 24
     mixed = [c.split("\n") for c in captions if "\n" in c]
     assert mixed
@@ -71,7 +70,7 @@ def test_labels_of_layers_that_mix(photos_dir):
 
 def test_what_evaluation_sees():
     config, splits = opened()
-    pictures, captions = sheet._first_evaluated(config, splits, count=5)
+    pictures, captions = sheet.first_evaluated(config, splits, count=5)
     first = list(splits.evaluation.records().take(5).as_numpy_iterator())
     assert captions == [str(r["label"]) for r in first]
     want = images.to_value_range(np.stack([r["image"] for r in first]))
@@ -92,8 +91,8 @@ def test_broken_images_are_captioned(tmp_path):
         "train.batch_size=2",
     )
     for captions in (
-        sheet._first_images(config, splits, count=2, step=0)[1],
-        sheet._first_evaluated(config, splits, count=2)[1],
+        sheet.first_images(config, splits, count=2, step=0)[1],
+        sheet.first_evaluated(config, splits, count=2)[1],
     ):
         assert sorted(captions) == ["a", "broken"]
 

@@ -1,6 +1,7 @@
 """What cannot be exported, or is not the model, is no version."""
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -114,6 +115,21 @@ def test_another_answer_is_no_version(
         export.export(model, tmp_path, eval_policy=POLICY, class_names=NAMES)
     assert list(tmp_path.iterdir()) == []
     assert drafts[0].parent == tmp_path
+
+
+def test_the_fresh_process_leaves_accelerators_alone(tmp_path, monkeypatch):
+    seen = {}
+
+    def run(command, **options):
+        seen.update(options["env"])
+        return subprocess.CompletedProcess(command, 1, "", "stopped here")
+
+    monkeypatch.setattr(fresh.subprocess, "run", run)
+    with pytest.raises(export.ExportError, match="stopped here"):
+        fresh.run("answer", tmp_path, tmp_path)
+    assert seen["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert seen["TPU_LOAD_LIBRARY"] == "0"
+    assert seen["PATH"], "the rest of the environment is kept"
 
 
 @pytest.mark.parametrize("signature", ["serving_default", "serve_float"])

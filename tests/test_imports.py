@@ -35,6 +35,7 @@ TIERS = {
     "data": 1,
     "step": 1,
     "workdir": 1,
+    "contact_sheet": 2,
     "trainer": 2,
     "evaluate": 2,
     "export": 2,

@@ -17,6 +17,9 @@ from keras_mixer.export import fresh_process
 from keras_mixer.export.classifier import Classifier, ExportError
 
 _BATCH = 3
+# The memory of a GPU and the TPU belong to this process. TensorFlow takes a TPU
+# when it is imported, if it can; this variable says not to try.
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "-1", "TPU_LOAD_LIBRARY": "0"}
 # Largest difference allowed, relative to the largest value, or 1.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}
 
@@ -70,8 +73,7 @@ def run(
         [sys.executable, "-P", script, kind, version, request, target],
         capture_output=True,
         text=True,
-        # The memory of a GPU belongs to this process.
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        env={**os.environ, **ON_CPU},
     )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or ["it said nothing"]

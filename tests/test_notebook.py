@@ -1,0 +1,113 @@
+"""The notebook runs from top to bottom, and is saved as it ran."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+SAVED = NOTEBOOKS / "colab_tpu.ipynb"
+PICTURES = 3  # contact sheet, curves, predictions
+LAST = "The reloaded model answers as the trained one does."
+
+
+def code_cells(path):
+    cells = json.loads(path.read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def outputs_of(path):
+    return [output for cell in code_cells(path) for output in cell["outputs"]]
+
+
+def text_of(path):
+    """Returns all that a notebook printed, without its pictures."""
+    parts = []
+    for output in outputs_of(path):
+        found = output.get("data", {"text": output.get("text", "")})
+        parts += [
+            "".join(value)
+            for kind, value in found.items()
+            if not kind.startswith("image/")
+        ]
+    return "\n".join(parts)
+
+
+def assert_whole(path):
+    """Every cell ran, in order and without an error, and drew what it says."""
+    cells = code_cells(path)
+    numbers = [cell["execution_count"] for cell in cells]
+    assert numbers == list(range(1, len(cells) + 1))
+    outputs = outputs_of(path)
+    assert [o for o in outputs if o["output_type"] == "error"] == []
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == PICTURES
+    for picture in pictures:
+        assert len(picture["data"]["image/png"]) > 5000, "it is blank"
+    assert LAST in text_of(path)
+
+
+def run(output, *values, fails=False):
+    settings = [f"--set={value}" for value in values]
+    command = [NOTEBOOKS / "run.py", f"--output={output}", *settings]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True
+    )
+    assert (done.returncode != 0) == fails, done.stderr[-5000:]
+    return done.stderr
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    before = SAVED.read_bytes()
+    output, workdir = tmp_path / "ran.ipynb", tmp_path / "run"
+    run(output, "EPOCHS=10", f"WORKDIR={str(workdir)!r}")
+    assert_whole(output)
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["count"] == 360
+    assert result["accuracy"] > 0.8  # 0.90 measured
+    text = text_of(output)
+    right = round(result["accuracy"] * 360)
+    assert f"{right} of 360 right" in text
+    assert f"Accuracy before: {result['accuracy']:.4f}" in text
+    assert f"Accuracy after: {result['accuracy']:.4f}" in text
+    assert "| trained Mixer " in text
+    assert (workdir / "served" / "1" / "saved_model.pb").exists()
+    assert SAVED.read_bytes() == before
+    assert [p.name for p in NOTEBOOKS.iterdir() if p.name == "runs"] == []
+
+
+def test_an_error_ends_it_and_is_saved(tmp_path):
+    output = tmp_path / "ran.ipynb"
+    stderr = run(output, "raise OSError('the disk is full')", fails=True)
+    assert "the disk is full" in stderr
+    (error,) = (o for o in outputs_of(output) if o["output_type"] == "error")
+    assert error["ename"] == "OSError"
+    assert [c["execution_count"] for c in code_cells(output)][2:] == [None] * (
+        len(code_cells(output)) - 2
+    )
+
+
+def test_what_is_saved_is_what_ran():
+    assert_whole(SAVED)
+    assert SAVED.stat().st_size < 1_500_000
+    (accuracy,) = (
+        float(line.split(": ")[1].split(",")[0])
+        for line in text_of(SAVED).splitlines()
+        if line.startswith("Accuracy on 360 test images")
+    )
+    assert accuracy > 0.96
+    for folder in {"/tmp/", "/home/", "/work/", str(pathlib.Path.home())}:
+        assert folder not in text_of(SAVED), "the path of a machine"
+    for cell in code_cells(SAVED):
+        assert "execution" not in cell["metadata"], "times change every run"
+
+
+@pytest.mark.parametrize("name", ["requirements-tpu.txt"])
+def test_files_that_the_notebook_installs_are_there(name):
+    assert name in SAVED.read_text()
+    if not (ROOT / name).exists():
+        pytest.skip(f"{name} is not in this tree yet")
