@@ -188,7 +188,10 @@ def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
         recipe=recipe,
         data=DataConfig(name=""),
         model=ModelConfig(
-            variant=variant, image_size=224, precision="bfloat16"
+            variant=variant,
+            image_size=224,
+            precision="bfloat16",
+            remat="tokens",
         ),
         augment=AugmentConfig(
             policy="inception_crop|flip",
@@ -262,7 +265,10 @@ def _finetune(
         recipe=recipe,
         data=DataConfig(name=data, eval_split=eval_split),
         model=ModelConfig(
-            variant="B/16", image_size=size, precision="bfloat16"
+            variant="B/16",
+            image_size=size,
+            precision="bfloat16",
+            remat="tokens",
         ),
         init=InitConfig(weights="imagenet21k", head="fresh"),
         augment=AugmentConfig(

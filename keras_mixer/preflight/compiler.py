@@ -111,7 +111,7 @@ def _import_jax() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _get_device(topology: Topology) -> Any:
+def get_device(topology: Topology) -> Any:
     """Returns one device of a topology, to compile for."""
     _import_jax()
     from jax.experimental import topologies
@@ -188,7 +188,7 @@ def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
       PreflightError: The compiler is not here, or refuses the program for
         another reason than its size.
     """
-    device = _get_device(topology)
+    device = get_device(topology)
     from jaxlib import _jax, xla_client
 
     module, context = _to_module(text)
@@ -212,10 +212,19 @@ def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
         raise PreflightError(
             f"The TPU compiler refuses this step: {str(error)[:1000]}"
         ) from error
+    return read(executable)
+
+
+def read(executable: Any) -> Program:
+    """Reads the figures of what the compiler returned, or jax's `compile`."""
     costs = executable.cost_analysis()
-    memory = executable.get_compiled_memory_stats()
+    if hasattr(executable, "memory_analysis"):  # of jax itself
+        memory, text = executable.memory_analysis(), executable.as_text()
+    else:
+        memory = executable.get_compiled_memory_stats()
+        text = executable.hlo_modules()[0].to_string()
     return Program(
-        text=executable.hlo_modules()[0].to_string(),
+        text=text,
         flops=costs["flops"],
         bytes_accessed=costs["bytes accessed"],
         argument_bytes=memory.argument_size_in_bytes,

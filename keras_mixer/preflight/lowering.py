@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_mixer import (
     config as config_lib,
     data,
+    models,
     optim,
     step as step_lib,
     workdir as workdir_lib,
@@ -60,7 +61,10 @@ def resolve(
     Raises:
       ConfigError: The data set is none that is known here, and something has
         to be said about it.
+      ValueError: There is no such variant.
     """
+    if config.model.variant != "custom":
+        models.get_variant(config.model.variant)
     name = config.data.name.partition(":")[0]
     if not name:
         name = "jft" if config.recipe.startswith("jft") else "imagenet21k"

@@ -1,0 +1,224 @@
+"""What a training step moves, keeps and computes on a TPU v5e chip.
+
+One AdamW step with clipping, 128 images of 224 px per chip, compiled by the
+TPU compiler (no TPU is needed): a plain Keras Mixer, one in Flax with optax,
+and this project's, side by side.
+
+    pip install -e '.[preflight]' flax optax
+    python benchmarks/tpu_step.py [--models=S/16,B/16] [--only=ours]
+
+The two others are written after the paper's equations, without mixup and
+stochastic depth; this project's step has both.
+"""
+
+import argparse
+import dataclasses
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import tensorflow as tf
+
+from keras_mixer import config as config_lib, models, preflight, recipes
+from keras_mixer.preflight import chips, compiler, traffic
+
+BATCH, SIDE, CLASSES = 128, 224, 1000
+TOPOLOGY = chips.parse_topology("v5e:2x4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    model: str
+    step: str
+    flops: float
+    traffic: float
+    temp: float
+    estimate: float
+
+    def __str__(self) -> str:
+        chip = TOPOLOGY.chip
+        bound = BATCH / max(
+            self.flops / chip.flops, self.traffic / chip.hbm_bandwidth
+        )
+        return (
+            f"| {self.model} | {self.step} | {self.flops / 1e12:.2f} | "
+            f"{self.traffic / 1e9:.1f} | {self.temp / 1e9:.2f} | "
+            f"{bound:,.0f} | {self.estimate * 1e3:.1f} |"
+        )
+
+
+def row_of(model: str, step: str, program: compiler.Program) -> Row:
+    return Row(
+        model,
+        step,
+        program.flops,
+        traffic.hbm_bytes(program.text),
+        program.temp_bytes,
+        traffic.estimated_cycles(program.text) / TOPOLOGY.chip.clock,
+    )
+
+
+def plain_keras(model: str) -> Row:
+    """Keras' own layers, optimizer and clipping, mixed_bfloat16."""
+    dims = models.get_variant(model)
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+
+    def mlp(x, width):
+        out = x.shape[-1]
+        x = keras.layers.Dense(width)(x)
+        x = keras.layers.Activation(
+            lambda y: keras.ops.gelu(y, approximate=True)
+        )(x)
+        return keras.layers.Dense(out)(x)
+
+    image = keras.Input((SIDE, SIDE, 3))
+    x = keras.layers.Conv2D(
+        dims.hidden_dim, dims.patch_size, strides=dims.patch_size
+    )(image)
+    x = keras.layers.Reshape((-1, dims.hidden_dim))(x)
+    for _ in range(dims.num_blocks):
+        y = keras.layers.LayerNormalization(epsilon=1e-6)(x)
+        y = keras.layers.Permute((2, 1))(y)
+        y = mlp(y, dims.tokens_mlp_dim)
+        x = x + keras.layers.Permute((2, 1))(y)
+        y = keras.layers.LayerNormalization(epsilon=1e-6)(x)
+        x = x + mlp(y, dims.channels_mlp_dim)
+    x = keras.layers.LayerNormalization(epsilon=1e-6)(x)
+    x = keras.layers.GlobalAveragePooling1D()(x)
+    built = keras.Model(image, keras.layers.Dense(CLASSES, dtype="float32")(x))
+    keras.mixed_precision.set_global_policy("float32")
+    optimizer = keras.optimizers.AdamW(1e-3, 0.1, global_clipnorm=1.0)
+    optimizer.build(built.trainable_variables)
+
+    @tf.function(jit_compile=True)
+    def step(images, labels):
+        images = tf.cast(images, tf.float32) / 127.5 - 1
+        with tf.GradientTape() as tape:
+            losses = tf.nn.sigmoid_cross_entropy_with_logits(
+                tf.one_hot(labels, CLASSES), built(images, training=True)
+            )
+            loss = tf.reduce_mean(tf.reduce_sum(losses, -1))
+        variables = built.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    text = step.experimental_get_compiler_ir(
+        tf.TensorSpec([BATCH, SIDE, SIDE, 3], tf.uint8),
+        tf.TensorSpec([BATCH], tf.int32),
+    )(stage="hlo")
+    program = compiler.compile_hlo(text, TOPOLOGY)
+    assert isinstance(program, compiler.Program)
+    return row_of(model, "plain Keras", program)
+
+
+def flax(model: str) -> Row:
+    """Flax and optax; bfloat16 products, float32 weights."""
+    compiler.require()
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    dims = models.get_variant(model)
+
+    class Mlp(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            out = x.shape[-1]
+            x = nn.gelu(nn.Dense(self.width, dtype=jnp.bfloat16)(x))
+            return nn.Dense(out, dtype=jnp.bfloat16)(x)
+
+    class Mixer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            patch = (dims.patch_size, dims.patch_size)
+            x = nn.Conv(
+                dims.hidden_dim, patch, strides=patch, dtype=jnp.bfloat16
+            )(x)
+            x = x.reshape(len(x), -1, dims.hidden_dim)
+            for _ in range(dims.num_blocks):
+                y = nn.LayerNorm(dtype=jnp.bfloat16)(x).swapaxes(1, 2)
+                x = x + Mlp(dims.tokens_mlp_dim)(y).swapaxes(1, 2)
+                y = nn.LayerNorm(dtype=jnp.bfloat16)(x)
+                x = x + Mlp(dims.channels_mlp_dim)(y)
+            x = nn.LayerNorm(dtype=jnp.bfloat16)(x)
+            return nn.Dense(CLASSES)(x.mean(axis=1).astype(jnp.float32))
+
+    net = Mixer()
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.1)
+    )
+
+    def step(params, state, images, labels):
+        images = images.astype(jnp.float32) / 127.5 - 1
+
+        def loss_of(params):
+            logits = net.apply(params, images)
+            losses = optax.sigmoid_binary_cross_entropy(
+                logits, jax.nn.one_hot(labels, CLASSES)
+            )
+            return losses.sum(-1).mean()
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    images = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    floats = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), floats)
+    state = jax.eval_shape(optimizer.init, params)
+    there = jax.sharding.SingleDeviceSharding(compiler.get_device(TOPOLOGY))
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there),
+        (params, state, images, labels),
+    )
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments)
+    return row_of(model, "Flax, optax", compiler.read(lowered.compile()))
+
+
+def ours(model: str, *overrides: str) -> Row:
+    config = config_lib.override(
+        recipes.get_recipe("imagenet_b"),
+        [
+            f"model.variant={model}",
+            f"train.batch_size={BATCH * TOPOLOGY.devices}",
+            *overrides,
+        ],
+    )
+    run = preflight.resolve(config, classes=None, examples=None)
+    found = preflight.measure(run, TOPOLOGY)
+    assert found.fits
+    return Row(
+        model,
+        " ".join(["keras_mixer", *overrides]),
+        found.flops,
+        found.hbm_traffic_bytes,
+        found.temp_bytes,
+        found.estimated_seconds,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="S/16,B/16")
+    parser.add_argument("--only", choices=["ours", "others"])
+    args = parser.parse_args()
+    print(
+        "| model | step | TFLOP | HBM traffic, GB | temporary, GB | bound, "
+        "images/s | compiler's estimate, ms |\n|---|---|---|---|---|---|---|"
+    )
+    for model in args.models.split(","):
+        if args.only != "ours":
+            print(plain_keras(model), flush=True)
+            print(flax(model), flush=True)
+        if args.only != "others":
+            for remat in ("none", "tokens", "block"):
+                print(ours(model, f"model.remat={remat}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

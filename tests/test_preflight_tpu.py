@@ -1,0 +1,167 @@
+"""Training steps through the TPU compiler; skipped where it is not installed.
+
+pip install -e '.[preflight]'
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from keras_mixer import config as config_lib, preflight, recipes
+from keras_mixer.preflight import chips, compiler, report
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None
+    or importlib.util.find_spec("jax") is None,
+    reason="needs the TPU compiler: pip install -e '.[preflight]'",
+)
+
+# Small, and with shapes that a TPU's tiles do not divide.
+SMALL = (
+    "model.num_blocks=2",
+    "model.hidden_dim=80",
+    "model.tokens_mlp_dim=24",
+    "model.channels_mlp_dim=200",
+)
+
+
+def measure(config, topology="v5e:2x4"):
+    run = preflight.resolve(config, classes=None, examples=None)
+    return report.measure(run, chips.parse_topology(topology))
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipes_step_compiles(name):
+    """Static shapes, nothing of the host, nothing that the TPU refuses."""
+    recipe = recipes.get_recipe(name)
+    patch = recipe.model.patch_size or int(recipe.model.variant.split("/")[1])
+    config = config_lib.override(
+        recipe,
+        [*SMALL, f"model.image_size={2 * patch}", "train.batch_size=64"],
+    )
+    figures = measure(config)
+    assert figures.fits
+    assert figures.batch_per_chip == 8
+    assert 0 < figures.temp_bytes < figures.hbm_used_bytes
+    assert 0 < figures.hbm_traffic_bytes <= figures.bytes_accessed
+    assert figures.estimated_seconds > figures.arithmetic_seconds
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.accumulate=4"],
+        ["model.remat=none"],
+        ["model.remat=block"],
+        ["optim.mu_dtype=bfloat16"],
+        ["model.dropout=0.1", "model.remat=none"],
+        ["model.precision=float32", "optim.name=sgd"],
+        ["mixup.p=0", "augment.policy=keras_cv.CutMix(alpha=1.0)"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_options_compile(overrides):
+    config = config_lib.override(
+        recipes.get_recipe("imagenet_b"),
+        [*SMALL, "model.image_size=32", "train.batch_size=64", *overrides],
+    )
+    assert measure(config).fits
+
+
+@pytest.mark.parametrize(
+    "topology", ["v3:2x2", "v4:2x2x1", "v5p:2x2x1", "v6e:1x1"]
+)
+def test_other_chips_compile(topology):
+    config = config_lib.override(
+        recipes.get_recipe("imagenet_b"),
+        [*SMALL, "model.image_size=32", "train.batch_size=64"],
+    )
+    figures = measure(config, topology)
+    assert figures.fits and figures.topology == topology
+
+
+def test_a_loops_traffic_is_counted_as_often_as_it_runs():
+    """Four parts of a batch move about what the whole moves."""
+    found = {}
+    for parts in (1, 4):
+        config = config_lib.override(
+            recipes.get_recipe("imagenet_b"),
+            [
+                "model.num_blocks=2",
+                "model.image_size=64",
+                "train.batch_size=1024",
+                f"train.accumulate={parts}",
+            ],
+        )
+        found[parts] = measure(config)
+    assert found[4].temp_bytes < found[1].temp_bytes
+    assert 0.5 < found[4].hbm_traffic_bytes / found[1].hbm_traffic_bytes < 4.0
+
+
+def test_the_state_is_as_large_as_it_must_be():
+    """Float32 weights and two moments of them, and one in half the size."""
+    config = config_lib.override(
+        recipes.get_recipe("imagenet_b"),
+        [*SMALL, "model.image_size=32", "train.batch_size=64"],
+    )
+    full = measure(config)
+    assert full.weights_bytes == 4 * full.parameters
+    assert full.optimizer_bytes == 8 * full.parameters + 8 + 4
+    half = measure(config_lib.override(config, ["optim.mu_dtype=bfloat16"]))
+    assert full.optimizer_bytes - half.optimizer_bytes == 2 * full.parameters
+
+
+def test_what_does_not_fit_is_said(tmp_path):
+    """A small model with a batch that needs more than 15.75 GiB."""
+    file = tmp_path / "figures.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "keras_mixer.preflight",
+            "--topology=v5e:1x1",
+            "--batch=65536",
+            f"--json={file}",
+            "model.num_blocks=1",
+            "model.image_size=112",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "NO" in done.stdout
+    figures = json.loads(file.read_text())
+    assert not figures["fits"]
+    assert figures["hbm_used_bytes"] > figures["hbm_capacity_bytes"]
+    largest = figures["largest"]
+    assert largest["fits"]
+    assert 8 < largest["batch_size"] < 65536
+    assert largest["hbm_used_bytes"] < largest["hbm_capacity_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "traffic", "temp"), [("S/16", 12e9, None), ("B/16", 32e9, 3.5e9)]
+)
+def test_the_targets(model, traffic, temp):
+    """128 images per chip of a v5e; arithmetic of 3 x the forward pass."""
+    gflop = {"S/16": 7.55, "B/16": 25.20}[model]
+    config = config_lib.override(
+        recipes.get_recipe("imagenet_b"),
+        [f"model.variant={model}", "train.batch_size=1024"],
+    )
+    figures = measure(config)
+    assert figures.hbm_traffic_bytes <= traffic
+    assert figures.flops <= 1.035 * 3 * gflop * 1e9 * 128
+    if temp is not None:
+        assert figures.temp_bytes <= temp
+    assert figures.arithmetic_seconds > figures.memory_seconds
+
+
+def test_another_version_of_jax_is_refused(monkeypatch):
+    monkeypatch.setattr(compiler, "JAX_VERSION", "0.0.1")
+    with pytest.raises(preflight.PreflightError, match=r"0\.0\.1.*Installed"):
+        compiler.require()
