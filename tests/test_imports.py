@@ -23,6 +23,7 @@ TIERS = {
     "distribute": 0,
     "draws": 0,
     "fewshot": 0,
+    "hosts": 0,
     "paper": 0,
     "pictures": 0,
     "checkpoint": 0,
@@ -37,6 +38,7 @@ TIERS = {
     "trainer": 2,
     "evaluate": 2,
     "export": 2,
+    "doctor": 2,
     "train": 3,
     "eval": 3,
 }
