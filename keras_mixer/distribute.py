@@ -136,14 +136,13 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
         OSError,  # the look-up of a name, outside of Google's cloud
         tf.errors.OpError,
     ) as error:
-        hosts = hosts_of_slice(os.environ)
         raise DistributeError(
             f"No TPU found (--tpu={name}): {str(error)[:200]}. On a TPU VM "
-            "give --tpu=local, "
-            + (f"on one of {hosts} machines of a slice " if hosts > 1 else "")
-            + "elsewhere its name or grpc:// addresses; TensorFlow must be "
-            "the build for TPUs (requirements-tpu.txt). python -m "
-            "keras_mixer.doctor says what is missing."
+            "give --tpu=local, elsewhere and for a slice of several machines "
+            f"(here: {hosts_of_slice(os.environ)}) its name or grpc:// "
+            "addresses; TensorFlow must be the build for TPUs "
+            "(requirements-tpu.txt). python -m keras_mixer.doctor looks for "
+            "what is missing."
         ) from error
 
 

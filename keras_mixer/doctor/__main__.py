@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from keras_mixer import __version__, hosts
+import keras_mixer
+from keras_mixer import hosts
 from keras_mixer.doctor import checks, machine as machine_lib, probe
 from keras_mixer.doctor.checks import Finding
 
@@ -73,7 +74,7 @@ def versions_of(machine: machine_lib.Machine) -> dict[str, str]:
     """Returns the versions that matter."""
     return {
         "python": ".".join(map(str, machine.python)),
-        "keras_mixer": __version__,
+        "keras_mixer": keras_mixer.__version__,
         **{n: machine.installed[n] for n in _SHOWN if n in machine.installed},
     }
 

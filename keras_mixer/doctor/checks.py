@@ -204,8 +204,8 @@ def check_legacy_keras(machine: Machine) -> Finding:
     if value.lower() not in ("1", "true"):
         return ok("TF_USE_LEGACY_KERAS is not set")
     return Finding(
-        "error",
-        f"TF_USE_LEGACY_KERAS={value} makes tf.keras Keras 2 (tf_keras "
+        "warning",
+        f"TF_USE_LEGACY_KERAS={value}: tf.keras is Keras 2 (tf_keras "
         f"{machine.installed.get('tf-keras', 'is not installed')})",
         "unset TF_USE_LEGACY_KERAS",
     )
