@@ -9,7 +9,13 @@ import sys
 
 import pytest
 
-from keras_mixer.doctor import __main__ as program, checks, machine, probe
+from keras_mixer.doctor import (
+    __main__ as program,
+    checks,
+    imported,
+    machine,
+    probe,
+)
 from keras_mixer.doctor.machine import Machine
 from keras_mixer.doctor.probe import Answer
 from tests.conftest import ROOT
@@ -72,7 +78,7 @@ def test_a_good_machine(healthy):
         finding = check(healthy)
         assert (finding.level, finding.way_out) == ("ok", ""), check
     kinds = ["CPU", "TPU", "TPU"] if healthy is TPU else ["CPU"]
-    for check in checks.TENSORFLOW:
+    for check in imported.CHECKS:
         finding = check(healthy, seeing(*kinds))
         assert (finding.level, finding.way_out) == ("ok", ""), check
 
@@ -147,6 +153,13 @@ BAD = [
             "requirements-tpu.txt",
         )
         for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")
+    ),
+    (
+        "build_for_tpus",
+        on(TPU, tpu_files=()),
+        "warning",
+        "metadata for minutes",
+        "export TPU_LOAD_LIBRARY=0",
     ),
     (
         "requirements",
@@ -314,6 +327,13 @@ def test_what_looks_bad_and_is_not(name, good):
         ),
         (
             "import",
+            on(TPU, environment={"TPU_LIBRARY_PATH": "/lib/libtpu.so"}),
+            Answer({}, "aborts (SIGABRT)"),
+            "libtpu /lib/libtpu.so with tensorflow-tpu 2.20.0",
+            "unset TPU_LIBRARY_PATH",
+        ),
+        (
+            "import",
             GOOD,
             Answer({}, "fails (exit status 1)"),
             "fails (exit status 1): tensorflow 2.21.0",
@@ -350,21 +370,23 @@ def test_what_looks_bad_and_is_not(name, good):
     ],
 )
 def test_what_tensorflow_says_is_bad(name, bad, answer, text, way_out):
-    finding = getattr(checks, f"check_{name}")(bad, answer)
+    finding = getattr(imported, f"check_{name}")(bad, answer)
     assert finding.level == "error"
     assert text in finding.text
     assert way_out in finding.way_out
 
 
 def test_hidden_devices_are_no_error():
+    without = on(TPU, tpu_files=(), environment={"TPU_LOAD_LIBRARY": "0"})
+    assert checks.check_build_for_tpus(without).level == "ok"
     hidden = on(
         GOOD,
         nvidia_files=("/dev/nvidia0",),
         environment={"CUDA_VISIBLE_DEVICES": "-1"},
     )
-    assert checks.check_gpus(hidden, SEEN).level == "ok"
+    assert imported.check_gpus(hidden, SEEN).level == "ok"
     served = on(TPU, environment={"TPU_LOAD_LIBRARY": "0"})
-    assert checks.check_tpus(served, SEEN).level == "ok"
+    assert imported.check_tpus(served, SEEN).level == "ok"
 
 
 def test_the_lock_of_libtpu(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras_mixer
 from keras_mixer import hosts
-from keras_mixer.doctor import checks, machine as machine_lib, probe
+from keras_mixer.doctor import checks, imported, machine as machine_lib, probe
 from keras_mixer.doctor.checks import Finding
 
 _DESCRIPTION = """Says what is installed and which devices there are, looks for
@@ -155,18 +155,22 @@ def examine(flags: argparse.Namespace) -> dict[str, Any]:
     for check in checks.INSTALLATION:
         add(checks.name_of(check), check(machine))
     print("TensorFlow, imported by a process of its own", flush=True)
-    answer = probe.ask_tensorflow()
+    # See checks.check_build_for_tpus.
+    extra = {} if machine.has_tpu() else {"TPU_SKIP_MDS_QUERY": "1"}
+    answer = probe.ask_tensorflow(extra)
     for device in answer.said.get("devices", []):
         details = ", ".join(device["details"].values())
         print(f"  {device['name']} {details}".rstrip())
-    for seen in checks.TENSORFLOW:
+    for seen in imported.CHECKS:
         # Without an import the others have nothing to judge.
-        if answer.ended is None or seen is checks.check_import:
+        if answer.ended is None or seen is imported.check_import:
             add(checks.name_of(seen), seen(machine, answer))
     step: dict[str, Any] = {}
     if answer.ended is None:
         print("A step of training", flush=True)
-        trained = probe.ask_for_step(device_arguments(flags), flags.timeout)
+        trained = probe.ask_for_step(
+            device_arguments(flags), flags.timeout, extra
+        )
         step = trained.said
         if "description" in step:
             print(f"  {step['description']}, because {step['reason']}")

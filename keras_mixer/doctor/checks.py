@@ -1,7 +1,6 @@
-"""Checks of a machine, each a small function that returns one finding.
+"""Checks of what is installed, each a function that returns one finding.
 
-`INSTALLATION` needs no TensorFlow, `TENSORFLOW` also what a process said that
-imported it. "measured" in a comment: tried for this project.
+None of them needs TensorFlow. "Measured" in a comment: tried for this project.
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ from keras_mixer.doctor.machine import (
     Machine,
     normalise,
 )
-from keras_mixer.doctor.probe import Answer
 
 # Measured with tensorflow-tpu 2.20.0: 0.0.20, 0.0.30 and 0.0.31 import;
 # 0.0.32, 0.0.36 and 0.0.52 abort. 0.0.20 is of the same season as 2.20.
@@ -104,7 +102,19 @@ def check_libtpu(machine: Machine) -> Finding:
 
 def check_build_for_tpus(machine: Machine) -> Finding:
     if not machine.has_tpu():
-        return ok("no TPU here")
+        if (
+            "tensorflow-tpu" not in machine.installed
+            or machine.environment.get("TPU_LOAD_LIBRARY") == "0"
+        ):
+            return ok("no TPU here")
+        # Measured with libtpu 0.0.20, in a cloud that is not Google's.
+        return Finding(
+            "warning",
+            "without a TPU `import tensorflow` of tensorflow-tpu can ask for "
+            "Google's metadata for minutes",
+            "export TPU_LOAD_LIBRARY=0, or in another environment: "
+            "pip install -e .",
+        )
     signs = [*machine.tpu_files] + [
         name for name in TPU_VARIABLES if machine.environment.get(name)
     ]
@@ -288,83 +298,6 @@ def check_disk(machine: Machine) -> Finding:
     )
 
 
-def check_import(machine: Machine, answer: Answer) -> Finding:
-    if answer.ended is None:
-        return ok(f"TensorFlow {answer.said['tensorflow']} imports")
-    libtpu = machine.installed.get("libtpu")
-    culprit = " with ".join(
-        [*([f"libtpu {libtpu}"] if libtpu else []), *machine.builds()]
-    )
-    for check in (check_tensorflow, check_libtpu):
-        known = check(machine)
-        if known.level == "error":
-            mend = known.way_out
-            break
-    else:
-        names = " ".join(f"'{x.replace(' ', '==')}'" for x in machine.builds())
-        mend = f"pip install --force-reinstall --no-deps {names or '-e .'}"
-    return Finding(
-        "error",
-        f"import tensorflow {answer.ended}: {culprit or 'not installed'}"
-        + (f". Its last words: {answer.words}" if answer.words else ""),
-        mend,
-    )
-
-
-def check_reduction(machine: Machine, answer: Answer) -> Finding:
-    """`optim.py` clips gradients inside a private method of Keras."""
-    keras = answer.said.get("keras")
-    if keras is None:
-        return Finding(
-            "error",
-            f"import keras failed: {answer.said.get('keras_error')}",
-            "pip install --force-reinstall 'keras>=3.15,<4'",
-        )
-    if answer.said.get("reduces_gradients"):
-        return ok(f"Keras {keras} reduces gradients where they are clipped")
-    return Finding(
-        "error",
-        f"Keras {keras} with the backend {answer.said.get('backend')} has no "
-        "Optimizer._all_reduce_sum_gradients, in which keras_mixer clips",
-        "export KERAS_BACKEND=tensorflow; pip install 'keras>=3.15,<3.16'",
-    )
-
-
-def check_gpus(machine: Machine, answer: Answer) -> Finding:
-    seen = answer.kinds().count("GPU")
-    if seen:
-        return ok(f"TensorFlow sees {seen} GPUs")
-    if not (machine.nvidia_files or machine.gpus):
-        return ok("no NVIDIA GPU here")
-    hidden = machine.environment.get("CUDA_VISIBLE_DEVICES")
-    if hidden in ("", "-1"):
-        return ok(f"CUDA_VISIBLE_DEVICES={hidden} hides the GPUs")
-    what = ", ".join(machine.gpus or machine.nvidia_files)
-    return Finding(
-        "error",
-        f"there is an NVIDIA GPU ({what}), and TensorFlow sees none",
-        "pip install 'tensorflow[and-cuda]>=2.20,<2.22' (on the CPU on "
-        "purpose: export CUDA_VISIBLE_DEVICES=-1)",
-    )
-
-
-def check_tpus(machine: Machine, answer: Answer) -> Finding:
-    seen = answer.kinds().count("TPU")
-    if seen:
-        return ok(f"TensorFlow sees {seen} TPU devices")
-    if not machine.tpu_files or "tensorflow-tpu" not in machine.installed:
-        return ok("no TPU for TensorFlow to see")
-    if machine.environment.get("TPU_LOAD_LIBRARY") == "0":
-        return ok("TPU_LOAD_LIBRARY=0 leaves the TPU to TensorFlow's servers")
-    return Finding(
-        "error",
-        f"TensorFlow sees no TPU of {', '.join(machine.tpu_files)}"
-        + (f". Its last words: {answer.words}" if answer.words else ""),
-        f"sudo lsof -w {machine.tpu_files[0]} names a process that has it; "
-        f"without one: sudo rm {TPU_LOCK}",
-    )
-
-
 INSTALLATION: tuple[Callable[[Machine], Finding], ...] = (
     check_python,
     check_tensorflow,
@@ -379,12 +312,6 @@ INSTALLATION: tuple[Callable[[Machine], Finding], ...] = (
     check_tpu_lock,
     check_memory,
     check_disk,
-)
-TENSORFLOW: tuple[Callable[[Machine, Answer], Finding], ...] = (
-    check_import,
-    check_reduction,
-    check_gpus,
-    check_tpus,
 )
 
 

@@ -35,20 +35,28 @@ class Answer:
         return [device["kind"] for device in self.said.get("devices", [])]
 
 
-def ask_tensorflow() -> Answer:
-    """Imports TensorFlow in a process of its own."""
+def ask_tensorflow(environment: dict[str, str]) -> Answer:
+    """Imports TensorFlow in a process of its own.
+
+    Args:
+      environment: Variables to add to this process's own.
+    """
     # By its file and without that file's folder on the path: a package that
     # imports Keras would import TensorFlow before this can say so.
-    return ask([sys.executable, "-P", __file__], timeout=300)
+    return ask([sys.executable, "-P", __file__], 300, environment)
 
 
-def ask_for_step(arguments: list[str], timeout: float) -> Answer:
+def ask_for_step(
+    arguments: list[str], timeout: float, environment: dict[str, str]
+) -> Answer:
     """Trains a step in a process of its own."""
     program = [sys.executable, "-m", "keras_mixer.doctor.smoke", *arguments]
     # Also from elsewhere than the checkout it is this package that is asked.
     root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
     path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return ask(program, timeout, {"PYTHONPATH": os.pathsep.join(path)})
+    return ask(
+        program, timeout, {**environment, "PYTHONPATH": os.pathsep.join(path)}
+    )
 
 
 def ask(
