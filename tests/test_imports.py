@@ -176,3 +176,19 @@ def test_lazy_modules_and_unknown_attributes():
         _ = keras_mixer.nonsense
     for name in keras_mixer._LAZY_MODULES:
         assert name in MODULES, name
+
+
+def test_importing_the_package_registers_its_layers():
+    """Keras loads a saved model after `import keras_mixer` alone."""
+    code = (
+        "import keras_mixer, keras;"
+        "print(keras.saving.get_registered_object('keras_mixer>MixerBlock'))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert "keras_mixer.layers.MixerBlock" in process.stdout
