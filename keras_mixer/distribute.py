@@ -16,6 +16,7 @@ from keras_mixer.hosts import (
     DistributeError as DistributeError,
     cluster_of_tf_config,
     hosts_of_slice,
+    tpu_files,
     tpu_of_environment,
 )
 
@@ -168,9 +169,13 @@ def choose_strategy(
             return Choice("tpu", f"--tpu={tpu} names one")
         if found := tpu_of_environment(os.environ):
             return Choice("tpu", f"the environment names one ({found})")
-        # A TPU VM's environment names none. Only the build for TPUs sees it.
-        if chips := tf.config.list_physical_devices("TPU"):
-            return Choice("tpu", f"TensorFlow sees {len(chips)} TPU devices")
+        # A TPU VM's environment names none. Only the build for TPUs has
+        # these kinds: the cores, and what they are initialised by. Whether
+        # the cores are listed before that could not be tried here.
+        if cores := tf.config.list_physical_devices("TPU"):
+            return Choice("tpu", f"TensorFlow sees {len(cores)} TPU devices")
+        if tf.config.list_physical_devices("TPU_SYSTEM") and tpu_files():
+            return Choice("tpu", f"there is {', '.join(tpu_files())}")
     workers = sum(map(len, cluster_of_tf_config(os.environ).values()))
     if workers > 1:
         return Choice("multi_worker", f"TF_CONFIG names {workers} workers")

@@ -5,6 +5,7 @@ where TensorFlow cannot be imported.
 """
 
 import json
+import pathlib
 from collections.abc import Mapping
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -53,6 +54,17 @@ def tpu_of_environment(environment: Mapping[str, str]) -> str | None:
     if not address:
         return None
     return address if "://" in address else f"grpc://{address}"
+
+
+def tpu_files() -> tuple[str, ...]:
+    """Returns the files by which Linux offers the chips of a TPU.
+
+    /dev/accel0 ..., or VFIO's, which a GPU that is passed through has as well.
+    """
+    found: list[pathlib.Path] = []
+    for pattern in ("accel[0-9]*", "vfio/[0-9]*"):
+        found += pathlib.Path("/dev").glob(pattern)
+    return tuple(sorted(map(str, found)))
 
 
 def hosts_of_slice(environment: Mapping[str, str]) -> int:

@@ -130,21 +130,38 @@ def test_tpus(monkeypatch, tpu_calls, strategy, tpu, environment, calls):
     assert tpu_calls == calls
 
 
-def test_auto_takes_a_tpu_that_tensorflow_sees(monkeypatch, tpu_calls):
+@pytest.mark.parametrize(
+    ("kinds", "files", "reason"),
+    [
+        (["TPU", "TPU", "TPU_SYSTEM"], [], "TensorFlow sees 2 TPU devices"),
+        (["TPU_SYSTEM"], ["/dev/vfio/0"], "there is /dev/vfio/0"),
+        (["TPU_SYSTEM"], [], None),  # the build for TPUs on a CPU
+        ([], ["/dev/accel0"], None),  # another build on a TPU VM
+    ],
+)
+def test_auto_takes_a_tpu_that_is_here(
+    monkeypatch, tpu_calls, kinds, files, reason
+):
     """On a TPU VM nothing else names it. Virtual devices rehearse on CPUs."""
     real = tf.config.list_physical_devices
     monkeypatch.setattr(
         tf.config,
         "list_physical_devices",
-        lambda kind=None: ["TPU:0", "TPU:1"] if kind == "TPU" else real(kind),
+        lambda kind=None: (
+            [k for k in kinds if k == kind]
+            if kind and kind.startswith("TPU")
+            else real(kind)
+        ),
     )
-    assert distribute.choose_strategy() == (
-        "tpu",
-        "TensorFlow sees 2 TPU devices",
-    )
+    monkeypatch.setattr(distribute, "tpu_files", lambda: tuple(files))
+    chosen = distribute.choose_strategy()
     assert distribute.choose_strategy(cpu=True).name == "mirrored"
-    distribute.make_strategy()
-    assert tpu_calls == LOCAL_TPU
+    if reason is None:
+        assert chosen.name == "mirrored"
+    else:
+        assert chosen == ("tpu", reason)
+        distribute.make_strategy()
+        assert tpu_calls == LOCAL_TPU
 
 
 def test_the_machines_of_a_slice_by_address():

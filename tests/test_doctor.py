@@ -379,6 +379,7 @@ def test_what_tensorflow_says_is_bad(name, bad, answer, text, way_out):
 def test_hidden_devices_are_no_error():
     without = on(TPU, tpu_files=(), environment={"TPU_LOAD_LIBRARY": "0"})
     assert checks.check_build_for_tpus(without).level == "ok"
+    assert imported.check_tpus(TPU, seeing("CPU", "TPU_SYSTEM")).level == "ok"
     hidden = on(
         GOOD,
         nvidia_files=("/dev/nvidia0",),

@@ -78,6 +78,8 @@ def check_tpus(machine: Machine, answer: Answer) -> Finding:
         return ok(f"TensorFlow sees {seen} TPU devices")
     if not machine.tpu_files or "tensorflow-tpu" not in machine.installed:
         return ok("no TPU for TensorFlow to see")
+    if "TPU_SYSTEM" in answer.kinds():
+        return ok("TensorFlow has the TPU's library; a step shows the rest")
     if machine.environment.get("TPU_LOAD_LIBRARY") == "0":
         return ok("TPU_LOAD_LIBRARY=0 leaves the TPU to TensorFlow's servers")
     return Finding(

@@ -13,9 +13,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-# The files by which Linux offers a TPU's chips; the second kind is VFIO's,
-# where the plain `vfio` is there without a device, too.
-_TPU_FILES = ("accel[0-9]*", "vfio/[0-9]*")
+from keras_mixer import hosts
+
 _NVIDIA_FILES = ("nvidia[0-9]*", "nvidiactl")
 # Where libtpu says that a process has the chips.
 TPU_LOCK = pathlib.Path("/tmp/libtpu_lockfile")
@@ -98,8 +97,8 @@ def look(environment: Mapping[str, str] | None = None) -> Machine:
         requirements=_requirements(),
         environment=environment,
         keras_json=_keras_json(environment),
-        tpu_files=_device_files(_TPU_FILES),
-        nvidia_files=_device_files(_NVIDIA_FILES),
+        tpu_files=hosts.tpu_files(),
+        nvidia_files=_nvidia_files(),
         gpus=_gpus(),
         tpu_lock=lock_state(TPU_LOCK),
         cores=len(os.sched_getaffinity(0))
@@ -149,8 +148,8 @@ def _keras_json(environment: Mapping[str, str]) -> str | None:
     return str(backend) if backend else None
 
 
-def _device_files(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    found = [p for x in patterns for p in pathlib.Path("/dev").glob(x)]
+def _nvidia_files() -> tuple[str, ...]:
+    found = [p for x in _NVIDIA_FILES for p in pathlib.Path("/dev").glob(x)]
     return tuple(sorted(map(str, found)))
 
 
