@@ -535,6 +535,7 @@ def test_unknown_flags_are_refused():
 def test_a_loss_that_is_not_finite():
     step = {
         "precision": "bfloat16",
+        "xla": False,
         "losses": [float("nan")],
         "gradient_norms": [1.0],
         "finite": False,
@@ -543,4 +544,5 @@ def test_a_loss_that_is_not_finite():
     }
     [finding] = program.judge_step(Answer({"steps": [step]}))
     assert finding.level == "error"
+    assert "train.xla=false" in finding.text
     assert "bfloat16" in finding.text and "not all finite" in finding.text

@@ -117,6 +117,8 @@ def judge_step(answer: probe.Answer) -> list[Finding]:
             f"{step['first_seconds']:.1f} s to compile and train one step, "
             f"then {step['step_seconds'] * 1e3:.1f} ms a step"
         )
+        if not step["xla"]:
+            text += "; this TensorFlow has no XLA for CPUs: train.xla=false"
         findings.append(
             checks.ok(text)
             if step["finite"]

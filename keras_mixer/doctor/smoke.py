@@ -42,6 +42,22 @@ def precisions_of(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     return ("float32",)
 
 
+def compiles(strategy: tf.distribute.Strategy) -> bool:
+    """Whether XLA can compile for these devices.
+
+    tensorflow-tpu 2.20 cannot for CPUs ("no registered transfer manager").
+    """
+    device = strategy.extended.worker_devices[0]
+    if "CPU" not in device.upper():
+        return True
+    try:
+        with tf.device(device):
+            tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))
+    except tf.errors.NotFoundError:
+        return False
+    return True
+
+
 def train_steps(
     strategy: tf.distribute.Strategy, precision: str = "float32"
 ) -> dict[str, Any]:
@@ -52,7 +68,7 @@ def train_steps(
       precision: `model.precision` of the config.
 
     Returns:
-      `precision`, `losses` and `gradient_norms` of all steps, `first_seconds`
+      `precision`, `xla`, `losses` and `gradient_norms` of all steps, `first_seconds`
       of the first step (tracing and compiling) and `step_seconds` of a later
       one.
     """
@@ -66,6 +82,7 @@ def train_steps(
             "optim.warmup_steps=0",
             "optim.warmup_epochs=null",
             f"model.precision={precision}",
+            f"train.xla={str(compiles(strategy)).lower()}",
         ],
     )
     split = data.open_split(config.data.name, "train")
@@ -111,6 +128,7 @@ def train_steps(
         seconds.append(time.perf_counter() - begun)
     return {
         "precision": precision,
+        "xla": config.train.xla,
         "losses": losses,
         "gradient_norms": norms,
         "finite": all(map(math.isfinite, losses + norms)),
