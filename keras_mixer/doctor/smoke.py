@@ -68,9 +68,9 @@ def train_steps(
       precision: `model.precision` of the config.
 
     Returns:
-      `precision`, `xla`, `losses` and `gradient_norms` of all steps, `first_seconds`
-      of the first step (tracing and compiling) and `step_seconds` of a later
-      one.
+      `precision`, `xla`, `losses` and `gradient_norms` of all steps,
+      `first_seconds` of the first step (tracing and compiling) and
+      `step_seconds` of a later one.
     """
     replicas = strategy.num_replicas_in_sync
     config = config_lib.override(
