@@ -8,23 +8,38 @@ when they are first used, as `keras_mixer.data` or by an import of their own.
 """
 
 import importlib
+import sys
 from typing import Any
 
-from keras_mixer import layers, models, weights
-from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
-from keras_mixer.models import (
-    Mixer,
-    MixerB16,
-    MixerB32,
-    MixerH14,
-    MixerL16,
-    MixerL32,
-    MixerS8,
-    MixerS16,
-    MixerS32,
-    decode_predictions,
-    preprocess_input,
-)
+
+def _is_doctor() -> bool:
+    """Whether this is the start of `python -m keras_mixer.doctor`.
+
+    It looks at what is installed before TensorFlow is imported, because with
+    the wrong libtpu that import aborts the process.
+    """
+    return sys.argv[:1] == ["-m"] and any(
+        argument.removeprefix("-m") == "keras_mixer.doctor"
+        for argument in sys.orig_argv
+    )
+
+
+if not _is_doctor():
+    from keras_mixer import layers, models, weights
+    from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
+    from keras_mixer.models import (
+        Mixer,
+        MixerB16,
+        MixerB32,
+        MixerH14,
+        MixerL16,
+        MixerL32,
+        MixerS8,
+        MixerS16,
+        MixerS32,
+        decode_predictions,
+        preprocess_input,
+    )
 
 __version__ = "0.1.0"
 
@@ -33,10 +48,12 @@ _LAZY_MODULES = (
     "config",
     "data",
     "distribute",
+    "doctor",
     "draws",
     "evaluate",
     "export",
     "fewshot",
+    "hosts",
     "images",
     "kerascv",
     "objective",

@@ -3,22 +3,25 @@
 import contextlib
 import ctypes
 import functools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+from keras_mixer.hosts import (
+    STRATEGIES as STRATEGIES,
+    TF_CONFIG_HELP,
+    DistributeError as DistributeError,
+    cluster_of_tf_config,
+    hosts_of_slice,
+    tpu_files,
+    tpu_of_environment,
+)
 
 # glibc's malloc.h: M_ARENA_MAX=1, M_MMAP_MAX=0, M_TRIM_THRESHOLD.
 _MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
-
-
-class DistributeError(ValueError):
-    """The machine or the batch does not fit the strategy that was asked for."""
 
 
 class WorkerLostError(RuntimeError):
@@ -76,34 +79,9 @@ def mirror(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
     )
 
 
-def _cluster_of_tf_config() -> dict[str, list[str]]:
-    """Returns the workers and chief that TF_CONFIG names, by kind of task.
-
-    Raises:
-      DistributeError: TF_CONFIG cannot be read.
-    """
-    text = os.environ.get("TF_CONFIG", "")
-    if not text:
-        return {}
-    try:
-        cluster = json.loads(text).get("cluster", {})
-        return {kind: list(tasks) for kind, tasks in cluster.items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DistributeError(
-            f"Cannot read the environment variable TF_CONFIG: {error}. "
-            f"{_TF_CONFIG_HELP} Received: {text[:200]}"
-        ) from error
-
-
-_TF_CONFIG_HELP = (
-    'It should be {"cluster": {"worker": ["host:port", ...]}, "task": '
-    '{"type": "worker", "index": 0}}, with an index of its own on each host.'
-)
-
-
 def _make_multi_worker() -> tf.distribute.Strategy:
     """Joins the hosts that TF_CONFIG or SLURM names."""
-    cluster = _cluster_of_tf_config()
+    cluster = cluster_of_tf_config(os.environ)
     resolver: tf.distribute.cluster_resolver.ClusterResolver
     if cluster:
         resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -115,12 +93,12 @@ def _make_multi_worker() -> tf.distribute.Strategy:
             raise DistributeError(
                 "TensorFlow cannot make a cluster of SLURM's variables "
                 f"({type(error).__name__}: {str(error)[:200]}). Set TF_CONFIG "
-                f"on every host instead. {_TF_CONFIG_HELP}"
+                f"on every host instead. {TF_CONFIG_HELP}"
             ) from error
     else:
         raise DistributeError(
             "--strategy=multi_worker finds no other host. Set TF_CONFIG on "
-            f"every host ({_TF_CONFIG_HELP}), or start with srun under SLURM."
+            f"every host ({TF_CONFIG_HELP}), or start with srun under SLURM."
         )
     addresses = resolver.cluster_spec().as_dict()
     others = sum(len(tasks) for tasks in addresses.values()) - 1
@@ -137,8 +115,15 @@ def _make_multi_worker() -> tf.distribute.Strategy:
         ) from error
 
 
-def _make_tpu(name: str | None) -> tf.distribute.Strategy:
-    """Connects to a TPU: by name, "local" (a TPU VM), or Colab's (None)."""
+def _make_tpu(name: str) -> tf.distribute.Strategy:
+    """Connects to a TPU.
+
+    Args:
+      name: "local": the chips of this machine, a TPU VM or Colab. Otherwise
+        a TPU whose machines run TensorFlow's server, which this one program
+        drives: its name, looked up through Google's API, or the addresses
+        "grpc://host:port,host:port".
+    """
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         if name != "local":
@@ -149,13 +134,64 @@ def _make_tpu(name: str | None) -> tf.distribute.Strategy:
         ValueError,
         RuntimeError,
         NotImplementedError,
+        OSError,  # the look-up of a name, outside of Google's cloud
         tf.errors.OpError,
     ) as error:
         raise DistributeError(
-            f"No TPU found (--tpu={name or ''}): {str(error)[:200]}. On a TPU "
-            "VM give --tpu=local, elsewhere its name; TensorFlow must be the "
-            "build for TPUs (pip package tensorflow-tpu)."
+            f"No TPU found (--tpu={name}): {str(error)[:200]}. On a TPU VM "
+            "give --tpu=local, elsewhere and for a slice of several machines "
+            f"(here: {hosts_of_slice(os.environ)}) its name or grpc:// "
+            "addresses; TensorFlow must be the build for TPUs "
+            "(requirements-tpu.txt). python -m keras_mixer.doctor looks for "
+            "what is missing."
         ) from error
+
+
+class Choice(NamedTuple):
+    """A strategy by name, never "auto", and what speaks for it."""
+
+    name: str
+    reason: str
+
+
+def choose_strategy(
+    name: str = "auto", *, cpu: bool = False, tpu: str | None = None
+) -> Choice:
+    """Returns the strategy that `make_strategy` makes of these arguments."""
+    if name not in STRATEGIES:
+        raise DistributeError(
+            f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
+        )
+    if name != "auto":
+        return Choice(name, f"--strategy={name} asks for it")
+    if not cpu:
+        if tpu:
+            return Choice("tpu", f"--tpu={tpu} names one")
+        if found := tpu_of_environment(os.environ):
+            return Choice("tpu", f"the environment names one ({found})")
+        # A TPU VM's environment names none. Only the build for TPUs has
+        # these kinds: the cores, and what they are initialised by. Whether
+        # the cores are listed before that could not be tried here.
+        if cores := tf.config.list_physical_devices("TPU"):
+            return Choice("tpu", f"TensorFlow sees {len(cores)} TPU devices")
+        if tf.config.list_physical_devices("TPU_SYSTEM") and tpu_files():
+            return Choice("tpu", f"there is {', '.join(tpu_files())}")
+    workers = sum(map(len, cluster_of_tf_config(os.environ).values()))
+    if workers > 1:
+        return Choice("multi_worker", f"TF_CONFIG names {workers} workers")
+    kind, devices = _devices(cpu)
+    if len(devices) > 1:
+        return Choice("mirrored", f"there are {len(devices)} {kind}s")
+    return Choice("one_device", f"there is one {kind}")
+
+
+def _devices(cpu: bool) -> tuple[str, list[str]]:
+    """Returns the kind and the names of the GPUs, or else of the CPUs."""
+    for kind in ("CPU",) if cpu else ("GPU", "CPU"):
+        devices = tf.config.list_logical_devices(kind)
+        if devices:
+            break
+    return kind, [device.name for device in devices]
 
 
 def make_strategy(
@@ -167,33 +203,23 @@ def make_strategy(
       name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
         else all (virtual) CPUs. "multi_worker": the hosts that TF_CONFIG or
         SLURM names. "tpu": see `tpu`. "auto": tpu if `tpu` or the environment
-        names one, multi_worker if TF_CONFIG names several hosts, mirrored if
-        there are several devices of the better kind, one_device otherwise.
+        names one or TensorFlow sees one, multi_worker if TF_CONFIG names
+        several hosts, mirrored if there are several devices of the better
+        kind, one_device otherwise.
       cpu: Leave GPUs alone (for virtual devices).
-      tpu: Name of a TPU, or "local" on a TPU VM; by default the one that the
-        environment names (TPU_NAME; Colab), else "local".
+      tpu: Name of a TPU, its grpc:// addresses, or "local" on a TPU VM; by
+        default the one that the environment names (TPU_NAME), else "local".
 
     Raises:
       DistributeError: `name` is unknown, or what it asks for is not there.
     """
-    if name not in STRATEGIES:
-        raise DistributeError(
-            f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
-        )
-    named = "TPU_NAME" in os.environ or "COLAB_TPU_ADDR" in os.environ
-    if name == "tpu" or (name == "auto" and not cpu and (tpu or named)):
-        return _make_tpu(tpu or (None if named else "local"))
-    workers = sum(map(len, _cluster_of_tf_config().values()))
-    if name == "multi_worker" or (name == "auto" and workers > 1):
+    chosen = choose_strategy(name, cpu=cpu, tpu=tpu).name
+    if chosen == "tpu":
+        return _make_tpu(tpu or tpu_of_environment(os.environ) or "local")
+    if chosen == "multi_worker":
         return _make_multi_worker()
-    devices = [
-        device.name
-        for device in (not cpu and tf.config.list_logical_devices("GPU"))
-        or tf.config.list_logical_devices("CPU")
-    ]
-    if name == "auto":
-        name = "mirrored" if len(devices) > 1 else "one_device"
-    if name == "one_device":
+    _, devices = _devices(cpu)
+    if chosen == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     return mirror(devices)
 
@@ -211,6 +237,20 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     if "chief" in resolver.cluster_spec().as_dict():
         return bool(resolver.task_type == "chief")
     return bool(resolver.task_id == 0)
+
+
+@functools.cache
+def compiles() -> bool:
+    """Whether this TensorFlow has XLA for the device that it prefers.
+
+    The build for TPUs (2.20) has none for CPUs: "could not find registered
+    transfer manager".
+    """
+    try:
+        tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))
+    except tf.errors.NotFoundError:
+        return False
+    return True
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:

@@ -26,8 +26,13 @@ Batch = dict[str, tf.Tensor]
 def maybe_compile(
     function: Callable[..., Any], xla: bool
 ) -> Callable[..., Any]:
-    """Compiles a part of a step with XLA, or leaves it as it is."""
-    return tf.function(function, jit_compile=True) if xla else function
+    """Compiles a part of a step with XLA, or leaves it as it is.
+
+    It is left, too, where this TensorFlow has no XLA for the device.
+    """
+    if not (xla and distribute.compiles()):
+        return function
+    return tf.function(function, jit_compile=True)
 
 
 def split_partners(batch: Batch) -> Batch:

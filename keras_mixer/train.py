@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from keras_mixer import config as config_lib, recipes
+from keras_mixer import config as config_lib, hosts, recipes
 
 FLAGS = flags.FLAGS
 
@@ -54,13 +54,16 @@ def define_device_flags() -> list[str]:
     flags.DEFINE_enum(
         "strategy",
         "auto",
-        ["auto", "one_device", "mirrored", "multi_worker", "tpu"],
+        hosts.STRATEGIES,
         "tf.distribute strategy: one device; all GPUs of the machine "
         "(mirrored); the hosts that TF_CONFIG or SLURM names (multi_worker); "
         "a TPU; or whichever of them is there (auto).",
     )
     flags.DEFINE_string(
-        "tpu", None, "Name of a TPU, or local on a TPU VM; Colab's by default."
+        "tpu",
+        None,
+        "local on a TPU VM or Colab; the name or the grpc:// addresses of a "
+        "TPU of several machines. By default TPU_NAME, else local.",
     )
     flags.DEFINE_integer(
         "virtual_devices",

@@ -445,7 +445,7 @@ def fit(
       WorkerLostError: Another worker died; start all of them again.
     """
     workdir_lib.require_tensorflow()
-    workdir = pathlib.Path(workdir)
+    workdir = workdir_lib.as_path(workdir)
     splits = data.open_splits(config)
     config = data.resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)

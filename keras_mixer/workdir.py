@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -137,6 +138,23 @@ def build_model(
         for layer in model.layers:
             layer.trainable = layer.name in trained
     return model
+
+
+def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of a run.
+
+    Raises:
+      WorkdirError: It lies in a bucket, where nothing can be locked or renamed.
+    """
+    # pathlib makes gs:/bucket of gs://bucket, which would be a local folder.
+    if re.match(r"[a-z][a-z0-9]+:/", os.fspath(workdir)):
+        raise WorkdirError(
+            "A workdir must be a folder of a file system, because checkpoints "
+            "are renamed and locked in it. Train into one on this machine's "
+            "disk, or on a disk that all hosts share (NFS, Filestore), and "
+            f"copy it: gcloud storage cp -r. Received: {os.fspath(workdir)}"
+        )
+    return pathlib.Path(workdir)
 
 
 def require_tensorflow() -> None:

@@ -5,6 +5,9 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
+# The tests are for CPUs. Of tensorflow-tpu one process at a time has libtpu,
+# which without a TPU asks for Google's metadata for minutes.
+os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
 
 import pytest
 import tensorflow as tf

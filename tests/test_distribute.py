@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import urllib.error
 
 import pytest
 import tensorflow as tf
@@ -64,11 +65,153 @@ def test_a_cluster_that_cannot_be_found(monkeypatch, environment, message):
         distribute.make_strategy("multi_worker")
 
 
+@pytest.fixture
+def tpu_calls(monkeypatch):
+    """Records what is asked of TensorFlow's TPU functions, in order."""
+    for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TF_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+
+    def record(name):
+        def call(*args, **kwargs):
+            calls.append((name, *args, *kwargs.values()))
+            return f"the {name}"
+
+        return call
+
+    for module, name in (
+        (tf.distribute.cluster_resolver, "TPUClusterResolver"),
+        (tf.config, "experimental_connect_to_cluster"),
+        (tf.tpu.experimental, "initialize_tpu_system"),
+        (tf.distribute, "TPUStrategy"),
+    ):
+        monkeypatch.setattr(module, name, record(name))
+    return calls
+
+
+LOCAL_TPU = [
+    ("TPUClusterResolver", "local"),
+    ("initialize_tpu_system", "the TPUClusterResolver"),
+    ("TPUStrategy", "the TPUClusterResolver"),
+]
+
+
+def slice_of(name):
+    """The calls for the TensorFlow servers of a TPU's machines."""
+    connect = ("experimental_connect_to_cluster", "the TPUClusterResolver")
+    return [("TPUClusterResolver", name), connect, *LOCAL_TPU[1:]]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tpu", "environment", "calls"),
+    [
+        ("tpu", None, {}, LOCAL_TPU),
+        ("tpu", "local", {"TPU_NAME": "pod"}, LOCAL_TPU),
+        ("tpu", None, {"TPU_NAME": "local"}, LOCAL_TPU),
+        ("auto", None, {"TPU_NAME": "local"}, LOCAL_TPU),
+        ("auto", "local", {}, LOCAL_TPU),
+        ("auto", "pod", {}, slice_of("pod")),
+        ("tpu", None, {"TPU_NAME": "pod"}, slice_of("pod")),
+        ("auto", "grpc://a:1,b:1", {}, slice_of("grpc://a:1,b:1")),
+        (
+            "auto",
+            None,
+            {"COLAB_TPU_ADDR": "10.0.0.2:8470"},
+            slice_of("grpc://10.0.0.2:8470"),
+        ),
+    ],
+)
+def test_tpus(monkeypatch, tpu_calls, strategy, tpu, environment, calls):
+    """A slice is connected to before it is initialised; own chips are not."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = distribute.make_strategy(strategy, tpu=tpu)
+    assert made == "the TPUStrategy"
+    assert tpu_calls == calls
+
+
+@pytest.mark.parametrize(
+    ("kinds", "files", "reason"),
+    [
+        (["TPU", "TPU", "TPU_SYSTEM"], [], "TensorFlow sees 2 TPU devices"),
+        (["TPU_SYSTEM"], ["/dev/vfio/0"], "there is /dev/vfio/0"),
+        (["TPU_SYSTEM"], [], None),  # the build for TPUs on a CPU
+        ([], ["/dev/accel0"], None),  # another build on a TPU VM
+    ],
+)
+def test_auto_takes_a_tpu_that_is_here(
+    monkeypatch, tpu_calls, kinds, files, reason
+):
+    """On a TPU VM nothing else names it. Virtual devices rehearse on CPUs."""
+    real = tf.config.list_physical_devices
+    monkeypatch.setattr(
+        tf.config,
+        "list_physical_devices",
+        lambda kind=None: (
+            [k for k in kinds if k == kind]
+            if kind and kind.startswith("TPU")
+            else real(kind)
+        ),
+    )
+    monkeypatch.setattr(distribute, "tpu_files", lambda: tuple(files))
+    chosen = distribute.choose_strategy()
+    assert distribute.choose_strategy(cpu=True).name == "mirrored"
+    if reason is None:
+        assert chosen.name == "mirrored"
+    else:
+        assert chosen == ("tpu", reason)
+        distribute.make_strategy()
+        assert tpu_calls == LOCAL_TPU
+
+
+def test_the_machines_of_a_slice_by_address():
+    """TensorFlow's own resolver, without asking Google for a name."""
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+        tpu="grpc://10.0.0.1:8470,10.0.0.2:8470"
+    )
+    assert resolver.cluster_spec().as_dict() == {
+        "worker": ["10.0.0.1:8470", "10.0.0.2:8470"]
+    }
+    assert resolver.master() == "grpc://10.0.0.1:8470"
+
+
+def test_what_speaks_for_a_strategy(monkeypatch):
+    for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TF_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    choose = distribute.choose_strategy
+    assert choose() == ("mirrored", "there are 4 CPUs")
+    assert choose("one_device").name == "one_device"
+    assert choose(tpu="pod") == ("tpu", "--tpu=pod names one")
+    monkeypatch.setenv(
+        "TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1", "c:1"]}}'
+    )
+    assert choose() == ("multi_worker", "TF_CONFIG names 3 workers")
+    monkeypatch.setenv("TPU_NAME", "pod")
+    assert choose() == ("tpu", "the environment names one (pod)")
+
+
 def test_a_tpu_that_is_not_there(monkeypatch):
     for name in ("TPU_NAME", "COLAB_TPU_ADDR"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(distribute.DistributeError, match="No TPU found.*local"):
         distribute.make_strategy("tpu")
+
+
+def test_a_name_that_cannot_be_looked_up(monkeypatch):
+    """Outside of Google's cloud the resolver raises urllib's error."""
+
+    def resolver(tpu):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(
+        tf.distribute.cluster_resolver, "TPUClusterResolver", resolver
+    )
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    with pytest.raises(
+        distribute.DistributeError,
+        match=r"--tpu=pod.*not known.*\(here: 2\).*requirements-tpu.*doctor",
+    ):
+        distribute.make_strategy("auto", tpu="pod")
 
 
 def test_one_process_is_its_own_chief(strategy_of):

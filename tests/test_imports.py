@@ -24,6 +24,7 @@ TIERS = {
     "distribute": 0,
     "draws": 0,
     "fewshot": 0,
+    "hosts": 0,
     "paper": 0,
     "pictures": 0,
     "checkpoint": 0,
@@ -40,6 +41,7 @@ TIERS = {
     "evaluate": 2,
     "export": 2,
     "preflight": 2,
+    "doctor": 2,
     "train": 3,
     "eval": 3,
 }
@@ -177,3 +179,19 @@ def test_lazy_modules_and_unknown_attributes():
         _ = keras_mixer.nonsense
     for name in keras_mixer._LAZY_MODULES:
         assert name in MODULES, name
+
+
+def test_importing_the_package_registers_its_layers():
+    """Keras loads a saved model after `import keras_mixer` alone."""
+    code = (
+        "import keras_mixer, keras;"
+        "print(keras.saving.get_registered_object('keras_mixer>MixerBlock'))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert "keras_mixer.layers.MixerBlock" in process.stdout

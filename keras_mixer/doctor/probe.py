@@ -1,0 +1,149 @@
+"""Asks other processes, which may die of what they try.
+
+Run as a program, this imports TensorFlow and says in JSON what it sees.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+# TensorFlow's own words, below its warnings.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a process said and how it ended.
+
+    Attributes:
+      said: The JSON object in the last line of its output; empty if none.
+      ended: None if all went well, otherwise how it ended: "aborts ...".
+      words: The last lines that it wrote to stderr.
+    """
+
+    said: dict[str, Any]
+    ended: str | None = None
+    words: str = ""
+
+    def kinds(self) -> list[str]:
+        """Returns the kind of each device that TensorFlow sees."""
+        return [device["kind"] for device in self.said.get("devices", [])]
+
+
+def ask_tensorflow(environment: dict[str, str]) -> Answer:
+    """Imports TensorFlow in a process of its own.
+
+    Args:
+      environment: Variables to add to this process's own.
+    """
+    # By its file and without that file's folder on the path: a package that
+    # imports Keras would import TensorFlow before this can say so.
+    return ask([sys.executable, "-P", __file__], 300, environment)
+
+
+def ask_for_step(
+    arguments: list[str], timeout: float, environment: dict[str, str]
+) -> Answer:
+    """Trains a step in a process of its own."""
+    program = [sys.executable, "-m", "keras_mixer.doctor.smoke", *arguments]
+    # Also from elsewhere than the checkout it is this package that is asked.
+    root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
+    path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return ask(
+        program, timeout, {**environment, "PYTHONPATH": os.pathsep.join(path)}
+    )
+
+
+def ask(
+    command: list[str],
+    timeout: float,
+    environment: dict[str, str] | None = None,
+) -> Answer:
+    """Runs a program that says a JSON object in its last line."""
+    try:
+        process = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env={**_QUIET, **os.environ, **(environment or {})},
+        )
+    except subprocess.TimeoutExpired as late:
+        error = late.stderr or b""
+        text = (
+            error if isinstance(error, str) else error.decode("utf8", "replace")
+        )
+        return Answer(
+            {}, f"has not ended after {timeout:.0f} s", last_words(text)
+        )
+    words = last_words(process.stderr)
+    lines = process.stdout.strip().splitlines()
+    try:
+        said = json.loads(lines[-1]) if lines else {}
+    except ValueError:
+        said = {}
+    if not isinstance(said, dict):
+        said = {}
+    ended = _how_it_ended(process.returncode)
+    if ended is None and not said:
+        ended = "says nothing"
+    return Answer(said, ended, words)
+
+
+def _how_it_ended(code: int) -> str | None:
+    if code == 0:
+        return None
+    if code > 0:
+        return f"fails (exit status {code})"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    verb = "aborts" if name == "SIGABRT" else "dies"
+    return f"{verb} ({name})"
+
+
+def last_words(text: str, lines: int = 2) -> str:
+    """Returns the last lines that are not empty, shortened."""
+    kept = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(line[:300] for line in kept[-lines:])
+
+
+def see() -> dict[str, Any]:
+    """Imports TensorFlow and Keras, and returns what they say."""
+    import tensorflow as tf
+
+    said: dict[str, Any] = {"tensorflow": tf.__version__, "devices": []}
+    for device in tf.config.list_physical_devices():
+        try:
+            details = tf.config.experimental.get_device_details(device)
+        except (ValueError, RuntimeError, tf.errors.OpError):
+            details = {}
+        said["devices"].append(
+            {
+                "kind": device.device_type,
+                "name": device.name,
+                "details": {k: str(v) for k, v in details.items()},
+            }
+        )
+    try:
+        import keras
+
+        said["keras"] = keras.__version__
+        said["backend"] = keras.backend.backend()
+        said["reduces_gradients"] = hasattr(
+            keras.optimizers.Optimizer, "_all_reduce_sum_gradients"
+        )
+    except Exception as error:  # a finding, whatever it is
+        said["keras_error"] = f"{type(error).__name__}: {error}"
+    return said
+
+
+if __name__ == "__main__":
+    print(json.dumps(see()))
