@@ -11,7 +11,13 @@ import sys
 import numpy as np
 import pytest
 
-from keras_mixer import config as config_lib, data, preflight, recipes
+from keras_mixer import (
+    config as config_lib,
+    data,
+    distribute,
+    preflight,
+    recipes,
+)
 from keras_mixer.preflight import chips, compiler, lowering, report, traffic
 from tests.conftest import ROOT
 
@@ -32,6 +38,20 @@ def test_traffic_of_a_program_written_by_hand():
     assert set(moved) == {"start", "slice", "f", "y"}  # not what is fused
     assert traffic.hbm_bytes(HLO) == COPY + SLICE + FUSION + LOOP
     assert traffic.estimated_cycles(HLO) == 100 + 3 * 7
+
+
+def test_a_loops_length_is_read_off_its_condition():
+    text = HLO.replace('{"known_trip_count":{"n":"3"}}', "{}")
+    condition = """%cond (t: (s32[], f32[1000])) -> pred[] {
+  %t.1 = (s32[]{:T(128)}, f32[1000]{0:T(1024)}) parameter(0)
+  %i.1 = s32[]{:T(128)S(6)} get-tuple-element(%t.1), index=0
+  %four = s32[]{:T(128)} constant(4), metadata={}
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %four), direction=LT
+}
+
+ENTRY """
+    text = text.replace("ENTRY ", condition)
+    assert traffic.hbm_bytes(text) - traffic.hbm_bytes(HLO) == LOOP // 3
 
 
 def test_traffic_by_the_part_of_the_model():
@@ -284,6 +304,8 @@ def test_nothing_fits():
 
 def test_the_step_compiles_for_the_cpu():
     """XLA refuses what a TPU would: unknown shapes, operations of the host."""
+    if not distribute.compiles():
+        pytest.skip("this TensorFlow has no XLA for CPUs")
     run = preflight.resolve(tiny(), classes=10, examples=6400)
     step = lowering.lower_train_step(run, size=8)
     assert step.text.startswith("HloModule")

@@ -22,6 +22,7 @@ INSTALL = "pip install 'keras-mixer[preflight]' (jax and libtpu)"
 
 # What libtpu would ask of a machine with a TPU, or of the cloud's metadata.
 _ENVIRONMENT = {
+    "TPU_LOAD_LIBRARY": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",

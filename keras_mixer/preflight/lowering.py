@@ -183,7 +183,7 @@ def lower_train_step(run: Run, *, size: int) -> Step:
     return Step(
         text=text,
         parameters=sum(math.prod(v.shape) for v in trained),
-        weights_bytes=_bytes_of(model.variables),
+        weights_bytes=_bytes_of(model.weights),
         optimizer_bytes=_bytes_of(optimizer.variables),
         gradient_bytes=_bytes_of(trained),
     )

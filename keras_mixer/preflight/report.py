@@ -175,9 +175,8 @@ def _next_size(
         (a, x), (b, y) = sorted(points.items())[-2:]
         per_example = max((y - x) / (b - a), 1.0)
         guess = int((capacity - y) / per_example) + b
-    guess = guess // unit * unit
-    if guess <= low:
-        guess = low + unit
+    at_least = low + max(unit, low // 8 // unit * unit)
+    guess = max(guess // unit * unit, at_least)
     if high is not None and guess >= high:
         guess = (low + high) // 2 // unit * unit
     return guess

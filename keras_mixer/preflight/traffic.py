@@ -30,6 +30,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _BODY = re.compile(r"(?:body|to_apply)=%?([\w.\-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -133,7 +134,7 @@ def _parse_instruction(name: str, text: str) -> Instruction:
         opcode,
         _buffers(text[:end]),
         tuple(_OPERAND.findall(rest[:closing])),
-        rest[closing:],
+        rest,
     )
 
 
@@ -196,6 +197,35 @@ def _move(
     return sum(b.hbm for b in operands), sum(b.hbm for b in results)
 
 
+def _trips(
+    loop: Instruction, computations: dict[str, list[Instruction]]
+) -> int:
+    """Returns how often a loop runs.
+
+    The compiler says so, or its condition does: the loop of a step counts up
+    from 0 (train.accumulate) while it is less than a constant.
+
+    Raises:
+      ValueError: Neither does.
+    """
+    known = _TRIP_COUNT.search(loop.attributes)
+    if known:
+        return int(known[1])
+    name = _CONDITION.search(loop.attributes)
+    condition = computations.get(name[1], []) if name else []
+    by_name = {i.name: i for i in condition}
+    compare = condition[-1] if condition else None
+    if compare and "direction=LT" in compare.attributes:
+        limit = by_name[compare.operands[1]]
+        found = re.match(r"(\d+)\)", limit.attributes)
+        if limit.opcode == "constant" and found:
+            return int(found[1])
+    raise ValueError(
+        "The compiled program has a loop whose length the compiler does not "
+        f"know ({loop.name}), so that its memory traffic cannot be counted."
+    )
+
+
 def _walk(
     name: str, computations: dict[str, list[Instruction]], times: int
 ) -> Iterator[tuple[Instruction, int]]:
@@ -206,14 +236,7 @@ def _walk(
             continue
         trips = 1
         if instruction.opcode == "while":
-            known = _TRIP_COUNT.search(instruction.attributes)
-            if not known:
-                raise ValueError(
-                    "The compiled program has a loop whose length the "
-                    f"compiler does not know ({instruction.name}), so that "
-                    "its memory traffic cannot be counted."
-                )
-            trips = int(known[1])
+            trips = _trips(instruction, computations)
         for body in _BODY.findall(instruction.attributes):
             yield from _walk(body, computations, times * trips)
 
