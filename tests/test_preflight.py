@@ -302,6 +302,47 @@ def test_nothing_fits():
     assert largest(50, lambda n: 100 + n, 4096) == (None, [8])
 
 
+def test_the_table_says_how_long_the_run_takes():
+    """By hand: 1000 steps of 64 images at 640 a second, and 100 ms more."""
+    config = tiny("train.steps=1000", "model.variant=B/16")
+    run = preflight.resolve(config, classes=10, examples=None)
+    run = dataclasses.replace(run, num_examples=6400)
+    figures = report.Figures(
+        model="B/16 at 32 px",
+        topology="v5e:2x4",
+        devices=8,
+        batch_size=512,
+        batch_per_chip=64,
+        fits=True,
+        parameters=1234,
+        hbm_capacity_bytes=10**10,
+        weights_bytes=4936,
+        optimizer_bytes=9872,
+        all_reduce_seconds=0.1,
+        hbm_used_bytes=5 * 10**9,
+        temp_bytes=4 * 10**9,
+        code_bytes=10**8,
+        flops=2e12,
+        bytes_accessed=3e9,
+        hbm_traffic_bytes=2 * 10**9,
+        arithmetic_seconds=0.1,
+        memory_seconds=0.05,
+        estimated_seconds=0.3,
+        images_per_second_per_chip_bound=640.0,
+    )
+    assert report.run_seconds(figures, 1000) == pytest.approx((200.0, 400.0))
+    text = preflight.to_text(figures, run)
+    for part in (
+        "5.00 GB of 10.00 GB",
+        "2.00 T",
+        "640 images/s per device, by arithmetic",
+        "300.0 ms, 213 images/s",
+        "the run of 1,000 steps          0.1 hours at least",
+        "1,384 images/s per TPU v3 core",
+    ):
+        assert part in text
+
+
 def test_the_step_compiles_for_the_cpu():
     """XLA refuses what a TPU would: unknown shapes, operations of the host."""
     if not distribute.compiles():

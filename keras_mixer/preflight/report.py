@@ -190,13 +190,28 @@ def _ms(seconds: float | None) -> str:
     return "not known" if seconds is None else f"{seconds * 1e3:.1f} ms"
 
 
-def days(figures: Figures, steps: int) -> float | None:
-    """Returns how long a run takes at least, at the chip's bound."""
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def run_seconds(figures: Figures, steps: int) -> tuple[float, float]:
+    """Returns how long a run takes, in seconds.
+
+    Args:
+      figures: Of a step that fits.
+      steps: Of the run.
+
+    Returns:
+      At least, by what the chip allows; and by the compiler's own estimate.
+      Both with the all-reduce, and without the evaluations.
+    """
     bound = figures.images_per_second_per_chip_bound
-    if bound is None:
-        return None
-    step = figures.batch_per_chip / bound + figures.all_reduce_seconds
-    return steps * step / 86_400
+    assert bound is not None and figures.estimated_seconds is not None
+    return (
+        steps * (figures.batch_per_chip / bound + figures.all_reduce_seconds),
+        steps * (figures.estimated_seconds + figures.all_reduce_seconds),
+    )
 
 
 def _rows(figures: Figures, run: lowering.Run) -> list[tuple[str, str]]:
@@ -215,7 +230,7 @@ def _rows(figures: Figures, run: lowering.Run) -> list[tuple[str, str]]:
     if not f.fits:
         return rows
     assert f.flops is not None and f.arithmetic_seconds is not None
-    assert f.memory_seconds is not None
+    assert f.memory_seconds is not None and f.estimated_seconds is not None
     bound = f.images_per_second_per_chip_bound
     rows += [
         ("  activations, gradients, rest", _gb(f.temp_bytes)),
@@ -225,7 +240,11 @@ def _rows(figures: Figures, run: lowering.Run) -> list[tuple[str, str]]:
         ("bytes accessed, on-chip too", _gb(f.bytes_accessed)),
         ("arithmetic at the peak", _ms(f.arithmetic_seconds)),
         ("memory at the peak", _ms(f.memory_seconds)),
-        ("compiler's own estimate", _ms(f.estimated_seconds)),
+        (
+            "compiler's own estimate",
+            f"{_ms(f.estimated_seconds)}, "
+            f"{f.batch_per_chip / f.estimated_seconds:,.0f} images/s",
+        ),
         ("all-reduce, by formula", _ms(f.all_reduce_seconds)),
         (
             "bound",
@@ -239,8 +258,13 @@ def _rows(figures: Figures, run: lowering.Run) -> list[tuple[str, str]]:
     ]
     if run.num_examples is not None:
         steps = run.config.train.steps
+        least, estimate = run_seconds(f, steps)
         rows.append(
-            ("the whole run", f"{days(f, steps):.2f} days, {steps:,} steps")
+            (
+                f"the run of {steps:,} steps",
+                f"{_duration(least)} at least, {_duration(estimate)} by the "
+                "estimate",
+            )
         )
     return rows
 
