@@ -29,6 +29,7 @@ from keras_mixer.models import (
 __version__ = "0.1.0"
 
 _LAZY_MODULES = (
+    "analysis",
     "checkpoint",
     "config",
     "data",
@@ -42,6 +43,7 @@ _LAZY_MODULES = (
     "objective",
     "optim",
     "paper",
+    "permutations",
     "pictures",
     "preemption",
     "progress",

@@ -77,11 +77,10 @@ class Permutation(NamedTuple):
         patch = self.patch or side
         grid = side // patch
         patches, inside = self.parts(side)
-        index = np.arange(side**2).reshape(grid, patch, grid, patch)
-        index = index.transpose(0, 2, 1, 3).reshape(grid**2, patch**2)
-        index = index[patches][:, inside]
-        index = index.reshape(grid, grid, patch, patch)
-        return index.transpose(0, 2, 1, 3).reshape(side**2)
+        pixels = np.arange(side**2).reshape(grid, patch, grid, patch)
+        tokens = pixels.transpose(0, 2, 1, 3).reshape(grid**2, patch**2)
+        shuffled = tokens[patches][:, inside].reshape(grid, grid, patch, patch)
+        return shuffled.transpose(0, 2, 1, 3).reshape(side**2)
 
     def __call__(self, image: tf.Tensor, side: int) -> tf.Tensor:
         """Permutes the pixels of an image `[side, side, channels]`."""

@@ -24,6 +24,7 @@ TIERS = {
     "draws": 0,
     "fewshot": 0,
     "paper": 0,
+    "permutations": 0,
     "pictures": 0,
     "checkpoint": 0,
     "preemption": 0,
@@ -37,6 +38,7 @@ TIERS = {
     "trainer": 2,
     "evaluate": 2,
     "export": 2,
+    "analysis": 2,
     "train": 3,
     "eval": 3,
 }

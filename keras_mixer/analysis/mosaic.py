@@ -36,8 +36,8 @@ def layout(
       columns: Tiles of a row; 0 chooses.
     """
     if not columns:
-        columns = math.sqrt(count * tile[0] / tile[1])
-        columns = max(round(columns / group), 1) * group
+        square = math.sqrt(count * tile[0] / tile[1])
+        columns = max(round(square / group), 1) * group
     scale = max((_TARGET // columns - 3) // tile[1], _MIN_SCALE)
     side = scale * tile[1]
     return Layout(columns, scale, gap=max(3, side // 8), line=1 + side // 60)

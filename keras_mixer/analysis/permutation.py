@@ -165,13 +165,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns a table: mean and deviation over the seeds, and differences."""
     body = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        original = np.array(_accuracies(rows, model, "original"))
+        original = _accuracies(rows, model, "original")
         cells = [model]
         for kind in INPUTS:
-            found = np.array(_accuracies(rows, model, kind))
+            found = _accuracies(rows, model, kind)
             cell = sweep.spread(found)
             if kind != "original":  # of the same seed
-                cell += f" ({(found - original).mean():+.4f})"
+                cell += f" ({np.subtract(found, original).mean():+.4f})"
             cells.append(cell)
         body.append(cells)
     return report.table(["model", *(_NAMES[kind] for kind in INPUTS)], body)
@@ -182,8 +182,8 @@ def draw(
     workdir: pathlib.Path,
     output: pathlib.Path,
     title: str,
-) -> None:
-    """Draws loss and accuracy of each model over the steps.
+) -> list[pathlib.Path]:
+    """Draws loss and accuracy of each model; returns the files.
 
     Lines are means over the seeds, and areas span the lowest to the highest.
     """
@@ -222,4 +222,4 @@ def draw(
     for axes in grid.flat:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    pictures.save(figure, output)
+    return pictures.save_all(figure, output)

@@ -6,12 +6,12 @@ run prints is in `train.log` of its workdir.
 """
 
 import contextlib
+import csv
 import io
-import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -181,5 +181,10 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     config_lib.write_json(path, content)
 
 
-def read_json(path: pathlib.Path) -> Any:
-    return json.loads(path.read_text())
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a line per row, whose keys are the columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -5,7 +5,6 @@ patch: column j of `Dense_0/kernel`, `[tokens, tokens_mlp_dim]`, in row-major
 order, is an image over the patch grid (paper, Fig. 5).
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -245,14 +244,14 @@ def stem_tiles(parameters: Parameters) -> np.ndarray:
             "RGB images, [patch, patch, 3, hidden_dim], is a picture."
         )
     tiles = kernel.transpose(3, 0, 1, 2)
-    power = sum(np.abs(np.fft.fft2(tiles[..., c])) ** 2 for c in range(3))
+    power = (np.abs(np.fft.fft2(tiles, axes=(1, 2))) ** 2).sum(-1)
     total = power.sum((1, 2))
     radius = _radial_frequency(tiles.shape[1:3])
     frequency = (power * radius).sum((1, 2)) / np.where(total > 0, total, 1)
     return tiles[np.argsort(frequency, kind="stable")]
 
 
-def unit_table(units: np.ndarray, pairs: Pairs) -> list[Mapping[str, float]]:
+def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, float]]:
     """Returns a row for each unit, in the order of the pairs.
 
     Rows have `unit` (its column of the kernel), `pair`, `frequency`,

@@ -1,6 +1,5 @@
 """The paper's Fig. 5 and 6: token-mixing units, and the stem, as pictures."""
 
-import csv
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -224,12 +223,9 @@ def write(
     """Writes the numbers beside the picture, as JSON and CSV."""
     content = {"source": source, "layers": list(measured)}
     sweep.write_json(output.with_suffix(".json"), content)
-    with output.with_suffix(".csv").open("w", newline="") as file:
-        rows = [
-            {"layer": one["layer"], **unit}
-            for one in measured
-            for unit in one["units"]
-        ]
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [
+        {"layer": one["layer"], **unit}
+        for one in measured
+        for unit in one["units"]
+    ]
+    sweep.write_csv(output.with_suffix(".csv"), rows)
