@@ -46,8 +46,8 @@ def draw(
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.12)
     figure.supxlabel(
-        f"Here: batch {settings.batch}, float32, {cost.machine()}. Nothing that "
-        "is labelled (paper) was measured here.",
+        f"Here: batch {settings.batch}, float32, {cost.machine()}. Nothing "
+        "that is labelled (paper) was measured here.",
         fontsize=8,
     )
     return pictures.save_all(figure, output)
