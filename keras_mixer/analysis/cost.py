@@ -278,8 +278,9 @@ def measure(
             f"{row['variant']} at {row['image_size']}, {mode}: {text} "
             f"({i} of {len(missing)}, {spent} so far{left})"
         )
-    for row, mode in todo:
-        row[mode] = known.get(_key(row, mode, settings), row.get(mode))
+    for row in rows:  # what is not asked for, but known, too
+        for mode in MODES:
+            row[mode] = known.get(_key(row, mode, settings), row.get(mode))
 
 
 def _flat(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -190,7 +190,9 @@ def draw(
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = pictures.new_figure(figsize=(4.2 * len(models), 6.4))
     figure.suptitle(title, fontsize=9)
-    grid = figure.subplots(2, len(models), squeeze=False, sharey="row")
+    grid = figure.subplots(
+        2, len(models), squeeze=False, sharex=True, sharey="row"
+    )
     for column, model in enumerate(models):
         for kind in INPUTS:
             found = [
