@@ -86,11 +86,13 @@ def _units_panel(
     tiles = colors.to_rgba(flat.reshape(len(flat), -1))[..., :3]
     tiles = tiles.reshape(*flat.shape, 3)
     summary = units_lib.describe(units, pairs)
+    noise = units_lib.white_noise_frequency(grid)
     return mosaic.Panel(
         mosaic.compose(tiles, place, group=2),
         f"MixerBlock_{layer}: {len(units)} units on {grid[0]} x {grid[1]} "
         f"patches\nfrequency {summary['frequency']:.3f} cycles per patch "
-        f"(white noise {units_lib.white_noise_frequency(grid):.3f})",
+        f"(white noise {noise:.3f}), correlation in a pair "
+        f"{summary['pair_correlation']:.2f}",
         bar=colors,
     )
 
