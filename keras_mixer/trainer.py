@@ -103,8 +103,9 @@ def _require_trainable_alone(model: keras.Model) -> None:
         raise ValueError(
             f"{model.name!r} has variables that are not trained by gradients, "
             f"and that the training step does not keep: {others[0]} and "
-            f"{len(others) - 1} others. Normalise by GroupNormalization or "
-            "LayerNormalization in place of BatchNormalization."
+            f"{len(others) - 1} others. Moving means and the seeds of Dropout "
+            "are such: take GroupNormalization or LayerNormalization in place "
+            "of BatchNormalization, and no Dropout."
         )
 
 

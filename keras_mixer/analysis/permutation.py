@@ -35,8 +35,8 @@ in evaluation, behind all augmentation:
 They are steps of a policy, which train.py takes as well. The seed of a
 permutation is that of its run.
 
-Every run has a workdir inside of --workdir. The same command goes on after an
-interruption, and reuses what is finished.
+Every run has a workdir inside of --workdir, and a log beside it. The same
+command goes on after an interruption, and reuses what is finished.
 """
 
 INPUTS = ("original", "patches", "pixels")

@@ -2,7 +2,7 @@
 
 Each run has a workdir inside of the sweep's. What is finished is read from its
 result.json; what was interrupted goes on from its newest checkpoint. What a
-run prints is in `train.log` of its workdir.
+run prints is in a file beside its workdir, `NAME.log`.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ class _Log(io.TextIOBase):
 
 @contextlib.contextmanager
 def _logged(workdir: pathlib.Path, shown: Callable[[str], None]) -> Iterator:
-    """Sends what is printed to train.log beside the workdir's other files."""
+    """Sends what is printed to a file beside the workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
     # Inside of the workdir it would make an empty one look like another run's.
     with (

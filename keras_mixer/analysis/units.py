@@ -5,7 +5,7 @@ patch: column j of `Dense_0/kernel`, `[tokens, tokens_mlp_dim]`, in row-major
 order, is an image over the patch grid (paper, Fig. 5).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -251,11 +251,11 @@ def stem_tiles(parameters: Parameters) -> np.ndarray:
     return tiles[np.argsort(frequency, kind="stable")]
 
 
-def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, float]]:
+def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, Any]]:
     """Returns a row for each unit, in the order of the pairs.
 
     Rows have `unit` (its column of the kernel), `pair`, `frequency`,
-    `concentration` and `correlation` with its partner (NaN without one).
+    `concentration` and `correlation` with its partner (None without one).
     """
     found = spectrum(units)
     rows = []
@@ -267,7 +267,7 @@ def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, float]]:
                 "pair": place // 2,
                 "frequency": float(found.frequency[unit]),
                 "concentration": float(found.concentration[unit]),
-                "correlation": float("nan")
+                "correlation": None
                 if alone
                 else float(pairs.correlation[place // 2]),
             }
