@@ -30,7 +30,8 @@ All runs take the same number of updates, that of the recipe on all data.
 
 Every run has a workdir inside of --workdir, and a log beside it. The same
 command goes on after an interruption, and reuses what is finished; with more
-widths, fractions or seeds it adds their runs. scale.csv and scale.json hold the numbers.
+widths, fractions or seeds it adds their runs. scale.csv and scale.json hold the
+numbers.
 """
 
 _WIDTHS = ("hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
