@@ -42,12 +42,20 @@ def draw(
     days.legend(fontsize=8, loc="lower right")
     _draw_speed(speed, rows)
     for axes in (days, compute, speed):
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(0.12)
+        axes.margins(0.15)
+    here = any(
+        (row.get(m) or {}).get("peak_mib") for row in rows for m in cost.MODES
+    )
     figure.supxlabel(
-        f"Here: batch {settings.batch}, float32, {cost.machine()}. Nothing "
-        "that is labelled (paper) was measured here.",
+        "Nothing that is labelled (paper) was measured here."
+        + (
+            f" Measured: batch {settings.batch}, float32, {cost.machine()}."
+            if here
+            else ""
+        ),
         fontsize=8,
     )
     return pictures.save_all(figure, output)
@@ -57,8 +65,16 @@ def _name(axes: Any, row: Mapping[str, Any], point: tuple[Any, Any]) -> None:
     text = row["variant"]
     if row["image_size"] != models.DEFAULT_IMAGE_SIZE:
         text += f" {row['image_size']}"
+    # Of about the same cost are patches of 32 of one size and of 16 of the
+    # next smaller one: their names go to two sides.
+    is_left = row["variant"].endswith("/32")
     axes.annotate(
-        text, point, xytext=(4, 4), textcoords="offset points", fontsize=7
+        text,
+        point,
+        xytext=(-5 if is_left else 5, 3 if is_left else -3),
+        textcoords="offset points",
+        ha="right" if is_left else "left",
+        fontsize=7,
     )
 
 
