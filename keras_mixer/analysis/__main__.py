@@ -209,11 +209,13 @@ def _trained(study: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _title(config: Any, seeds: tuple[int, ...]) -> str:
-    return (
-        f"{config.data.name}, recipe {config.recipe or 'of a config'}; means "
-        f"of {len(seeds)} seed{'s' if len(seeds) > 1 else ''}, and from the "
-        "lowest to the highest"
-    )
+    of_seeds = f"seed {seeds[0]}"
+    if len(seeds) > 1:
+        of_seeds = (
+            f"means of {len(seeds)} seeds, and from the lowest to the highest"
+        )
+    recipe = config.recipe or "of a config"
+    return f"{config.data.name}, recipe {recipe}; {of_seeds}"
 
 
 def _permutation(arguments: list[str]) -> None:

@@ -255,8 +255,7 @@ def draw(
     )
     of_size.set(xlabel="parameters")
     for axes in (of_data, of_size):
-        axes.set_xscale("log")
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8)
     return pictures.save_all(figure, output)
@@ -272,6 +271,9 @@ def _line(
     mean = np.array([np.mean(values) for values in several])
     low = mean - [min(values) for values in several]
     high = [max(values) for values in several] - mean
+    axes.set_xscale("log")
+    axes.set_xticks(x, [f"{value:,}" for value in x], fontsize=8)
+    axes.minorticks_off()
     axes.errorbar(
         x, mean, yerr=[low, high], marker="o", ms=4, capsize=2, label=label
     )
