@@ -44,6 +44,7 @@ if not _is_doctor():
 __version__ = "0.1.0"
 
 _LAZY_MODULES = (
+    "analysis",
     "checkpoint",
     "config",
     "data",
@@ -59,6 +60,7 @@ _LAZY_MODULES = (
     "objective",
     "optim",
     "paper",
+    "permutations",
     "pictures",
     "preemption",
     "progress",

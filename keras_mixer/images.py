@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_mixer import kerascv, randaugment
+from keras_mixer import kerascv, permutations, randaugment
 
 _END_OF_JPEG = b"\xff\xd9"
 
@@ -253,8 +253,8 @@ def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
     if match is None or match[1] not in _STEPS:
         raise ValueError(
             f"Unknown step {text!r} in the policy {policy!r}. Steps: "
-            f"{', '.join(map(_step_help, _STEPS))}, and keras-cv's layers, "
-            "keras_cv.Name(argument=value)"
+            f"{', '.join([*map(_step_help, _STEPS), *permutations.HELP])}, and "
+            "keras-cv's layers, keras_cv.Name(argument=value)"
         )
     name, step = match[1], _STEPS[match[1]]
     given = [] if match[2] is None else match[2].split(",")
@@ -293,7 +293,16 @@ def split_policy(policy: str) -> tuple[str, tuple[str, ...]]:
         end -= 1
     _require_no_mixing(texts[:end], policy)
     mixing = tuple(text.strip() for text in texts[end:])
-    return "|".join(texts[:end]).strip() or "resize", mixing
+    of_images = "|".join(texts[:end]).strip() or "resize"
+    if mixing:
+        shuffle = permutations.split(of_images)[1]
+        if shuffle is not None:
+            raise ValueError(
+                f"Cannot use {shuffle} with {mixing[0]!r} in the policy "
+                f"{policy!r}: it would mix shuffled images. mixup.p=0.5 mixes "
+                "them pixel by pixel."
+            )
+    return of_images, mixing
 
 
 def _require_no_mixing(texts: list[str], policy: str) -> None:
@@ -332,7 +341,7 @@ def parse_policy(
       policy: Steps joined by `|`. resize, central_crop and inception_crop
         make images of the model's size, resize(side) of another one. Layers
         of keras-cv are made and traced here, each a second or less; some need
-        images of one size.
+        images of one size. A permutation (permutations.py) comes last.
       image_size: Side of the images that the model takes.
       source_size: Side of the images before, if all are squares of one size.
 
@@ -346,6 +355,9 @@ def parse_policy(
         arguments do not fit it, or the images come out in another size than
         `image_size`.
     """
+    policy, shuffle = permutations.split(policy)
+    if shuffle is not None:
+        shuffle.check(image_size, f"{policy}|{shuffle}")
     texts = policy.split("|")
     _require_no_mixing(texts, policy)
     parsed = [_parse_step(text, policy) for text in texts]
@@ -390,6 +402,7 @@ def parse_policy(
             if image.dtype == tf.string:
                 function = _on_bytes(function)
             image = function(image, step_seed, *arguments)
-        return tf.ensure_shape(image, (image_size, image_size, 3))
+        image = tf.ensure_shape(image, (image_size, image_size, 3))
+        return image if shuffle is None else shuffle(image, image_size)
 
     return apply

@@ -99,13 +99,53 @@ def find(
     return None
 
 
-# Images per second of a TPU v3 core in inference at 224 px (paper, Table 3).
-THROUGHPUT = {
-    "S/32": 11489,
-    "B/32": 4208,
-    "S/16": 3994,
-    "B/16": 1384,
-    "L/32": 1314,
-    "L/16": 419,
-    "H/14": 194,
-}
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What the paper says a model costs, on TPUv3.
+
+    Attributes:
+      variant: Name in the paper.
+      pretraining: As in `Reported`.
+      image_size: Side of the images, in pixels.
+      images_per_second: Per core, of inference ("throughput").
+      core_days: Of pre-training; the paper rounds them to tens.
+      source: Where it says so.
+    """
+
+    variant: str
+    pretraining: str
+    image_size: int
+    images_per_second: float
+    core_days: float
+    source: str = _TABLE_3
+
+
+COSTS: tuple[Cost, ...] = (
+    Cost("B/16", "imagenet1k", 224, 1384, 10),
+    Cost("L/16", "imagenet1k", 224, 419, 40),
+    Cost("B/16", "imagenet21k", 224, 1384, 150),
+    Cost("L/16", "imagenet21k", 224, 419, 410),
+    Cost("L/16", "imagenet21k", 448, 105, 410, _TABLE_2),
+    Cost("S/32", "jft300m", 224, 11489, 10),
+    Cost("B/32", "jft300m", 224, 4208, 50),
+    Cost("S/16", "jft300m", 224, 3994, 30),
+    Cost("B/16", "jft300m", 224, 1384, 80),
+    Cost("L/32", "jft300m", 224, 1314, 120),
+    Cost("L/16", "jft300m", 224, 419, 230),
+    Cost("H/14", "jft300m", 224, 194, 1010),
+    Cost("H/14", "jft300m", 448, 40, 1010, _TABLE_2),
+)
+
+
+def find_costs(variant: str, size: int) -> tuple[Cost, ...]:
+    """Returns what the paper says of a model, a line per pre-training.
+
+    Args:
+      variant: Name in the paper, "B/16".
+      size: Side of the images, in pixels.
+    """
+    return tuple(
+        cost
+        for cost in COSTS
+        if (cost.variant, cost.image_size) == (variant, size)
+    )

@@ -6,7 +6,7 @@ from typing import Any
 from keras_mixer.config import ConfigError
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_DOTS_PER_INCH = 160
+DOTS_PER_INCH = 160
 
 
 def check_file(path: str, flag: str) -> pathlib.Path:
@@ -44,4 +44,17 @@ def new_figure(**options: Any) -> Any:
 def save(figure: Any, output: pathlib.Path) -> None:
     """Writes a figure, and the folders that lead to it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=_DOTS_PER_INCH)
+    figure.savefig(output, dpi=DOTS_PER_INCH)
+
+
+def save_all(figure: Any, output: pathlib.Path) -> list[pathlib.Path]:
+    """Writes a figure as `output` says, and as PNG and SVG beside it.
+
+    Returns:
+      The files.
+    """
+    suffixes = dict.fromkeys([output.suffix, ".png", ".svg"])
+    files = [output.with_suffix(suffix) for suffix in suffixes]
+    for file in files:
+        save(figure, file)
+    return files

@@ -24,6 +24,7 @@ from keras_mixer import (
     evaluate,
     images,
     optim,
+    permutations,
     preemption,
     progress,
     step as step_lib,
@@ -86,6 +87,28 @@ def _check_finite(
     )
 
 
+# (config, classes) -> a model of images in [-1, 1] that returns logits.
+BuildModel = Callable[[Config, int], keras.Model]
+
+
+def _require_trainable_alone(model: keras.Model) -> None:
+    """Raises ValueError for a model with state that the step cannot keep.
+
+    The step changes what has a gradient, and nothing else: the moving means of
+    BatchNormalization would be assigned inside of the compiled step, by every
+    replica on its own.
+    """
+    others = [v.path for v in model.non_trainable_variables]
+    if others:
+        raise ValueError(
+            f"{model.name!r} has variables that are not trained by gradients, "
+            f"and that the training step does not keep: {others[0]} and "
+            f"{len(others) - 1} others. Moving means and the seeds of Dropout "
+            "are such: take GroupNormalization or LayerNormalization in place "
+            "of BatchNormalization, and no Dropout."
+        )
+
+
 class _Loop:
     """Model, optimizer, data and reports of a run, and the loop over them."""
 
@@ -98,6 +121,7 @@ class _Loop:
         splits: data.Splits,
         fewshot_sets: Sequence[data.FewshotData],
         initial: weights_lib.Parameters | None,
+        build_model: BuildModel | None,
     ):
         run = config.train
         assert run.steps is not None and config.model.image_size is not None
@@ -114,9 +138,14 @@ class _Loop:
         self.broken = self._broken_images("train", splits.train)
         self.schedule = optim.make_schedule(config.optim, total_steps=run.steps)
         with strategy.scope():
-            self.model = workdir_lib.build_model(
-                config, splits.train.num_classes, initial=initial
-            )
+            self.is_mixer = build_model is None
+            if build_model is None:
+                self.model = workdir_lib.build_model(
+                    config, splits.train.num_classes, initial=initial
+                )
+            else:
+                self.model = build_model(config, splits.train.num_classes)
+                _require_trainable_alone(self.model)
             self.optimizer = optim.make_optimizer(
                 config.optim,
                 schedule=self.schedule,
@@ -159,7 +188,11 @@ class _Loop:
     def _variables(self) -> dict[str, dict[str, Any]]:
         """Returns all that training changes: part -> name -> variable."""
         return {
-            "model": weights_lib.mixer_variables(self.model),
+            "model": (
+                weights_lib.mixer_variables(self.model)
+                if self.is_mixer
+                else {v.path: v for v in self.model.weights}
+            ),
             "optimizer": {v.path: v for v in self.optimizer.variables},
         }
 
@@ -422,6 +455,7 @@ def fit(
     workdir: str | pathlib.Path,
     strategy: tf.distribute.Strategy,
     keep_alive: list[Any] | None = None,
+    build_model: BuildModel | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, from the newest checkpoint if there is one.
 
@@ -432,6 +466,11 @@ def fit(
       strategy: Where to train.
       keep_alive: Gets what is not to be freed when this returns. TensorFlow
         now and then hangs when it frees iterators over several CPUs.
+      build_model: Makes the model, for comparisons with others than a Mixer:
+        it maps images in [-1, 1] to logits, and all its variables are trained.
+        Of `config.model` then the image size alone counts. The config does
+        not say what the model is, so give such a run a workdir of its own:
+        nothing but `fit` with the same `build_model` can read it.
 
     Returns:
       What result.json holds: `step`, `split`, `accuracy`, `loss`, `count` of
@@ -446,6 +485,15 @@ def fit(
     """
     workdir_lib.require_tensorflow()
     workdir = workdir_lib.as_path(workdir)
+    permutations.require_same(
+        images.split_policy(config.augment.policy)[0],
+        config.augment.eval_policy,
+    )
+    if build_model is not None and config.init.weights is not None:
+        raise config_lib.ConfigError(
+            "init.weights are those of a Mixer, and build_model makes another "
+            f"model. Received: {config.init.weights}"
+        )
     splits = data.open_splits(config)
     config = data.resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)
@@ -483,6 +531,7 @@ def fit(
             splits=splits,
             fewshot_sets=fewshot_sets,
             initial=initial,
+            build_model=build_model,
         )
         if keep_alive is not None:
             keep_alive.append(loop)

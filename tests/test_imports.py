@@ -26,6 +26,7 @@ TIERS = {
     "fewshot": 0,
     "hosts": 0,
     "paper": 0,
+    "permutations": 0,
     "pictures": 0,
     "checkpoint": 0,
     "preemption": 0,
@@ -42,6 +43,7 @@ TIERS = {
     "export": 2,
     "preflight": 2,
     "doctor": 2,
+    "analysis": 2,
     "train": 3,
     "eval": 3,
 }

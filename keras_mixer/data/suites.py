@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from keras_mixer import permutations
 from keras_mixer.config import Config, ConfigError
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, require_same_classes
@@ -182,12 +183,15 @@ def fewshot_policy(config: Config, split: Split) -> str:
     """Returns the preprocessing of a split for the few-shot evaluation.
 
     The authors' is to resize both sides to 256 and to cut out the centre of
-    224; other sizes have the same ratio.
+    224; other sizes have the same ratio. A permutation of the pixels that the
+    model was trained on is kept.
     """
     size = config.model.image_size
     assert size is not None
     if config.fewshot.policy is not None:
         return config.fewshot.policy
+    _, shuffle = permutations.split(config.augment.eval_policy)
+    end = "" if shuffle is None else f"|{shuffle}"
     if split.image_size == size:
-        return "resize"
-    return f"resize({round(size * 8 / 7)})|central_crop"
+        return f"resize{end}"
+    return f"resize({round(size * 8 / 7)})|central_crop{end}"

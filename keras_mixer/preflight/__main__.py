@@ -1,6 +1,7 @@
 """Will it fit, and how fast: `python -m keras_mixer.preflight`."""
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -109,11 +110,14 @@ def main(argv: list[str]) -> None:
         print(f"[{seconds:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     say(f"Compiling for {topology}; a large model takes minutes ...")
-    figures = preflight.measure(run, topology)
+    measure = functools.partial(preflight.measure, apart=True)
+    figures = measure(run, topology)
     print(preflight.to_text(figures, run))
     content: dict[str, Any] = dataclasses.asdict(figures)
     if FLAGS.largest or not figures.fits:
-        largest = preflight.find_largest(run, topology, figures, say)
+        largest = preflight.find_largest(
+            run, topology, figures, say, measure=measure
+        )
         if largest is None:
             print("No batch fits, not even the smallest that divides.")
         else:

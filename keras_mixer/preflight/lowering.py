@@ -1,7 +1,10 @@
 """The trainer's own step as a program that a compiler can read."""
 
+import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import math
+import multiprocessing
 from typing import Any
 
 import tensorflow as tf
@@ -187,3 +190,23 @@ def lower_train_step(run: Run, *, size: int) -> Step:
         optimizer_bytes=_bytes_of(optimizer.variables),
         gradient_bytes=_bytes_of(trained),
     )
+
+
+def lower_apart(run: Run, *, size: int) -> Step:
+    """Calls `lower_train_step` in a process of its own.
+
+    It takes the weights and the optimizer along when it ends, 5 GB for H/14,
+    which TensorFlow would keep while the next batch is tried.
+
+    Raises:
+      ConfigError: The process was killed, as for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    try:
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(lower_train_step, run, size=size).result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise ConfigError(
+            "The process that traces the step was killed. It needs some 16 "
+            "bytes for each parameter of the model; is there memory enough?"
+        ) from error

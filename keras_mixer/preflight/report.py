@@ -60,8 +60,15 @@ class Figures:
     images_per_second_per_chip_bound: float | None = None
 
 
-def measure(run: lowering.Run, topology: chips.Topology) -> Figures:
+def measure(
+    run: lowering.Run, topology: chips.Topology, *, apart: bool = False
+) -> Figures:
     """Lowers, compiles and counts the training step of a run.
+
+    Args:
+      run: What is to be trained.
+      topology: The TPU.
+      apart: Trace the step in a process of its own.
 
     Raises:
       ConfigError: The batch does not divide into the devices.
@@ -69,7 +76,8 @@ def measure(run: lowering.Run, topology: chips.Topology) -> Figures:
     """
     size = lowering.split_batch(run.config, topology.devices)
     compiler.require()
-    step = lowering.lower_train_step(run, size=size)
+    lower = lowering.lower_apart if apart else lowering.lower_train_step
+    step = lower(run, size=size)
     program = compiler.compile_hlo(step.text, topology)
     chip, model = topology.chip, run.config.model
     figures = Figures(
@@ -278,11 +286,11 @@ def to_text(figures: Figures, run: lowering.Run) -> str:
         f"{f.parameters:,} parameters. Of a device and step:"
     ]
     lines += [f"  {name:<32}{value}" for name, value in _rows(figures, run)]
-    speed = paper.THROUGHPUT.get(run.config.model.variant)
-    if speed is not None:
+    costs = paper.find_costs(run.config.model.variant, 224)
+    if costs:
         lines.append(
-            f"  {'paper, inference':<32}{speed:,} images/s per TPU v3 core "
-            "(Table 3, 224 px)"
+            f"  {'paper, inference':<32}{costs[0].images_per_second:,.0f} "
+            f"images/s per TPU v3 core ({costs[0].source}, 224 px)"
         )
     lines.append(
         "Bounds are what the chip allows at its peaks; no program reaches "

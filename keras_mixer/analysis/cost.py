@@ -1,0 +1,335 @@
+"""What each variant costs: parameters, FLOPs, memory and speed (Fig. 2, 3).
+
+Parameters and FLOPs are counted in the traced graph and must equal the
+formula. Memory and speed are measured here, each in a process of its own. The
+paper's numbers stand beside them, and say so.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import psutil
+
+from keras_mixer import models, paper, progress
+from keras_mixer.analysis import flops, sweep
+from keras_mixer.config import ConfigError
+from keras_mixer.evaluate import report
+
+HELP = """Tells what the variants cost, and draws accuracy against it.
+
+  python -m keras_mixer.analysis cost --output=cost.png
+  python -m keras_mixer.analysis cost --variants=S/16,B/16,L/16 \\
+      --image_sizes=224,448 --measure=none --output=cost.png
+  python -m keras_mixer.analysis cost --variants=S/32,S/16 --batch=16 \\
+      --seconds=20 --time_limit=300 --output=cost.png
+
+For every variant and size: parameters and FLOPs of the forward pass, counted
+in the traced graph and compared with the formula; then, each in a process of
+its own, the peak memory and images per second of inference and of training
+(one update with AdamW in float32). The paper's images per second and core-days
+(TPUv3) stand beside them. At K times 224 pixels the token-mixing MLPs are
+those of fine-tuning (paper, App. C), K^2 times wider, unless --noexpand.
+
+cost.csv and cost.json hold the numbers; the same command reuses what was
+measured with the same settings on the same machine, and --fresh does not. A
+measurement that takes longer than --time_limit is "not run", and one for which
+the weights, gradients and moments alone exceed the free memory "does not fit".
+"""
+
+MODES = ("inference", "training")
+_COPIES = {"inference": 1, "training": 4}  # weights, gradients, two moments
+_CLASSES = 1000
+PRETRAINED = ("imagenet1k", "imagenet21k", "jft300m")
+
+
+class Settings(NamedTuple):
+    """How to measure.
+
+    Attributes:
+      modes: Which of `MODES`.
+      batch: Images at once.
+      seconds: How long to repeat the call.
+      time_limit: Seconds after which a measurement is given up.
+      xla: Whether XLA compiles.
+    """
+
+    modes: tuple[str, ...]
+    batch: int
+    seconds: float
+    time_limit: float
+    xla: bool
+
+
+def machine() -> str:
+    """Names the processor and the cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
+    return f"{name}, {cores} cores"
+
+
+def parse_variants(text: str) -> tuple[str, ...]:
+    """Reads --variants; "all" is all of them."""
+    if text == "all":
+        return tuple(models.VARIANTS)
+    allowed = f"all, or some of {', '.join(models.VARIANTS)}"
+    found = sweep.parse_list(text, str, "--variants", allowed)
+    for name in found:
+        models.get_variant(name)
+    return found
+
+
+def parse_modes(text: str) -> tuple[str, ...]:
+    """Reads --measure; "none" is none of them."""
+    if text == "none":
+        return ()
+    allowed = f"none, or some of {', '.join(MODES)}"
+    found = sweep.parse_list(text, str, "--measure", allowed)
+    if not set(found) <= set(MODES):
+        raise ConfigError(f"--measure takes {allowed}. Received: {text!r}")
+    return found
+
+
+def count(
+    variants: Sequence[str],
+    sizes: Sequence[int],
+    *,
+    expand: bool,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Counts parameters and FLOPs; returns a row per variant and size.
+
+    A size that the patches do not divide is left out of a variant, and said.
+
+    Raises:
+      ConfigError: No variant can take any of the sizes.
+      AssertionError: Graph and formula differ.
+    """
+    planned = []
+    for name in variants:
+        for size in sizes:
+            variant = models.get_variant(name)
+            if size % variant.patch_size and len(variants) > 1:
+                say(f"{name} at {size}: not a multiple of the patch, left out")
+                continue
+            dims = flops.at_size(variant, size, expand=expand)
+            planned.append((name, size, dims))
+    if not planned:
+        raise ConfigError(f"No variant has a patch that divides {sizes}.")
+    rows = []
+    for name, size, dims in planned:
+        found = flops.in_graph(dims, size, _CLASSES)
+        formula = flops.by_formula(dims, size, _CLASSES)
+        assert found == formula, (name, size, found, formula)
+        say(
+            f"{name} at {size}: {found.parameters:,} parameters, "
+            f"{found.flops / 1e9:.2f} GFLOP per image, as by the formula"
+        )
+        rows.append(
+            {
+                "variant": name,
+                "image_size": size,
+                "tokens": dims.num_tokens(size, size),
+                "tokens_mlp_dim": dims.tokens_mlp_dim,
+                "parameters": found.parameters,
+                "gflop": found.flops / 1e9,
+                **_of_paper(name, size),
+            }
+        )
+    return rows
+
+
+def _of_paper(variant: str, size: int) -> dict[str, float | None]:
+    """Returns what the paper says of a model; None where it says nothing."""
+    costs = {c.pretraining: c for c in paper.find_costs(variant, size)}
+    speeds = [c.images_per_second for c in costs.values()]
+    found: dict[str, float | None] = {
+        "paper_images_per_second_per_core": speeds[0] if speeds else None
+    }
+    for name in PRETRAINED:
+        reported = paper.find(variant, name, "imagenet2012", "validation", size)
+        cost = costs.get(name)
+        found[f"paper_core_days_{name}"] = cost.core_days if cost else None
+        found[f"paper_top1_{name}"] = reported.accuracy if reported else None
+    return found
+
+
+def read_measured(path: pathlib.Path) -> dict[str, Any]:
+    """Returns what the numbers beside a picture say was measured, if any.
+
+    Raises:
+      ConfigError: The file is of something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text())["measured"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not of this command. Give another --output, or remove "
+            "it."
+        ) from error
+
+
+def _key(row: Mapping[str, Any], mode: str, settings: Settings) -> str:
+    return (
+        f"{row['variant']} {row['image_size']}px D_S={row['tokens_mlp_dim']} "
+        f"{mode} batch={settings.batch} xla={settings.xla} "
+        f"seconds={settings.seconds:g} on {machine()}"
+    )
+
+
+def _measure_one(
+    row: Mapping[str, Any], mode: str, settings: Settings
+) -> dict[str, Any]:
+    """Returns what the process measured, or why there is nothing: `status`."""
+    needed = row["parameters"] * 4 * _COPIES[mode]
+    free = psutil.virtual_memory().available
+    if needed > free:
+        return {
+            "status": f"does not fit: at least {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} free"
+        }
+    options = {
+        "mode": mode,
+        "variant": row["variant"],
+        "image_size": row["image_size"],
+        "tokens_mlp_dim": row["tokens_mlp_dim"],
+        "batch": settings.batch,
+        "seconds": settings.seconds,
+        "xla": settings.xla,
+    }
+    name = "keras_mixer.analysis.cost_process"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", name, json.dumps(options)],
+            capture_output=True,
+            text=True,
+            timeout=settings.time_limit,
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": f"not run: over {settings.time_limit:g} s"}
+    if done.returncode:
+        if done.returncode == -9:
+            return {"status": "does not fit: killed, out of memory"}
+        lines = done.stderr.strip().splitlines() or [""]
+        return {"status": f"failed ({done.returncode}): {lines[-1][:200]}"}
+    return {"status": "measured", **json.loads(done.stdout.splitlines()[-1])}
+
+
+def measure(
+    rows: Sequence[dict[str, Any]],
+    settings: Settings,
+    known: dict[str, Any],
+    *,
+    save: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Measures what is not known, the smallest model first.
+
+    Args:
+      rows: From `count`; get what was measured, under the name of the mode.
+      settings: How.
+      known: What was measured before; gets what is measured.
+      save: Called after each.
+      say: Tells people how far it is.
+    """
+    todo = [(row, mode) for row in rows for mode in settings.modes]
+    todo.sort(key=lambda x: x[0]["gflop"] * (3 if x[1] == "training" else 1))
+    missing = [x for x in todo if _key(*x, settings) not in known]
+    if len(missing) < len(todo):
+        say(f"{len(todo) - len(missing)} of {len(todo)} are measured already.")
+    begun = time.perf_counter()
+    for i, (row, mode) in enumerate(missing, 1):
+        found = _measure_one(row, mode, settings)
+        if found["status"] == "measured":
+            known[_key(row, mode, settings)] = found
+            save()
+            text = (
+                f"peak {found['peak_mib']:,.0f} MiB, "
+                f"{found['images_per_second']:.2f} img/s"
+            )
+        else:
+            text = found["status"]
+        row[mode] = found
+        spent = progress.format_seconds(time.perf_counter() - begun)
+        limit = progress.format_seconds(
+            (len(missing) - i) * settings.time_limit
+        )
+        left = f", at most {limit} left" if i < len(missing) else ""
+        say(
+            f"{row['variant']} at {row['image_size']}, {mode}: {text} "
+            f"({i} of {len(missing)}, {spent} so far{left})"
+        )
+    for row in rows:  # what is not asked for, but known, too
+        for mode in MODES:
+            row[mode] = known.get(_key(row, mode, settings), row.get(mode))
+
+
+def _flat(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Returns a row for CSV."""
+    flat = {k: v for k, v in row.items() if k not in MODES}
+    for mode in MODES:
+        found = row.get(mode) or {"status": "not run"}
+        flat[f"{mode}_batch"] = settings.batch
+        flat[f"{mode}_status"] = found["status"]
+        for key in ("peak_mib", "images_per_second"):
+            flat[f"{mode}_{key}"] = found.get(key)
+    return flat
+
+
+def write_csv(
+    path: pathlib.Path, rows: Sequence[Mapping[str, Any]], settings: Settings
+) -> None:
+    """Writes a line per variant and size."""
+    sweep.write_csv(path, [_flat(row, settings) for row in rows])
+
+
+def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
+    """Returns the numbers as a table."""
+    header = ["model", "px", "parameters", "GFLOP"]
+    for mode in MODES:
+        header += [f"{mode} MiB", f"{mode} img/s"]
+    header += ["img/s/core (paper)", "core-days (paper)"]
+    body = []
+    for row in rows:
+        cells = [row["variant"], str(row["image_size"])]
+        cells += [f"{row['parameters']:,}", f"{row['gflop']:.2f}"]
+        for mode in MODES:
+            found = row.get(mode) or {"status": "not run"}
+            if found["status"] == "measured":
+                cells.append(f"{found['peak_mib']:,.0f}")
+                cells.append(f"{found['images_per_second']:.2f}")
+            else:
+                cells += [found["status"].partition(":")[0], ""]
+        speed = row["paper_images_per_second_per_core"]
+        cells.append(f"{speed:g}" if speed else "")
+        days = [
+            f"{name} {row[f'paper_core_days_{name}']:g}"
+            for name in PRETRAINED
+            if row[f"paper_core_days_{name}"]
+        ]
+        cells.append(", ".join(days))
+        body.append(cells)
+    return (
+        f"{report.table(header, body)}\n"
+        f"Memory and img/s: batch {settings.batch}, float32, XLA "
+        f"{'on' if settings.xla else 'off'}, {machine()}"
+    )

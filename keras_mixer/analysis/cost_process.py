@@ -1,0 +1,157 @@
+"""Measures memory and speed of one model in a process of its own.
+
+Run by cost.py as `python -m keras_mixer.analysis.cost_process JSON`; prints
+JSON. A process of its own, because a peak never goes down again, and what
+another model has left behind would count too.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+_MIB = 2**20
+_MIN_CALLS = 2  # that are timed
+
+
+def _read_status(key: str) -> int | None:
+    """Returns a line of /proc/self/status in bytes; None without Linux."""
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith(f"{key}:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has had so far.
+
+    On Linux VmHWM: ru_maxrss is as large as the parent's was when it started
+    this process, whatever that uses itself.
+    """
+    found = _read_status("VmHWM")
+    if found is not None:
+        return found
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _inference(config: Any, batch: int) -> Callable[[], Any]:
+    """Returns the forward pass of a batch, as eval.py computes it."""
+    import tensorflow as tf
+
+    from keras_mixer import step, workdir
+
+    model = workdir.build_model(config, 1000)
+    forward = step.maybe_compile(
+        lambda image: model(image, training=False), config.train.xla
+    )
+    forward = tf.function(forward)
+    size = config.model.image_size
+    image = tf.random.stateless_uniform((batch, size, size, 3), (0, 0), -1, 1)
+    return lambda: forward(image).numpy()
+
+
+def _training(config: Any, batch: int) -> Callable[[], Any]:
+    """Returns an update of the weights, as train.py computes it."""
+    import tensorflow as tf
+
+    from keras_mixer import distribute, optim, step, workdir
+
+    strategy = distribute.make_strategy("one_device")
+    size = config.model.image_size
+    with strategy.scope():
+        model = workdir.build_model(config, 1000)
+        optimizer = optim.make_optimizer(
+            config.optim,
+            schedule=optim.make_schedule(config.optim, total_steps=1000),
+            variables=model.trainable_variables,
+        )
+    one = {
+        "image": tf.zeros((batch, size, size, 3), tf.uint8),
+        "label": tf.range(batch, dtype=tf.int64) % 1000,
+        "index": tf.range(batch, dtype=tf.int64),
+    }
+    iterator = distribute.distribute_batches(
+        strategy, lambda _: tf.data.Dataset.from_tensors(one).repeat()
+    )
+    train = step.make_train_steps(model, optimizer, config, strategy)
+    return lambda: [
+        r.numpy() for r in train(iterator, tf.constant(1), tf.constant(False))
+    ]
+
+
+def measure(
+    *,
+    mode: str,
+    variant: str,
+    image_size: int,
+    tokens_mlp_dim: int,
+    batch: int,
+    seconds: float,
+    xla: bool,
+) -> dict[str, Any]:
+    """Measures a model in this process.
+
+    Args:
+      mode: "training" (one update with AdamW, as the trainer makes it) or
+        "inference".
+      variant: Name in the paper.
+      image_size: Side of the images, in pixels.
+      tokens_mlp_dim: Of the model at this size.
+      batch: Images at once.
+      seconds: How long to repeat it, after the first time; at least twice.
+      xla: Whether XLA compiles it.
+
+    Returns:
+      `peak_mib`: the largest resident set minus that before the model was
+      built, of which `baseline_mib` are TensorFlow's own; `images_per_second`
+      and `calls` that it is the mean of; `compile_seconds` of the first call.
+    """
+    import tensorflow as tf
+
+    from keras_mixer import config as config_lib
+
+    config = config_lib.override(
+        config_lib.Config(),
+        [
+            f"model.variant={variant}",
+            f"model.image_size={image_size}",
+            f"model.tokens_mlp_dim={tokens_mlp_dim}",
+            f"train.batch_size={batch}",
+            "train.steps=1000",
+            f"train.xla={str(xla).lower()}",
+        ],
+    )
+    tf.matmul(tf.ones((8, 8)), tf.ones((8, 8))).numpy()  # TensorFlow starts
+    baseline = _read_status("VmRSS") or peak_bytes()
+    make = {"training": _training, "inference": _inference}[mode]
+    call = make(config, batch)
+    begun = time.perf_counter()
+    call()
+    compiled = time.perf_counter() - begun
+    calls = 0
+    begun = time.perf_counter()
+    while calls < _MIN_CALLS or time.perf_counter() - begun < seconds:
+        call()
+        calls += 1
+    spent = time.perf_counter() - begun
+    return {
+        "peak_mib": (peak_bytes() - baseline) / _MIB,
+        "baseline_mib": baseline / _MIB,
+        "images_per_second": calls * batch / spent,
+        "calls": calls,
+        "compile_seconds": compiled,
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    print(json.dumps(measure(**json.loads(sys.argv[1]))), flush=True)
+    os._exit(0)  # nothing is left to be freed in order

@@ -1,0 +1,160 @@
+"""Many small images as one, in which every value has as many pixels.
+
+A figure gets one of these in its own size, so that nothing is resampled.
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+GREY = 0.35  # lines around the tiles
+_TARGET = 800  # pixels that a mosaic is wide, about
+_MIN_SCALE = 2  # pixels of a value
+
+
+class Layout(NamedTuple):
+    """Where the tiles are: their columns, and pixels of a value."""
+
+    columns: int
+    scale: int
+    gap: int  # pixels between groups
+    line: int  # pixels between the tiles of a group, and around it
+
+
+def layout(
+    count: int, tile: tuple[int, int], *, group: int = 1, columns: int = 0
+) -> Layout:
+    """Chooses a layout that is about square.
+
+    Args:
+      count: Of tiles.
+      tile: Rows and columns of values of each.
+      group: So many tiles stay together, side by side.
+      columns: Tiles of a row; 0 chooses.
+    """
+    if not columns:
+        square = math.sqrt(count * tile[0] / tile[1])
+        columns = max(round(square / group), 1) * group
+    scale = max((_TARGET // columns - 3) // tile[1], _MIN_SCALE)
+    side = scale * tile[1]
+    return Layout(columns, scale, gap=max(3, side // 8), line=1 + side // 60)
+
+
+def compose(tiles: np.ndarray, place: Layout, *, group: int = 1) -> np.ndarray:
+    """Puts tiles into one image, white between them.
+
+    Args:
+      tiles: RGB `[n, rows, columns, 3]` in [0, 1].
+      place: From `layout`.
+      group: Tiles that share a frame.
+
+    Returns:
+      RGB `[height, width, 3]`.
+    """
+    count = len(tiles)
+    scaled = tiles.repeat(place.scale, 1).repeat(place.scale, 2)
+    high, wide = scaled.shape[1:3]
+    rows = math.ceil(count / place.columns)
+    groups = math.ceil(place.columns / group)
+    line = place.line
+    across = line + (wide + line) * group + place.gap  # a group in its frame
+    down = high + 2 * line + place.gap
+    picture = np.ones((rows * down - place.gap, groups * across - place.gap, 3))
+    for i, tile in enumerate(scaled):
+        row, column = divmod(i, place.columns)
+        which, inside = divmod(column, group)
+        top = row * down
+        left = which * across + inside * (wide + line)
+        picture[top : top + high + 2 * line, left : left + wide + 2 * line] = (
+            GREY
+        )
+        top, left = top + line, left + line
+        picture[top : top + high, left : left + wide] = tile
+    return picture
+
+
+class Panel(NamedTuple):
+    """An image with its title, and the map of a colour bar below it."""
+
+    picture: np.ndarray  # RGB [height, width, 3] in [0, 1]
+    title: str
+    bar: Any = None  # a ScalarMappable
+
+
+def draw(
+    figure: Any,
+    panels: Sequence[Panel],
+    *,
+    title: str,
+    caption: str,
+    dots: int,
+    columns: int = 3,
+) -> None:
+    """Draws panels in rows, each pixel of an image on one of the figure.
+
+    Args:
+      figure: Empty; gets its size here.
+      panels: What is drawn.
+      title: Of all.
+      caption: Below all.
+      dots: Pixels of an inch.
+      columns: Panels of a row.
+    """
+    figure.set_layout_engine("none")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    # Inches.
+    margin, head = 0.25, 0.35
+    above = 0.12 + 0.16 * max(p.title.count("\n") + 1 for p in panels)
+    below = 0.45 if any(p.bar is not None for p in panels) else 0.1
+    width = max(p.picture.shape[1] for p in panels) / dots
+    height = max(p.picture.shape[0] for p in panels) / dots
+    wrapped = textwrap.wrap(caption, int(columns * (width + margin) * 15.5))
+    foot = 0.1 + 0.165 * len(wrapped)
+    whole = (
+        columns * (width + margin) + margin,
+        head + rows * (height + above + below) + foot,
+    )
+    # Whole pixels, or all would be resampled.
+    whole = tuple(round(side * dots) / dots for side in whole)
+    figure.set_size_inches(*whole)
+
+    def axes(left: float, top: float, wide: float, high: float) -> Any:
+        """Adds axes; inches from the upper left."""
+        left, top = (round(x * dots) / dots for x in (left, top))
+        return figure.add_axes(
+            (
+                left / whole[0],
+                1 - (top + high) / whole[1],
+                wide / whole[0],
+                high / whole[1],
+            )
+        )
+
+    figure.text(
+        0.5, 1 - 0.2 / whole[1], title, ha="center", va="center", fontsize=11
+    )
+    for i, panel in enumerate(panels):
+        row, column = divmod(i, columns)
+        high, wide = (n / dots for n in panel.picture.shape[:2])
+        left = margin + column * (width + margin)
+        top = head + row * (height + above + below) + above
+        image = axes(left, top, wide, high)
+        image.imshow(panel.picture, interpolation="none", aspect="auto")
+        image.set_axis_off()
+        image.set_title(panel.title, fontsize=9, pad=5)
+        if panel.bar is not None:
+            bar = axes(left + wide * 0.2, top + high + 0.1, wide * 0.6, 0.1)
+            figure.colorbar(panel.bar, cax=bar, orientation="horizontal")
+            bar.tick_params(labelsize=7)
+    figure.text(
+        margin / whole[0],
+        0.1 / whole[1],
+        "\n".join(wrapped),
+        fontsize=8,
+        va="bottom",
+        linespacing=1.3,
+    )

@@ -1,0 +1,75 @@
+"""A small ResNet, to stand beside Mixer in the permutation study.
+
+He et al. 2015 (arXiv 1512.03385), sect. 4.2: 3 x 3 convolutions in three
+stages of equal depth, for small images. `keras.applications` has ResNets of
+seven-pixel stems and 50 layers alone, which halve an image five times.
+
+Deviates from He et al.: GroupNormalization (Wu and He 2018) in place of
+BatchNormalization, whose moving means no gradient trains (see `trainer.fit`),
+and identity shortcuts by 1 x 1 convolutions where the shape changes.
+"""
+
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_mixer.config import Config
+
+BLOCKS = 2  # of a stage: 3 stages of 2 blocks of 2 layers, a ResNet-14
+WIDTHS = (16, 32, 64)  # channels of the stages
+_GROUPS = 8
+
+
+def _conv(width: int, kernel: int, stride: int, name: str) -> Any:
+    return layers.Conv2D(
+        width,
+        kernel,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=name,
+    )
+
+
+def _norm(name: str) -> Any:
+    return layers.GroupNormalization(groups=_GROUPS, name=name)
+
+
+def _block(x: Any, width: int, stride: int, name: str) -> Any:
+    """Adds a basic block: `[batch, side, side, channels]`."""
+    shortcut = x
+    if stride > 1 or x.shape[-1] != width:
+        shortcut = _conv(width, 1, stride, f"{name}_shortcut")(x)
+        shortcut = _norm(f"{name}_shortcut_norm")(shortcut)
+    x = _conv(width, 3, stride, f"{name}_conv_0")(x)
+    x = layers.ReLU()(_norm(f"{name}_norm_0")(x))
+    x = _norm(f"{name}_norm_1")(_conv(width, 3, 1, f"{name}_conv_1")(x))
+    return layers.ReLU()(x + shortcut)
+
+
+def build(config: Config, num_classes: int) -> keras.Model:
+    """Builds the ResNet for `trainer.fit`.
+
+    Args:
+      config: Resolved; of it the size of the images counts.
+      num_classes: Width of the head.
+
+    Returns:
+      A model of images in [-1, 1], `[batch, side, side, 3]`, to logits
+      `[batch, classes]`.
+    """
+    side = config.model.image_size
+    inputs = keras.Input((side, side, 3))
+    x = _conv(WIDTHS[0], 3, 1, "stem")(inputs)
+    x = layers.ReLU()(_norm("stem_norm")(x))
+    for stage, width in enumerate(WIDTHS):
+        for i in range(BLOCKS):
+            stride = 2 if stage and not i else 1
+            x = _block(x, width, stride, f"stage_{stage}_block_{i}")
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    logits = layers.Dense(num_classes, kernel_initializer="zeros", name="head")(
+        x
+    )
+    return keras.Model(inputs, logits, name="resnet14")

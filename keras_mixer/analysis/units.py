@@ -1,0 +1,275 @@
+"""Token-mixing hidden units as images, their frequencies and their pairs.
+
+Needs NumPy alone. A hidden unit of a token-mixing MLP has one weight for each
+patch: column j of `Dense_0/kernel`, `[tokens, tokens_mlp_dim]`, in row-major
+order, is an image over the patch grid (paper, Fig. 5).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_mixer import weights as weights_lib
+from keras_mixer.weights import Parameters, WeightsError
+
+UNTRAINED_DRAWS = 5
+
+
+class Spectrum(NamedTuple):
+    """What the Fourier transform says of each of several units.
+
+    Attributes:
+      frequency: Mean radial frequency of the power, in cycles per patch: 0 of
+        a constant, 0.5 of stripes one patch wide. Float `[units]`.
+      concentration: Largest share of the power at one frequency, the two signs
+        taken together: 1 of a plane wave. Float `[units]`.
+    """
+
+    frequency: np.ndarray
+    concentration: np.ndarray
+
+
+def grid_of(
+    parameters: Parameters, grid: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Returns the rows and columns of patches.
+
+    Args:
+      parameters: Of a Mixer.
+      grid: What it is said to be; a square by default.
+
+    Raises:
+      WeightsError: It has another number of patches, or is no square.
+    """
+    tokens = parameters.num_tokens
+    if grid is None:
+        return weights_lib.square_grid(parameters)
+    if grid[0] * grid[1] != tokens:
+        fitting = [
+            f"{rows}x{tokens // rows}"
+            for rows in range(1, tokens + 1)
+            if tokens % rows == 0
+        ]
+        raise WeightsError(
+            f"{parameters.source} has {tokens} tokens, which are no grid of "
+            f"{grid[0]} x {grid[1]} patches. Grids that fit: "
+            f"{', '.join(fitting)}"
+        )
+    return grid
+
+
+def num_blocks(parameters: Parameters) -> int:
+    """Returns the number of Mixer layers."""
+    names = {key.partition("/")[0] for key in parameters.values}
+    return sum(name.startswith("MixerBlock_") for name in names)
+
+
+def token_units(
+    parameters: Parameters, layer: int, grid: tuple[int, int]
+) -> np.ndarray:
+    """Returns the hidden units of a layer's token-mixing MLP as images.
+
+    Args:
+      parameters: Of a Mixer.
+      layer: From 0 on.
+      grid: Rows and columns of patches.
+
+    Returns:
+      Float `[tokens_mlp_dim, rows, columns]`.
+    """
+    kernel = parameters.values[
+        f"MixerBlock_{layer}/token_mixing/Dense_0/kernel"
+    ]
+    return np.asarray(kernel, np.float32).T.reshape(-1, *grid)
+
+
+def untrained_units(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Returns units as a Mixer starts with: `[units, rows, columns]`.
+
+    lecun_normal: a normal distribution that is cut at 2 deviations, of
+    variance 1 / tokens.
+    """
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape)
+    while (outside := np.abs(values) > 2).any():
+        values[outside] = rng.standard_normal(outside.sum())
+    tokens = shape[1] * shape[2]
+    return (values / values.std() / tokens**0.5).astype(np.float32)
+
+
+def _radial_frequency(grid: tuple[int, int]) -> np.ndarray:
+    rows, columns = (np.fft.fftfreq(n) for n in grid)
+    return np.hypot(rows[:, None], columns[None])
+
+
+def spectrum(units: np.ndarray) -> Spectrum:
+    """Returns the spectrum of units `[units, rows, columns]`.
+
+    A unit that is 0 everywhere has the frequency and the concentration 0.
+    """
+    power = np.abs(np.fft.fft2(units)) ** 2
+    total = power.sum((1, 2))
+    power /= np.where(total > 0, total, 1)[:, None, None]
+    radius = _radial_frequency(units.shape[1:])
+    # The power of a real image is the same at a frequency and its negative.
+    rows, columns = (np.arange(n) for n in units.shape[1:])
+    mirrored = power[:, -rows][:, :, -columns]
+    is_own = (-rows % len(rows) == rows)[:, None] & (
+        -columns % len(columns) == columns
+    )[None]
+    both = np.where(is_own, power, power + mirrored)
+    return Spectrum((power * radius).sum((1, 2)), both.max((1, 2)))
+
+
+def white_noise_frequency(grid: tuple[int, int]) -> float:
+    """Returns the frequency that white noise has in the mean.
+
+    Its power is the same at all frequencies.
+    """
+    return float(_radial_frequency(grid).mean())
+
+
+def correlations(units: np.ndarray) -> np.ndarray:
+    """Returns Pearson's correlation of each with each, `[units, units]`.
+
+    That of a constant unit is 0.
+    """
+    flat = units.reshape(len(units), -1).astype(np.float64)
+    flat = flat - flat.mean(1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    flat = flat / np.where(norm > 0, norm, 1)
+    return flat @ flat.T
+
+
+class Pairs(NamedTuple):
+    """Units in pairs of opposite phase, the lowest frequency first.
+
+    Attributes:
+      order: The units, two of a pair beside each other; of an odd number the
+        last one has no partner. Ints `[units]`.
+      correlation: Of each pair, float `[units // 2]`.
+    """
+
+    order: np.ndarray
+    correlation: np.ndarray
+
+
+def pair(units: np.ndarray) -> Pairs:
+    """Pairs units by opposite phase, and sorts the pairs by frequency.
+
+    Greedily: the two units whose correlation is the most negative are a pair,
+    and then those of the others. The paper does not say how it paired them.
+
+    Args:
+      units: `[units, rows, columns]`.
+    """
+    count = len(units)
+    correlation = correlations(units)
+    frequency = spectrum(units).frequency
+    first, second = np.triu_indices(count, 1)
+    free = np.ones(count, bool)
+    found: list[tuple[float, float, int, int]] = []
+    for k in np.argsort(correlation[first, second], kind="stable"):
+        i, j = int(first[k]), int(second[k])
+        if free[i] and free[j]:
+            free[[i, j]] = False
+            mean = float(frequency[i] + frequency[j]) / 2
+            found.append((mean, float(correlation[i, j]), i, j))
+            if len(found) == count // 2:
+                break
+    found.sort()
+    order = [unit for _, _, i, j in found for unit in (i, j)]
+    order += np.flatnonzero(free).tolist()
+    return Pairs(np.array(order), np.array([c for _, c, _, _ in found]))
+
+
+def describe(units: np.ndarray, pairs: Pairs | None = None) -> dict[str, float]:
+    """Returns means over the units of a layer.
+
+    `frequency` in cycles per patch, `relative_frequency` (to that of white
+    noise), `concentration`, and `pair_correlation`.
+
+    Args:
+      units: `[units, rows, columns]`.
+      pairs: What `pair` makes of them, if that is known.
+    """
+    grid = (units.shape[1], units.shape[2])
+    found = spectrum(units)
+    opposite = (pairs or pair(units)).correlation
+    return {
+        "frequency": float(found.frequency.mean()),
+        "relative_frequency": float(
+            found.frequency.mean() / white_noise_frequency(grid)
+        ),
+        "concentration": float(found.concentration.mean()),
+        "pair_correlation": float(opposite.mean()) if len(opposite) else 0.0,
+    }
+
+
+def describe_untrained(
+    shape: tuple[int, ...], draws: int = UNTRAINED_DRAWS
+) -> dict[str, dict[str, float]]:
+    """Returns what `describe` says of networks that were not trained.
+
+    Args:
+      shape: Of the units, `[units, rows, columns]`.
+      draws: How many are drawn.
+
+    Returns:
+      Their "mean" and "deviation" from one draw to the next.
+    """
+    found = [describe(untrained_units(shape, seed)) for seed in range(draws)]
+    values = {key: [one[key] for one in found] for key in found[0]}
+    return {
+        "mean": {key: float(np.mean(v)) for key, v in values.items()},
+        "deviation": {
+            key: float(np.std(v, ddof=1)) for key, v in values.items()
+        },
+    }
+
+
+def stem_tiles(parameters: Parameters) -> np.ndarray:
+    """Returns the stem's kernels as images, the lowest frequency first.
+
+    Returns:
+      Float `[hidden_dim, patch, patch, 3]`.
+
+    Raises:
+      WeightsError: The images are not of 3 channels.
+    """
+    kernel = np.asarray(parameters.values["stem/kernel"], np.float32)
+    if kernel.ndim != 4 or kernel.shape[2] != 3:
+        raise WeightsError(
+            f"The stem of {parameters.source} is {kernel.shape}: only that of "
+            "RGB images, [patch, patch, 3, hidden_dim], is a picture."
+        )
+    tiles = kernel.transpose(3, 0, 1, 2)
+    power = (np.abs(np.fft.fft2(tiles, axes=(1, 2))) ** 2).sum(-1)
+    total = power.sum((1, 2))
+    radius = _radial_frequency(tiles.shape[1:3])
+    frequency = (power * radius).sum((1, 2)) / np.where(total > 0, total, 1)
+    return tiles[np.argsort(frequency, kind="stable")]
+
+
+def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, Any]]:
+    """Returns a row for each unit, in the order of the pairs.
+
+    Rows have `unit` (its column of the kernel), `pair`, `frequency`,
+    `concentration` and `correlation` with its partner (None without one).
+    """
+    found = spectrum(units)
+    rows = []
+    for place, unit in enumerate(pairs.order):
+        alone = place // 2 >= len(pairs.correlation)
+        rows.append(
+            {
+                "unit": int(unit),
+                "pair": place // 2,
+                "frequency": float(found.frequency[unit]),
+                "concentration": float(found.concentration[unit]),
+                "correlation": None
+                if alone
+                else float(pairs.correlation[place // 2]),
+            }
+        )
+    return rows
