@@ -137,7 +137,8 @@ class ModelConfig:
             raise ConfigError(
                 "model.remat does not go with dropout, which would draw other "
                 "masks in the backward pass. Received: model.dropout="
-                f"{self.dropout}; choose one"
+                f"{self.dropout}, model.remat={self.remat}. For dropout set "
+                "model.remat=none"
             )
 
 

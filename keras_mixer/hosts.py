@@ -4,9 +4,12 @@ Read without TensorFlow, so that `python -m keras_mixer.doctor` can say it
 where TensorFlow cannot be imported.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
+
+_GOOGLE = "0x1ae0"  # of PCI devices
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -59,12 +62,23 @@ def tpu_of_environment(environment: Mapping[str, str]) -> str | None:
 def tpu_files() -> tuple[str, ...]:
     """Returns the files by which Linux offers the chips of a TPU.
 
-    /dev/accel0 ..., or VFIO's, which a GPU that is passed through has as well.
+    /dev/accel0 ..., or VFIO's, which other devices that are handed to a
+    program or a virtual machine have as well: theirs have another vendor.
     """
-    found: list[pathlib.Path] = []
-    for pattern in ("accel[0-9]*", "vfio/[0-9]*"):
-        found += pathlib.Path("/dev").glob(pattern)
+    found = list(pathlib.Path("/dev").glob("accel[0-9]*"))
+    for file in pathlib.Path("/dev").glob("vfio/[0-9]*"):
+        vendors = _vendors_of(file.name)
+        if not vendors or _GOOGLE in vendors:
+            found.append(file)
     return tuple(sorted(map(str, found)))
+
+
+def _vendors_of(group: str, root: str = "/sys/kernel/iommu_groups") -> set[str]:
+    """Returns the PCI vendors of a VFIO group; empty if Linux hides them."""
+    files = pathlib.Path(root, group, "devices").glob("*/vendor")
+    with contextlib.suppress(OSError):
+        return {file.read_text().strip() for file in files}
+    return set()
 
 
 def hosts_of_slice(environment: Mapping[str, str]) -> int:

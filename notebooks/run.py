@@ -93,19 +93,23 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="default: in place")
     parser.add_argument("--set", action="append", default=[], dest="values")
     options = parser.parse_args()
+    if options.values and options.output is None:
+        parser.error("--set changes the notebook: give --output, too")
     notebook = nbformat.read(options.notebook, as_version=4)
     clear(notebook)
     set_values(notebook, options.values)
     # A clone that is not installed is found as well.
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    target = options.output or options.notebook
     try:
         execute(notebook)
-    except nbclient.exceptions.CellExecutionError as error:
-        sys.exit(str(error))
-    finally:
-        tidy(notebook)
-        nbformat.write(notebook, options.output or options.notebook)
+    except Exception as error:  # of a cell, of the kernel, or of none at all
+        target = target.with_suffix(".failed.ipynb")
+        nbformat.write(notebook, target)
+        sys.exit(f"{error}\nWhat there is is in {target}")
+    tidy(notebook)
+    nbformat.write(notebook, target)
 
 
 if __name__ == "__main__":

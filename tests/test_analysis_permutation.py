@@ -237,7 +237,7 @@ def test_mixer_is_invariant_to_patches_but_not_to_all_pixels(
     assert np.abs(other - losses).max() > 0.02
 
 
-def test_another_model_is_trained_and_resumed(tmp_path, strategy_of):
+def test_another_model_is_trained_and_resumed(tmp_path, strategy_of, capsys):
     config = small("train.steps=8", "train.checkpoint_every=4")
     whole = trainer.fit(
         config,
@@ -257,9 +257,11 @@ def test_another_model_is_trained_and_resumed(tmp_path, strategy_of):
     for path in last.iterdir():
         path.unlink()
     last.rmdir()
+    capsys.readouterr()
     again = trainer.fit(
         half, workdir=workdir, strategy=strategy_of(1), build_model=resnet.build
     )
+    assert "Going on from step 4" in capsys.readouterr().out
     assert again["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     with pytest.raises(weights_lib.WeightsError):
         workdir_lib.load_model(workdir)

@@ -43,3 +43,16 @@ def test_the_hosts_of_a_slice():
     assert hosts.hosts_of_slice({}) == 1
     assert hosts.hosts_of_slice({"TPU_WORKER_HOSTNAMES": "localhost"}) == 1
     assert hosts.hosts_of_slice({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}) == 4
+
+
+@pytest.mark.parametrize(
+    ("vendors", "found"),
+    [(["0x1ae0"], {"0x1ae0"}), (["0x8086", "0x10de"], {"0x8086", "0x10de"})],
+)
+def test_vendors_of_a_vfio_group(tmp_path, vendors, found):
+    for i, vendor in enumerate(vendors):
+        device = tmp_path / "12" / "devices" / f"0000:00:0{i}.0"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text(vendor + "\n")
+    assert hosts._vendors_of("12", str(tmp_path)) == found
+    assert hosts._vendors_of("13", str(tmp_path)) == set()

@@ -68,6 +68,19 @@ def _check_output() -> pathlib.Path:
     output = pictures.check_file(FLAGS.output, "--output")
     if output.is_dir():
         raise ConfigError(f"--output must be a file: {output} is a folder")
+    if (output.parent / "config.json").exists():
+        raise ConfigError(
+            f"--output={output} lies in the workdir of a run, whose files "
+            "have the names that the numbers would get. Choose another folder."
+        )
+    if not output.exists():  # else all of them are an earlier picture's
+        for suffix in (".json", ".csv", ".svg"):
+            if output.with_suffix(suffix).exists():
+                raise ConfigError(
+                    f"{output.with_suffix(suffix)} is there without "
+                    f"{output}, and would be overwritten. Choose another "
+                    "--output."
+                )
     output.parent.mkdir(parents=True, exist_ok=True)
     return output
 
@@ -215,7 +228,10 @@ def _title(config: Any, seeds: tuple[int, ...]) -> str:
             f"means of {len(seeds)} seeds, and from the lowest to the highest"
         )
     recipe = config.recipe or "of a config"
-    return f"{config.data.name}, recipe {recipe}; {of_seeds}"
+    length = f"{config.train.steps} updates"
+    if config.train.epochs is not None:
+        length = f"{config.train.epochs:g} epochs"
+    return f"{config.data.name}, recipe {recipe}, {length}; {of_seeds}"
 
 
 def _permutation(arguments: list[str]) -> None:
@@ -307,14 +323,14 @@ def _cost(arguments: list[str]) -> None:
         FLAGS.xla,
     )
     numbers = output.with_suffix(".json")
-    known = {} if FLAGS.fresh else cost.read_measured(numbers)
+    known = cost.read_measured(numbers)
     rows = cost.count(variants, sizes, expand=FLAGS.expand, say=_say)
 
     def save() -> None:
         content = {"rows": rows, "measured": known}
         sweep.write_json(numbers, content)
 
-    cost.measure(rows, settings, known, save=save, say=_say)
+    cost.measure(rows, settings, known, save=save, say=_say, fresh=FLAGS.fresh)
     save()
     cost.write_csv(output.with_suffix(".csv"), rows, settings)
     print(cost.summary(rows, settings))

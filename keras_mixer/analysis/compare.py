@@ -94,7 +94,10 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     found = {}
     configs = [dataclasses.asdict(run.config) for run in runs]
     for section, fields in configs[0].items():
-        if not isinstance(fields, dict):
+        if not isinstance(fields, dict):  # the recipe's name
+            names = [config[section] for config in configs]
+            if any(name != names[0] for name in names):
+                found[section] = names
             continue
         for name in fields:
             values = [config[section][name] for config in configs]

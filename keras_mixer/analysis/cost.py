@@ -241,6 +241,7 @@ def measure(
     *,
     save: Callable[[], None],
     say: Callable[[str], None],
+    fresh: bool = False,
 ) -> None:
     """Measures what is not known, the smallest model first.
 
@@ -250,10 +251,11 @@ def measure(
       known: What was measured before; gets what is measured.
       save: Called after each.
       say: Tells people how far it is.
+      fresh: Measure what is known, too.
     """
     todo = [(row, mode) for row in rows for mode in settings.modes]
     todo.sort(key=lambda x: x[0]["gflop"] * (3 if x[1] == "training" else 1))
-    missing = [x for x in todo if _key(*x, settings) not in known]
+    missing = [x for x in todo if fresh or _key(*x, settings) not in known]
     if len(missing) < len(todo):
         say(f"{len(todo) - len(missing)} of {len(todo)} are measured already.")
     begun = time.perf_counter()

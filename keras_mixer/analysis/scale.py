@@ -127,6 +127,12 @@ def plan(
       The runs, and rows with `width`, `fraction`, `seed`, `examples`,
       `parameters` and `gflop`.
     """
+    if config.data.classes is not None and any(f != 1 for f in fractions):
+        raise ConfigError(
+            "--fractions count the examples of all classes, and data.classes "
+            "takes some alone. Give --fractions=1 or no data.classes. "
+            f"Received: data.classes={config.data.classes}"
+        )
     split = data.open_splits(config).train
     config = data.resolve(config, split)  # the updates of all data
     runs, rows = [], []

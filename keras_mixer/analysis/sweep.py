@@ -17,7 +17,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_mixer import config as config_lib, progress, trainer
+from keras_mixer import (
+    config as config_lib,
+    progress,
+    trainer,
+    workdir as workdir_lib,
+)
 from keras_mixer.config import Config
 
 _PATIENCE = 30.0  # seconds between two lines of a run on the terminal
@@ -64,7 +69,7 @@ def check_workdir(path: str | None) -> pathlib.Path:
             "Give --workdir: the folder of the runs, from which an "
             "interrupted sweep goes on."
         )
-    workdir = pathlib.Path(path)
+    workdir = workdir_lib.as_path(path)
     if workdir.exists() and not workdir.is_dir():
         raise config_lib.ConfigError(f"--workdir={path} is not a folder.")
     if (workdir / "config.json").exists():

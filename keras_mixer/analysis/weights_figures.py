@@ -129,8 +129,8 @@ def draw_units(
         title="Hidden units of the token-mixing MLPs",
         caption=(
             f"{parameters.source}. Columns of Dense_0/kernel, one weight per "
-            "patch. Frames hold pairs of opposite phase, the lowest frequency "
-            "first. Colour scale: "
+            "patch. Frames hold the pairs that are most opposite, the "
+            "lowest frequency first. Colour scale: "
             + ("the same for all layers" if one_scale else "one per layer")
             + f", {_PERCENTILE} % of the weights inside; 0 is white."
         ),

@@ -22,7 +22,8 @@ class Chip:
       clock: Cycles per second of its matrix units; the peak follows from it.
       hbm_bytes: Of its memory, what the compiler may use (as it says itself).
       hbm_bandwidth: Of its memory, bytes/s.
-      interconnect: To other chips, over all links and one way, bytes/s.
+      interconnect: From its chip to others, over all links (four, in three
+        dimensions six) and one way, bytes/s.
       dimensions: Of a topology: 2 (a torus of rows) or 3.
       per_chip: Devices that share a chip.
     """
@@ -44,9 +45,9 @@ def _gib(size: float) -> int:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v2", 23e12, 0.70e9, _gib(7.48), 350e9, 62e9, 2, 2),
-        Chip("v3", 61.5e12, 0.94e9, _gib(15.48), 450e9, 82e9, 2, 2),
-        Chip("v4", 137.5e12, 1.05e9, _gib(15.25), 614e9, 150e9, 3, 2),
+        Chip("v2", 23e12, 0.70e9, _gib(7.48), 350e9, 248e9, 2, 2),
+        Chip("v3", 61.5e12, 0.94e9, _gib(15.48), 450e9, 328e9, 2, 2),
+        Chip("v4", 137.5e12, 1.05e9, _gib(15.25), 614e9, 300e9, 3, 2),
         Chip("v5e", 197e12, 1.50e9, _gib(15.75), 819e9, 200e9, 2),
         Chip("v5p", 459e12, 1.75e9, _gib(95.74), 2765e9, 600e9, 3),
         Chip("v6e", 918e12, 1.75e9, _gib(31.25), 1640e9, 448e9, 2),
@@ -105,7 +106,8 @@ def all_reduce_seconds(num_bytes: int, topology: Topology) -> float:
     """Returns the time of summing `num_bytes` over all devices, by formula.
 
     A ring moves 2 (n - 1) / n of the bytes out of each chip, over all of its
-    links. Nothing of it is hidden behind arithmetic here.
+    links; slices that are no whole torus, such as v5e:2x4, have fewer. Nothing
+    of it is hidden behind arithmetic here.
     """
     chips = topology.chips
     return 2 * (chips - 1) / chips * num_bytes / topology.chip.interconnect

@@ -18,6 +18,7 @@ import numpy as np
 from keras_mixer.preflight.chips import Topology
 
 JAX_VERSION = "0.10.2"
+LIBTPU_VERSION = "0.0.42"
 INSTALL = "pip install 'keras-mixer[preflight]' (jax and libtpu)"
 
 # What libtpu would ask of a machine with a TPU, or of the cloud's metadata.
@@ -94,11 +95,15 @@ def require() -> None:
                 f"Preflight needs the TPU compiler, and {package} is not "
                 f"installed: {INSTALL}"
             ) from None
-    if {found["jax"], found["jaxlib"]} != {JAX_VERSION}:
+    if {found["jax"], found["jaxlib"]} != {JAX_VERSION} or not (
+        found["libtpu"].startswith(LIBTPU_VERSION)
+    ):
         raise PreflightError(
             "Preflight hands programs to the TPU compiler through private "
-            f"parts of jaxlib {JAX_VERSION}. Installed: jax {found['jax']}, "
-            f"jaxlib {found['jaxlib']}. {INSTALL}"
+            f"parts of jaxlib {JAX_VERSION}, which belongs to libtpu "
+            f"{LIBTPU_VERSION}. Installed: jax {found['jax']}, jaxlib "
+            f"{found['jaxlib']}, libtpu {found['libtpu']}. In an environment "
+            f"that is not the one for a TPU: {INSTALL}"
         )
 
 

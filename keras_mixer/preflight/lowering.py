@@ -5,6 +5,7 @@ import concurrent.futures.process
 import dataclasses
 import math
 import multiprocessing
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -51,6 +52,21 @@ class Run:
     num_examples: int | None
 
 
+def _examples_of(split: str, whole: int | None) -> int | None:
+    """Returns how many examples a split expression takes of a whole split.
+
+    None if that cannot be told from the expression.
+    """
+    found = re.fullmatch(r"\w+(?:\[(\d+%?)?:(\d+%?)?\])?", split)
+    if whole is None or found is None:
+        return None
+    ends = [
+        round(whole * int(end[:-1]) / 100) if end.endswith("%") else int(end)
+        for end in (found[1] or "0", found[2] or "100%")
+    ]
+    return max(min(ends[1], whole) - ends[0], 0)
+
+
 def resolve(
     config: Config, *, classes: int | None, examples: int | None
 ) -> Run:
@@ -72,6 +88,7 @@ def resolve(
     if not name:
         name = "jft" if config.recipe.startswith("jft") else "imagenet21k"
     known_examples, known_classes = _KNOWN.get(name, (None, None))
+    known_examples = _examples_of(config.data.train_split, known_examples)
     classes = classes or known_classes
     if classes is None:
         raise ConfigError(

@@ -15,6 +15,8 @@ class Figures:
       model: Variant, and side of the images.
       topology: The TPU.
       devices: How many share the batch.
+      devices_per_chip: 2 where a device is a core (v2, v3, v4): all figures
+        are then of a core.
       batch_size: Of the run, over all devices.
       batch_per_chip: Examples of a device.
       fits: Whether the compiler finds room for everything.
@@ -25,7 +27,7 @@ class Figures:
       optimizer_bytes: Of the optimizer's state.
       temp_bytes: Activations, gradients and the rest.
       code_bytes: The program.
-      flops: As the compiler counts them.
+      flops: As the compiler counts them, loops as often as they run.
       bytes_accessed: The same, on-chip memory included.
       hbm_traffic_bytes: To and from HBM alone (traffic.py).
       arithmetic_seconds: FLOPs at the chip's peak.
@@ -40,6 +42,7 @@ class Figures:
     model: str
     topology: str
     devices: int
+    devices_per_chip: int
     batch_size: int
     batch_per_chip: int
     fits: bool
@@ -84,6 +87,7 @@ def measure(
         model=f"{model.variant} at {model.image_size} px",
         topology=str(topology),
         devices=topology.devices,
+        devices_per_chip=chip.per_chip,
         batch_size=run.config.train.batch_size,
         batch_per_chip=size,
         fits=False,
@@ -98,7 +102,11 @@ def measure(
     if isinstance(program, compiler.OutOfMemory):
         return dataclasses.replace(figures, hbm_used_bytes=program.used)
     moved = traffic.hbm_bytes(program.text)
-    arithmetic = program.flops / chip.flops
+    # The compiler counts the body of a loop once. All but the optimizer's part
+    # is in the body, if there is one (train.accumulate).
+    trips = traffic.longest_loop(program.text)
+    flops = program.flops * trips
+    arithmetic = flops / chip.flops
     memory = moved / chip.hbm_bandwidth
     return dataclasses.replace(
         figures,
@@ -106,14 +114,18 @@ def measure(
         hbm_used_bytes=program.hbm_bytes,
         temp_bytes=program.temp_bytes,
         code_bytes=program.code_bytes,
-        flops=program.flops,
-        bytes_accessed=program.bytes_accessed,
+        flops=flops,
+        bytes_accessed=program.bytes_accessed * trips,
         hbm_traffic_bytes=moved,
         arithmetic_seconds=arithmetic,
         memory_seconds=memory,
         estimated_seconds=traffic.estimated_cycles(program.text) / chip.clock,
         images_per_second_per_chip_bound=size / max(arithmetic, memory),
     )
+
+
+# Share of the memory that counts as all of it.
+_FULL = 0.93
 
 
 def find_largest(
@@ -126,9 +138,12 @@ def find_largest(
 ) -> Figures | None:
     """Finds the largest batch that fits, in multiples of 8 per device.
 
+    Smaller ones are tried where not even 8 fit.
+
     Memory grows in proportion to the batch, so that two batches tell where to
-    look; the compiler has the last word, and may fit in a little more by
-    computing again what it would keep.
+    look. The search ends where the memory is full: the compiler fits in more
+    by computing again what it would keep, at the price of speed, and
+    model.remat does that better.
 
     Args:
       run: What is to be trained.
@@ -149,10 +164,12 @@ def find_largest(
     points: dict[int, int] = {}
     if tried.hbm_used_bytes is not None and tried.fits:
         points[tried.batch_per_chip] = tried.hbm_used_bytes
-    while high is None or high - low > max(unit, low // 8):
+    while high is None or high - low > max(unit, low // 8) or not low:
         size = _next_size(points, unit, low, high, capacity)
-        if high is not None and size >= high:
-            break  # not even the smallest
+        while not low and high is not None and size >= high:
+            size //= 2  # below the usual multiples
+        if size < run.config.train.accumulate:
+            break
         say(f"Trying {size} per device, {size * topology.devices} in all ...")
         config = dataclasses.replace(
             run.config,
@@ -166,6 +183,8 @@ def find_largest(
             points[size] = found.hbm_used_bytes
             if size > low:
                 low, fitting = size, found
+            if found.hbm_used_bytes > _FULL * capacity:
+                break
         else:
             high = size
     return fitting

@@ -4,7 +4,8 @@ XLA's own "bytes accessed" includes the memory on the chip (128 MiB of VMEM on
 a v5e), which is an order of magnitude faster. Here the scheduled program is
 read instruction by instruction: buffers whose layout names another memory
 space, such as `S(1)`, stay on the chip; all others are in HBM, and an
-instruction reads its operands and writes its results there.
+instruction reads its operands and writes its results there. Of a fusion that
+reads a part of an operand the whole is counted.
 """
 
 import collections
@@ -189,6 +190,8 @@ def _move(
             source, destination = results[0], results[len(operands)]
         size = destination.size
         return (0 if source.space else size), destination.hbm
+    if kind.endswith("-start"):  # (operands, results, ...)
+        results = results[len(operands) :]
     if kind in ("dynamic-slice", "slice"):
         size = sum(b.size for b in results)
         return (0 if operands[0].space else size), sum(b.hbm for b in results)
@@ -231,6 +234,12 @@ def _walk(
 ) -> Iterator[tuple[Instruction, int]]:
     """Yields a computation's instructions, and how often each runs."""
     for instruction in computations[name]:
+        if instruction.opcode == "conditional":
+            raise ValueError(
+                "The compiled program has a branch that data decide "
+                f"({instruction.name}), so that its memory traffic cannot be "
+                "counted."
+            )
         yield instruction, times
         if instruction.opcode not in ("while", "call"):
             continue
@@ -263,6 +272,12 @@ def moved(text: str) -> list[Moved]:
 def hbm_bytes(text: str) -> int:
     """Returns the bytes that a scheduled HLO module moves, both ways."""
     return sum((m.read + m.written) * m.times for m in moved(text))
+
+
+def longest_loop(text: str) -> int:
+    """Returns how often the body of the longest loop runs; 1 without loops."""
+    entry, computations = parse(text)
+    return max(times for _, times in _walk(entry, computations, 1))
 
 
 def estimated_cycles(text: str) -> int:
