@@ -14,9 +14,8 @@ and the two means over the channels that the gradient of x needs,
     mean(gamma dy)    = dh . (W^T gamma) / C
     mean(gamma dy x^) = dh . (h - b - W^T beta) / C
 
-so that nothing as large as x is read for them. In the program that the TPU
-compiler makes of a training step of B/16 this saves a thirteenth of the time it
-estimates, and a tenth of the memory for activations (benchmarks/README.md).
+so that nothing as large as x is read for them. What that does to the program
+that the TPU compiler makes of a training step: benchmarks/README.md.
 
 Only while training, and with the TensorFlow backend: see `MixerBlock`.
 """
