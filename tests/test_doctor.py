@@ -452,7 +452,9 @@ def test_last_words():
 
 
 def examine(*arguments, path=ROOT, **environment):
-    kept = {k: v for k, v in os.environ.items() if k not in ("KERAS_BACKEND",)}
+    # JAX, which Keras imports, names a libtpu that is installed.
+    ours = ("KERAS_BACKEND", "TPU_LIBRARY_PATH")
+    kept = {k: v for k, v in os.environ.items() if k not in ours}
     return subprocess.run(
         [sys.executable, "-m", "keras_mixer.doctor", *map(str, arguments)],
         capture_output=True,
