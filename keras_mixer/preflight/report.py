@@ -202,6 +202,8 @@ def _next_size(
         (a, x), (b, y) = sorted(points.items())[-2:]
         per_example = max((y - x) / (b - a), 1.0)
         guess = int((capacity - y) / per_example) + b
+    # Where the compiler begins to compute again, memory hardly grows.
+    guess = min(guess, 4 * low)
     at_least = low + max(unit, low // 8 // unit * unit)
     guess = max(guess // unit * unit, at_least)
     if high is not None and guess >= high:
