@@ -125,7 +125,7 @@ def measure(
 
 
 # Share of the memory that counts as all of it.
-_FULL = 0.93
+_FULL = 0.9
 
 
 def find_largest(
