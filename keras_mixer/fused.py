@@ -47,6 +47,16 @@ def _normalize(x: Any, epsilon: float) -> tuple[Any, Any]:
     return mean, ops.rsqrt(variance + epsilon)
 
 
+def _layer_norm(
+    x: Any, gamma: Any, beta: Any, epsilon: float
+) -> tuple[Any, Any, Any, Any]:
+    """Returns LayerNorm of x, x in float32, and what `_normalize` returns."""
+    mean, scale = _normalize(x, epsilon)
+    x32 = ops.cast(x, "float32")
+    y = ops.cast((x32 - mean) * scale * gamma + beta, x.dtype)
+    return y, x32, mean, scale
+
+
 def _input_gradient(
     x: Any, mean: Any, scale: Any, dy: Any, gamma: Any, means: Any = None
 ) -> Any:
@@ -85,9 +95,7 @@ def norm_channels(x: Any, norm: Any, dense: Any) -> Any:
     @ops.custom_gradient
     def forward(x: Any, gamma: Any, beta: Any, kernel: Any, bias: Any) -> Any:
         dtype = x.dtype
-        mean, scale = _normalize(x, norm.epsilon)
-        x32 = ops.cast(x, "float32")
-        y = ops.cast((x32 - mean) * scale * gamma + beta, dtype)
+        y, x32, mean, scale = _layer_norm(x, gamma, beta, norm.epsilon)
         w = ops.cast(kernel, dtype)
         h = ops.einsum("bsc,cd->bsd", y, w) + ops.cast(bias, dtype)
 
@@ -136,9 +144,7 @@ def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
     @ops.custom_gradient
     def forward(x: Any, gamma: Any, beta: Any, kernel: Any, bias: Any) -> Any:
         dtype = x.dtype
-        mean, scale = _normalize(x, norm.epsilon)
-        x32 = ops.cast(x, "float32")
-        y = ops.cast((x32 - mean) * scale * gamma + beta, dtype)
+        y, x32, mean, scale = _layer_norm(x, gamma, beta, norm.epsilon)
         w = ops.cast(kernel, dtype)
         h = ops.einsum("bsc,sd->bcd", y, w) + ops.cast(bias, dtype)
 

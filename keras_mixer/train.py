@@ -83,11 +83,9 @@ def make_strategy() -> Any:
     return distribute.make_strategy(FLAGS.strategy, cpu=virtual, tpu=FLAGS.tpu)
 
 
-def define_config_flags() -> list[str]:
+def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> list[str]:
     """Defines the flags that say which run; returns their names."""
-    flags.DEFINE_string(
-        "recipe", recipes.DEFAULT_RECIPE, "Name of the run's recipe."
-    )
+    flags.DEFINE_string("recipe", recipe, "Name of the run's recipe.")
     flags.DEFINE_string(
         "config", None, "A config.json of a run, in place of a recipe."
     )

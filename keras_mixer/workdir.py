@@ -26,8 +26,12 @@ class WorkdirError(ValueError):
     """The workdir holds another run, or cannot be used."""
 
 
-def _dimensions(config: config_lib.ModelConfig) -> models.Variant:
-    """Returns the variant with the dimensions that the config sets."""
+def dimensions(config: config_lib.ModelConfig) -> models.Variant:
+    """Returns the variant with the dimensions that the config sets.
+
+    Raises:
+      ConfigError: The variant is custom, and a dimension is missing.
+    """
     fields = [field.name for field in dataclasses.fields(models.Variant)]
     chosen = {
         name: getattr(config, name)
@@ -72,7 +76,7 @@ def resolve_model(
         return config
     size = config.model.image_size
     assert size is not None
-    dims = _dimensions(config.model)
+    dims = dimensions(config.model)
     _, fitted = models.fit_weights(
         initial,
         dims,
@@ -106,7 +110,7 @@ def build_model(
     """
     options = config.model
     assert options.image_size is not None
-    dims = _dimensions(options)
+    dims = dimensions(options)
     last = config.train.last_blocks
     if last is not None and last > dims.num_blocks:
         raise ConfigError(

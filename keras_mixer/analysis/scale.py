@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_mixer import data, models, pictures
+from keras_mixer import data, models, pictures, workdir as workdir_lib
 from keras_mixer.analysis import flops, sweep
 from keras_mixer.config import Config, ConfigError
 from keras_mixer.evaluate import report
@@ -140,7 +140,7 @@ def plan(
         wide = widened(config, width)
         model = wide.model
         assert model.image_size is not None
-        dims = _dimensions(wide)
+        dims = workdir_lib.dimensions(model)
         cost = flops.by_formula(dims, model.image_size, split.num_classes)
         for fraction in sorted(fractions):
             name = subset(config.data.train_split, split.num_examples, fraction)
@@ -164,18 +164,6 @@ def plan(
                     }
                 )
     return runs, rows
-
-
-def _dimensions(config: Config) -> models.Variant:
-    """Returns the dimensions of a config's model."""
-    model = config.model
-    known = models.VARIANTS.get(model.variant)
-    fields = [field.name for field in dataclasses.fields(models.Variant)]
-    dims: dict[str, Any] = {
-        name: getattr(model, name) or getattr(known, name, None)
-        for name in fields
-    }
-    return models.Variant(**dims)
 
 
 def study(

@@ -37,7 +37,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def precisions_of(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
     """Returns what runs would compute in: on a TPU also bfloat16."""
-    if isinstance(strategy, tf.distribute.TPUStrategy):
+    if distribute.is_tpu(strategy):
         return ("float32", "bfloat16")
     return ("float32",)
 

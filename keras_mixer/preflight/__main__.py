@@ -9,8 +9,9 @@ from typing import Any
 
 from absl import flags
 
-from keras_mixer import config as config_lib, recipes
-from keras_mixer.train import define_config_flags, run_program
+from keras_mixer import config as config_lib
+from keras_mixer.preflight import chips
+from keras_mixer.train import define_config_flags, read_config, run_program
 
 FLAGS = flags.FLAGS
 
@@ -55,7 +56,7 @@ def define_flags() -> list[str]:
     )
     flags.DEFINE_string("json", None, "File to write the figures to.")
     return [
-        *define_config_flags(),
+        *define_config_flags(_RECIPE),
         "model",
         "topology",
         "batch",
@@ -66,21 +67,14 @@ def define_flags() -> list[str]:
     ]
 
 
-def read_config(overrides: list[str]) -> config_lib.Config:
+def read_run(overrides: list[str]) -> config_lib.Config:
     """Returns the config that the flags and overrides ask for."""
-    if FLAGS.config is not None:
-        if FLAGS["recipe"].present:
-            raise config_lib.ConfigError("Give --recipe or --config, not both.")
-        config = config_lib.load(FLAGS.config)
-    else:
-        name = FLAGS.recipe if FLAGS["recipe"].present else _RECIPE
-        config = recipes.get_recipe(name)
     given = []
     if FLAGS.model is not None:
         given.append(f"model.variant={FLAGS.model}")
     if FLAGS.batch is not None:
         given.append(f"train.batch_size={FLAGS.batch}")
-    return config_lib.override(config, [*given, *overrides])
+    return read_config([*given, *overrides])
 
 
 def _check_json(path: str | None) -> pathlib.Path | None:
@@ -101,7 +95,7 @@ def main(argv: list[str]) -> None:
     target = _check_json(FLAGS.json)
     topology = preflight.parse_topology(FLAGS.topology)
     run = preflight.resolve(
-        read_config(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
+        read_run(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
     )
     start = time.perf_counter()
 
@@ -132,7 +126,5 @@ if __name__ == "__main__":
     run_program(
         main,
         names=define_flags(),
-        help_text=_HELP.format(
-            recipe=_RECIPE, chips="v2, v3, v4, v5e, v5p, v6e"
-        ),
+        help_text=_HELP.format(recipe=_RECIPE, chips=", ".join(chips.CHIPS)),
     )

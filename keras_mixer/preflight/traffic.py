@@ -10,6 +10,7 @@ reads a part of an operand the whole is counted.
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -139,8 +140,9 @@ def _parse_instruction(name: str, text: str) -> Instruction:
     )
 
 
+@functools.lru_cache(maxsize=1)
 def parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """Reads an HLO module.
+    """Reads an HLO module; the last one is kept, as several counts ask for it.
 
     Args:
       text: The module as XLA prints it, with layouts.
