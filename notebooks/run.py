@@ -101,15 +101,16 @@ def main() -> None:
     # A clone that is not installed is found as well.
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    target = options.output or options.notebook
+    # What failed does not replace the notebook itself.
+    failed = options.output or options.notebook.with_suffix(".failed.ipynb")
     try:
         execute(notebook)
     except Exception as error:  # of a cell, of the kernel, or of none at all
-        target = target.with_suffix(".failed.ipynb")
-        nbformat.write(notebook, target)
-        sys.exit(f"{error}\nWhat there is is in {target}")
+        tidy(notebook)
+        nbformat.write(notebook, failed)
+        sys.exit(f"{error}\nWhat there is is in {failed}")
     tidy(notebook)
-    nbformat.write(notebook, target)
+    nbformat.write(notebook, options.output or options.notebook)
 
 
 if __name__ == "__main__":
