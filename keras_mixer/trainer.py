@@ -468,9 +468,9 @@ def fit(
         now and then hangs when it frees iterators over several CPUs.
       build_model: Makes the model, for comparisons with others than a Mixer:
         it maps images in [-1, 1] to logits, and all its variables are trained.
-        Of `config.model` then the image size alone counts. The config does
-        not say what the model is, so give such a run a workdir of its own:
-        nothing but `fit` with the same `build_model` can read it.
+        Of `config.model` then the image size alone counts. Its workdir has
+        the function's name in other_model.json, and nothing but `fit` with
+        the same one can read it.
 
     Returns:
       What result.json holds: `step`, `split`, `accuracy`, `loss`, `count` of
@@ -499,7 +499,15 @@ def fit(
     initial = workdir_lib.initial_weights(config)
     config = workdir_lib.resolve_model(config, initial)
     class_names = splits.train.class_names
-    finished = workdir_lib.read_result(workdir, config, class_names)
+    other_model = None
+    if build_model is not None:
+        name = getattr(
+            build_model, "__qualname__", type(build_model).__qualname__
+        )
+        other_model = f"{build_model.__module__}.{name}"
+    finished = workdir_lib.read_result(
+        workdir, config, class_names, other_model
+    )
     if finished is not None:
         print(
             f"The run in {workdir} is finished. To train again, give another "
@@ -537,7 +545,7 @@ def fit(
             keep_alive.append(loop)
         if not loop.is_chief:
             return _train(loop, signals)
-        with workdir_lib.claim(workdir, config, class_names):
+        with workdir_lib.claim(workdir, config, class_names, other_model):
             print(_summary(loop, splits), flush=True)
             result = _train(loop, signals)
             config_lib.write_json(workdir / "result.json", result)

@@ -172,9 +172,18 @@ def require_tensorflow() -> None:
 
 
 def read_result(
-    workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
+    workdir: pathlib.Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    other_model: str | None = None,
 ) -> dict[str, Any] | None:
     """Returns the result of a finished run of `config`, None if it is not.
+
+    Args:
+      workdir: Folder of the run.
+      config: Resolved.
+      class_names: In the order of the labels.
+      other_model: What makes the model where that is no Mixer.
 
     Raises:
       WorkdirError: The workdir holds something other than a run of `config`
@@ -189,7 +198,7 @@ def read_result(
                     "config.json). Give a --workdir that is new or empty."
                 )
             return None
-        changes = _changes(workdir, config, class_names)
+        changes = _changes(workdir, config, class_names, other_model)
         metrics = workdir / "metrics.jsonl"
         begun = (metrics.exists() and metrics.stat().st_size) or (
             checkpoint.Checkpoints(workdir).steps
@@ -209,7 +218,10 @@ def read_result(
 
 
 def _changes(
-    workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
+    workdir: pathlib.Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    other_model: str | None,
 ) -> list[str]:
     """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
@@ -229,6 +241,11 @@ def _changes(
     classes = workdir / "classes.json"
     if classes.exists() and _read_classes(classes) != class_names:
         changes.append("the names of the classes (classes.json)")
+    made_by = weights_lib.read_other_model(workdir)
+    if made_by != other_model:
+        changes.append(
+            f"the model: {made_by or 'a Mixer'} -> {other_model or 'a Mixer'}"
+        )
     return changes
 
 
@@ -238,9 +255,18 @@ def _read_classes(path: pathlib.Path) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def claim(
-    workdir: pathlib.Path, config: Config, class_names: tuple[str, ...]
+    workdir: pathlib.Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    other_model: str | None = None,
 ) -> Iterator[None]:
     """Writes what the run is into its workdir, and keeps others out.
+
+    Args:
+      workdir: Folder of the run.
+      config: Resolved.
+      class_names: In the order of the labels.
+      other_model: What makes the model where that is no Mixer.
 
     Raises:
       WorkdirError: It cannot be written, or another process trains in it.
@@ -263,6 +289,11 @@ def claim(
         try:
             config_lib.save(config, workdir / "config.json")
             config_lib.write_json(workdir / "classes.json", list(class_names))
+            other = workdir / weights_lib.OTHER_MODEL
+            if other_model is not None:
+                config_lib.write_json(other, {"build_model": other_model})
+            else:  # of a run that has not begun
+                other.unlink(missing_ok=True)
         except OSError as error:
             raise _not_writable(workdir, error) from error
         yield

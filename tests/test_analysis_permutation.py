@@ -263,8 +263,10 @@ def test_another_model_is_trained_and_resumed(tmp_path, strategy_of, capsys):
     )
     assert "Going on from step 4" in capsys.readouterr().out
     assert again["loss"] == pytest.approx(whole["loss"], rel=1e-6)
-    with pytest.raises(weights_lib.WeightsError):
+    with pytest.raises(weights_lib.WeightsError, match=r"resnet\.build, which"):
         workdir_lib.load_model(workdir)
+    with pytest.raises(workdir_lib.WorkdirError, match=r"build -> a Mixer"):
+        trainer.fit(half, workdir=workdir, strategy=strategy_of(1))
 
 
 def test_models_that_the_step_cannot_train(tmp_path, strategy_of):

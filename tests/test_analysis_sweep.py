@@ -177,6 +177,93 @@ def test_runs_are_compared(tmp_path):
     np.testing.assert_allclose((low, high), [[0.1, 0.3], [0.2, 0.4]])
 
 
+def write_evaluation(path, workdir, *, task="fewshot", shots=(1, 5), **more):
+    """Writes what eval.py --output does."""
+    whole = {"task": task, "workdir": workdir, "seconds": 1.0, **more}
+    if task == "fewshot":
+        whole["results"] = [
+            {
+                "data": "digits",
+                "shots": n,
+                "l2_reg": 1024.0,
+                "accuracy": 0.1 * n,
+                "accuracies": [0.1 * n - 0.02, 0.1 * n + 0.02],
+                "count": 360,
+            }
+            for n in shots
+        ]
+    path.write_text(json.dumps(whole))
+    return str(path)
+
+
+def test_what_eval_measured_is_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "a", lr=0.001, accuracies=[0.1, 0.4])
+    write_run(tmp_path / "b", lr=0.001, accuracies=[0.1, 0.5])
+    files = [
+        write_evaluation(tmp_path / "1.json", "b"),
+        write_evaluation(tmp_path / "2.json", "a/"),
+        write_evaluation(
+            tmp_path / "3.json",
+            "a",
+            task="classification",
+            data="digits",
+            split="train",
+            accuracy=0.75,
+        ),
+    ]
+    runs = compare.read(["a", "b"], evaluations=",".join(files))
+    first, second = compare.content(runs)["last"]
+    assert first["eval.py: accuracy on digits train"] == 0.75
+    assert "eval.py: accuracy on digits train" not in second
+    for last in (first, second):
+        assert last["eval.py: digits 5-shot, l2 1024"] == 0.5
+    assert "eval.py: digits 5-shot" in compare.summary(runs)
+    compare.write_csv(tmp_path / "c.csv", runs)
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert 'b,"eval.py: digits 5-shot, l2 1024",,0.5' in lines
+    figures = []
+    monkeypatch.setattr(
+        compare.pictures, "save_all", lambda f, _: figures.append(f)
+    )
+    compare.draw(tmp_path / "c.png", runs)
+    (figure,) = figures
+    assert len(figure.axes) == 3
+    points = figure.axes[2].containers[0].lines[0]
+    np.testing.assert_array_equal(points.get_xdata(), [1, 5])
+    ydata = points.get_ydata().astype(float)
+    np.testing.assert_allclose(ydata, [0.1, 0.5])
+    low, high = figure.axes[2].containers[0].lines[2][0].get_segments()[1]
+    np.testing.assert_allclose((low[1], high[1]), (0.48, 0.52))
+
+
+def test_evaluations_that_are_of_no_run(tmp_path):
+    runs = [
+        write_run(tmp_path / name, lr=0.001, accuracies=[0.1]) for name in "ab"
+    ]
+    other = write_evaluation(tmp_path / "1.json", str(tmp_path / "c"))
+    with pytest.raises(ConfigError, match=r"1\.json is of .*/c, which is not"):
+        compare.read(runs, evaluations=other)
+    released = write_evaluation(tmp_path / "2.json", None, weights="sam")
+    with pytest.raises(ConfigError, match=r"2\.json is of sam"):
+        compare.read(runs, evaluations=released)
+    (tmp_path / "3.json").write_text('{"rows": []}')
+    for name in ("3.json", "4.json"):
+        with pytest.raises(ConfigError, match=f"cannot read .*{name}"):
+            compare.read(runs, evaluations=str(tmp_path / name))
+
+
+def test_a_run_of_another_model_says_so(tmp_path):
+    a = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1])
+    b = write_run(tmp_path / "b", lr=0.001, accuracies=[0.2])
+    assert compare.content(compare.read([a, b]))["differences"] == {}
+    other = tmp_path / "b" / "other_model.json"
+    other.write_text('{"build_model": "a.b"}')
+    runs = compare.read([a, b])
+    assert compare.content(runs)["differences"] == {"model": ["Mixer", "a.b"]}
+    assert "| a.b" in compare.summary(runs)
+
+
 def test_what_cannot_be_compared(tmp_path):
     a = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1])
     with pytest.raises(ConfigError, match="two or more"):

@@ -1,5 +1,6 @@
 """Token-mixing units as images: frequencies, pairs, pictures."""
 
+import itertools
 import json
 
 import numpy as np
@@ -82,6 +83,43 @@ def test_opposite_units_are_paired_and_sorted(count):
         assert order[found.order[-1]] == count - 1
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+def test_random_phases_keep_the_power_and_lose_the_pairs(grid):
+    rng = np.random.default_rng(2)
+    waves = [
+        plane_wave(grid, rows, columns)
+        for rows, columns in itertools.product(range(3), repeat=2)
+        if rows or columns
+    ]
+    made = np.stack([sign * wave for wave in waves for sign in (1, -1)])
+    made += 0.3 * rng.normal(size=made.shape)
+    found = units.random_phases(made, seed=1)
+    assert np.abs(found - made).max() > 0.5
+    np.testing.assert_allclose(
+        np.abs(np.fft.fft2(found)), np.abs(np.fft.fft2(made)), atol=1e-9
+    )
+    np.testing.assert_allclose(found.mean((1, 2)), made.mean((1, 2)))
+    ours = units.describe(made)["pair_correlation"]
+    theirs = units.describe_random_phases(made)
+    by_chance = theirs["mean"]["pair_correlation"]
+    assert ours < -0.8
+    assert by_chance > ours + 0.3
+    assert theirs["deviation"]["frequency"] < 1e-12
+
+
+def test_smooth_units_are_opposite_by_chance():
+    """What the comparison with white noise alone would take for pairs."""
+    rng = np.random.default_rng(3)
+    white = rng.normal(size=(40, 12, 12))
+    shifts = itertools.product(range(4), repeat=2)
+    smooth = sum(np.roll(white, shift, (1, 2)) for shift in shifts)
+    ours = units.describe(smooth)["pair_correlation"]
+    noise = units.describe_untrained(smooth.shape)
+    chance = units.describe_random_phases(smooth)
+    assert ours < noise["mean"]["pair_correlation"] - 0.1
+    assert ours == pytest.approx(chance["mean"]["pair_correlation"], abs=0.05)
+
+
 def test_units_are_columns_in_row_major_order():
     kernel = np.arange(12).reshape(6, 2)
     found = units.token_units(parameters_of([kernel]), 0, (2, 3))
@@ -161,7 +199,7 @@ def test_pictures_and_numbers(tmp_path):
     output = tmp_path / "w.pdf"
     measured = weights_figures.measure(parameters, (0, 1), grid)
     files = weights_figures.draw_units(
-        output, parameters, (0, 1), grid, one_scale=True
+        output, parameters.source, measured, one_scale=True
     )
     assert [f.suffix for f in files] == [".pdf", ".png", ".svg"]
     assert all(f.stat().st_size > 1000 for f in files)

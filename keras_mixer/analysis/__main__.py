@@ -168,7 +168,7 @@ def _weights(arguments: list[str]) -> None:
     units.stem_tiles(parameters)  # or it fails behind the slow part
     measured = weights_figures.measure(parameters, layers, grid)
     files = weights_figures.draw_units(
-        output, parameters, layers, grid, one_scale=FLAGS.scale == "all"
+        output, parameters.source, measured, one_scale=FLAGS.scale == "all"
     )
     stem = output.with_name(f"{output.stem}_stem{output.suffix}")
     files += weights_figures.draw_stem(stem, parameters)
@@ -341,12 +341,18 @@ def _define_compare() -> list[str]:
     flags.DEFINE_string(
         "names", None, "Names of the runs, with commas between them."
     )
-    return ["names", *_define_output()]
+    flags.DEFINE_string(
+        "evaluations",
+        None,
+        "Files that eval.py --output wrote of the runs, with commas between "
+        "them.",
+    )
+    return ["names", "evaluations", *_define_output()]
 
 
 def _compare(arguments: list[str]) -> None:
     output = _check_output()
-    runs = compare.read(arguments, FLAGS.names)
+    runs = compare.read(arguments, FLAGS.names, FLAGS.evaluations)
     files = compare.draw(output, runs)
     compare.write_csv(output.with_suffix(".csv"), runs)
     sweep.write_json(output.with_suffix(".json"), compare.content(runs))

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from keras_mixer import config as config_lib, pictures
+import numpy as np
+
+from keras_mixer import config as config_lib, pictures, weights as weights_lib
 from keras_mixer.analysis import curves
 from keras_mixer.config import Config, ConfigError
 from keras_mixer.evaluate import report
@@ -21,30 +23,64 @@ HELP = """Draws the curves of two or more runs in one picture.
 
 Training loss and evaluation accuracy over the updates, and few-shot accuracies
 where the runs have any, from their metrics.jsonl; a run may still be training.
+What eval.py measured of the runs comes with --evaluations:
+
+  python eval.py --workdir=runs/a --task=fewshot --output=a.json \\
+      fewshot.shots=1,5,10
+  python eval.py --workdir=runs/b --task=fewshot --output=b.json \\
+      fewshot.shots=1,5,10
+  python -m keras_mixer.analysis compare runs/a runs/b \\
+      --evaluations=a.json,b.json --output=compare.png
+
 A table says in which fields their configs differ. compare.csv holds the
 curves, compare.json the differences and the last values.
 """
 
+_STYLES = ("-", "--", ":", "-.")
+# Of eval.py's rows, what is shown here.
+_KEYS = {
+    "classification": ("data", "split", "accuracy"),
+    "fewshot": ("data", "shots", "l2_reg", "accuracy", "accuracies"),
+}
+
 
 class Run(NamedTuple):
-    """What is known of a run; `result` is None while it trains."""
+    """What is known of a run.
+
+    Attributes:
+      name: For people.
+      config: Resolved.
+      other_model: What made its model, where that is no Mixer.
+      curves: What it wrote while it trained.
+      result: None while it trains.
+      evaluations: What eval.py measured, a row per data set (and number of
+        shots), each with its `task`.
+    """
 
     name: str
     config: Config
+    other_model: str | None
     curves: curves.Curves
     result: Mapping[str, Any] | None
+    evaluations: Sequence[Mapping[str, Any]]
 
 
-def read(workdirs: Sequence[str], names: str | None = None) -> list[Run]:
+def read(
+    workdirs: Sequence[str],
+    names: str | None = None,
+    evaluations: str | None = None,
+) -> list[Run]:
     """Reads the runs.
 
     Args:
       workdirs: Two or more.
       names: For people, with commas between them; by default what differs in
         the paths.
+      evaluations: Files that eval.py --output wrote, with commas between them.
 
     Raises:
-      ConfigError: There are too few runs, or not a name for each.
+      ConfigError: There are too few runs, or not a name for each, or a file
+        is of none of them.
       WorkdirError: One is not the workdir of a run that trained.
     """
     paths = [pathlib.Path(text) for text in workdirs]
@@ -61,6 +97,7 @@ def read(workdirs: Sequence[str], names: str | None = None) -> list[Run]:
             f"--names takes {len(paths)} different names, one for each run. "
             f"Received: {names!r}"
         )
+    measured = _read_evaluations(paths, evaluations)
     runs = []
     for name, path in zip(called, paths, strict=True):
         if not (path / "config.json").exists():
@@ -72,11 +109,48 @@ def read(workdirs: Sequence[str], names: str | None = None) -> list[Run]:
             Run(
                 name,
                 config_lib.load(path / "config.json"),
+                weights_lib.read_other_model(path),
                 curves.read(path),
                 json.loads(result.read_text()) if result.exists() else None,
+                measured[path],
             )
         )
     return runs
+
+
+def _read_evaluations(
+    paths: Sequence[pathlib.Path], files: str | None
+) -> dict[pathlib.Path, list[dict[str, Any]]]:
+    """Returns what eval.py measured of each run.
+
+    Raises:
+      ConfigError: A file cannot be read, or is of none of the runs.
+    """
+    found: dict[pathlib.Path, list[dict[str, Any]]] = {p: [] for p in paths}
+    by_place = {path.resolve(): path for path in paths}
+    for file in files.split(",") if files else []:
+        try:
+            whole = json.loads(pathlib.Path(file).read_text())
+            task, results = whole["task"], whole.get("results", [whole])
+            rows = [
+                {"task": task} | {key: row[key] for key in _KEYS[task]}
+                for row in results
+            ]
+            workdir = whole.get("workdir")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"--evaluations: cannot read {file} as what eval.py --output "
+                f"writes ({type(error).__name__}: {str(error)[:200]})"
+            ) from error
+        path = by_place.get(pathlib.Path(workdir or "").resolve())
+        if workdir is None or path is None:
+            raise ConfigError(
+                f"--evaluations: {file} is of "
+                f"{workdir or whole.get('weights')}, which is not among the "
+                f"runs: {', '.join(map(str, paths))}"
+            )
+        found[path] += rows
+    return found
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -116,6 +190,8 @@ def _last(run: Run) -> dict[str, Any]:
         found[f"accuracy on {split}"] = float(curve.values[-1])
     for key, curve in run.curves.fewshot.items():
         found[_fewshot_name(key)] = float(curve.values[-1])
+    for row in run.evaluations:
+        found[_evaluation_name(row)] = float(row["accuracy"])
     if run.result is not None:
         found["seconds"] = round(run.result["seconds"], 1)
     return found
@@ -124,6 +200,20 @@ def _last(run: Run) -> dict[str, Any]:
 def _fewshot_name(key: tuple[str, int, float]) -> str:
     name, shots, l2_reg = key
     return f"{name} {shots}-shot, l2 {l2_reg:g}"
+
+
+def _evaluation_name(row: Mapping[str, Any]) -> str:
+    if row["task"] == "fewshot":
+        key = (row["data"], row["shots"], row["l2_reg"])
+        return f"eval.py: {_fewshot_name(key)}"
+    return f"eval.py: accuracy on {row['data']} {row['split']}"
+
+
+def _models(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns the models where one is no Mixer; the configs do not say it."""
+    if all(run.other_model is None for run in runs):
+        return {}
+    return {"model": [run.other_model or "Mixer" for run in runs]}
 
 
 def _text(value: Any) -> str:
@@ -137,7 +227,7 @@ def summary(runs: Sequence[Run]) -> str:
     lasts = [_last(run) for run in runs]
     rows = [
         [field, *map(_text, values)]
-        for field, values in differences(runs).items()
+        for field, values in (_models(runs) | differences(runs)).items()
     ]
     for key in dict.fromkeys(key for last in lasts for key in last):
         cells = [_text(last[key]) if key in last else "" for last in lasts]
@@ -149,13 +239,13 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
     """Returns the same for JSON."""
     return {
         "runs": [run.name for run in runs],
-        "differences": differences(runs),
+        "differences": _models(runs) | differences(runs),
         "last": [_last(run) for run in runs],
     }
 
 
 def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
-    """Writes a line per run, curve and step."""
+    """Writes a line per run, curve and step; eval.py's have no step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -169,50 +259,114 @@ def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
             for name, curve in several.items():
                 for step, value in zip(curve.steps, curve.values, strict=True):
                     writer.writerow([run.name, name, int(step), float(value)])
+            for row in run.evaluations:
+                name = _evaluation_name(row)
+                writer.writerow([run.name, name, "", float(row["accuracy"])])
 
 
 def draw(output: pathlib.Path, runs: Sequence[Run]) -> list[pathlib.Path]:
-    """Draws loss, accuracy and few-shot accuracy; returns the files."""
-    fewshot = list(
-        dict.fromkeys(key for run in runs for key in run.curves.fewshot)
-    )
-    count = 3 if fewshot else 2
-    figure = pictures.new_figure(figsize=(4.6 * count, 4.2))
-    panels = figure.subplots(1, count)
-    styles = ("-", "--", ":", "-.")
+    """Draws loss, accuracy and few-shot accuracy; returns the files.
+
+    Few-shot accuracies over the updates, where the runs measured any while
+    they trained, and over the shots, where eval.py measured any.
+    """
+    figure = pictures.new_figure()
     splits = list(
         dict.fromkeys(split for run in runs for split in run.curves.accuracy)
     )
-    for i, run in enumerate(runs):
-        color = f"C{i % 10}"
-        panels[0].plot(*run.curves.loss, color=color, label=run.name)
-        for split, curve in run.curves.accuracy.items():
-            label = run.name if len(splits) == 1 else f"{run.name}: {split}"
-            style = styles[splits.index(split) % len(styles)]
-            panels[1].plot(
-                *curve, style, color=color, marker="o", ms=3, label=label
-            )
-        for key, curve in run.curves.fewshot.items():
-            style = styles[fewshot.index(key) % len(styles)]
-            panels[2].plot(
-                *curve,
-                style,
-                color=color,
-                marker="o",
-                ms=3,
-                label=f"{run.name}: {_fewshot_name(key)}",
-            )
-    accuracy = "accuracy"
-    if len(splits) == 1:
-        accuracy += f" on {splits[0]}"
-    panels[0].set(ylabel="training loss")
-    panels[1].set(ylabel=accuracy)
-    if fewshot:
-        panels[2].set(ylabel="few-shot accuracy")
-    for axes in panels:
-        axes.set_xlabel("updates")
+    on = f" on {splits[0]}" if len(splits) == 1 else ""
+    drawn: list[tuple[str, str, Callable[[Any, Sequence[Run]], None]]] = [
+        ("training loss", "updates", _draw_loss),
+        (f"accuracy{on}", "updates", _draw_accuracy),
+    ]
+    if any(run.curves.fewshot for run in runs):
+        drawn.append(("few-shot accuracy", "updates", _draw_fewshot_curves))
+    if any(_fewshot_lines(run) for run in runs):
+        label = "examples of each class (shots)"
+        drawn.append(("few-shot accuracy", label, _draw_shots))
+    figure.set_size_inches(4.6 * len(drawn), 4.2)
+    panels = figure.subplots(1, len(drawn))
+    for axes, (ylabel, xlabel, draw_panel) in zip(panels, drawn, strict=True):
+        draw_panel(axes, runs)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return pictures.save_all(figure, output)
+
+
+def _draw_loss(axes: Any, runs: Sequence[Run]) -> None:
+    for i, run in enumerate(runs):
+        axes.plot(*run.curves.loss, color=f"C{i % 10}", label=run.name)
+
+
+def _draw_accuracy(axes: Any, runs: Sequence[Run]) -> None:
+    _draw_several(axes, [(run.name, run.curves.accuracy) for run in runs])
+
+
+def _draw_fewshot_curves(axes: Any, runs: Sequence[Run]) -> None:
+    several = [
+        (
+            run.name,
+            {_fewshot_name(k): c for k, c in run.curves.fewshot.items()},
+        )
+        for run in runs
+    ]
+    _draw_several(axes, several)
+
+
+def _draw_several(
+    axes: Any, runs: Sequence[tuple[str, Mapping[str, curves.Curve]]]
+) -> None:
+    """Draws the curves of runs: a colour for each run, a style for each."""
+    kinds = list(dict.fromkeys(kind for _, several in runs for kind in several))
+    for i, (name, several) in enumerate(runs):
+        for kind, curve in several.items():
+            axes.plot(
+                *curve,
+                _STYLES[kinds.index(kind) % len(_STYLES)],
+                color=f"C{i % 10}",
+                marker="o",
+                ms=3,
+                label=name if len(kinds) == 1 else f"{name}: {kind}",
+            )
+
+
+def _fewshot_lines(run: Run) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns what eval.py measured of few shots: data and l2 -> rows."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in run.evaluations:
+        if row["task"] == "fewshot":
+            key = f"{row['data']}, l2 {row['l2_reg']:g}"
+            found.setdefault(key, []).append(row)
+    return found
+
+
+def _draw_shots(axes: Any, runs: Sequence[Run]) -> None:
+    lines = [_fewshot_lines(run) for run in runs]
+    kinds = list(dict.fromkeys(kind for line in lines for kind in line))
+    shots = sorted(
+        {r["shots"] for line in lines for rows in line.values() for r in rows}
+    )
+    for i, (run, line) in enumerate(zip(runs, lines, strict=True)):
+        for kind, rows in line.items():
+            rows = sorted(rows, key=lambda row: row["shots"])
+            several = max(len(row["accuracies"]) for row in rows) > 1
+            axes.errorbar(
+                [row["shots"] for row in rows],
+                [row["accuracy"] for row in rows],
+                # Of the support sets, as in eval.py's table.
+                yerr=[np.std(row["accuracies"]) for row in rows]
+                if several
+                else None,
+                linestyle=_STYLES[kinds.index(kind) % len(_STYLES)],
+                color=f"C{i % 10}",
+                marker="o",
+                ms=3,
+                capsize=2,
+                label=f"{run.name}: {kind}",
+            )
+    axes.set_xscale("log")
+    axes.set_xticks(shots, [f"{n}" for n in shots])
+    axes.minorticks_off()

@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import psutil
 
+import keras_mixer
 from keras_mixer import models, paper, progress
 from keras_mixer.analysis import flops, sweep
 from keras_mixer.config import ConfigError
@@ -188,11 +190,21 @@ def read_measured(path: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def software() -> str:
+    """Names what a measurement depends on besides the machine."""
+    import tensorflow as tf
+
+    return (
+        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
+        f"keras_mixer {keras_mixer.__version__}"
+    )
+
+
 def _key(row: Mapping[str, Any], mode: str, settings: Settings) -> str:
     return (
         f"{row['variant']} {row['image_size']}px D_S={row['tokens_mlp_dim']} "
         f"{mode} batch={settings.batch} xla={settings.xla} "
-        f"seconds={settings.seconds:g} on {machine()}"
+        f"seconds={settings.seconds:g} on {machine()}, {software()}"
     )
 
 
@@ -333,5 +345,5 @@ def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
     return (
         f"{report.table(header, body)}\n"
         f"Memory and img/s: batch {settings.batch}, float32, XLA "
-        f"{'on' if settings.xla else 'off'}, {machine()}"
+        f"{'on' if settings.xla else 'off'}, {machine()}, {software()}"
     )

@@ -7,15 +7,25 @@ from typing import Any
 from keras_mixer import models, pictures
 from keras_mixer.analysis import cost
 
+_SPEED = "images per second"
+_MEMORY = "peak memory, MiB"
+
 
 def draw(
     output: pathlib.Path,
     rows: Sequence[Mapping[str, Any]],
     settings: cost.Settings,
 ) -> list[pathlib.Path]:
-    """Draws accuracy against cost as in Fig. 2 and 3; returns the files."""
-    figure = pictures.new_figure(figsize=(13, 4.3))
-    days, compute, speed = figure.subplots(1, 3)
+    """Draws accuracy against cost as in Fig. 2 and 3; returns the files.
+
+    What was measured here, if anything, is in a second row.
+    """
+    from matplotlib import ticker
+
+    here = any(_measured(rows, mode, "peak_mib") for mode in cost.MODES)
+    figure = pictures.new_figure(figsize=(13, 8.4 if here else 4.3))
+    grid = figure.subplots(2 if here else 1, 3, squeeze=False)
+    days, compute, speed = grid[0]
     colors = dict(zip(cost.PRETRAINED, ("C0", "C1", "C2"), strict=True))
     for name in cost.PRETRAINED:
         shown = [row for row in rows if row[f"paper_top1_{name}"]]
@@ -40,19 +50,46 @@ def draw(
         axes.set(xlabel=xlabel, ylabel="ImageNet top-1, % (paper)")
         axes.set_xscale("log")
     days.legend(fontsize=8, loc="lower right")
-    _draw_speed(speed, rows)
-    for axes in (days, compute, speed):
+    of_gflop = "GFLOP per image (counted here)"
+    label = "inference, TPUv3 core (paper)"
+    key = "paper_images_per_second_per_core"
+    theirs = [(row, row[key]) for row in rows if row[key]]
+    _draw_points(speed, {label: ("C4", "o", theirs)}, "gflop")
+    speed.set(xlabel=of_gflop, ylabel="images per second")
+    if here:
+        for axes, key, x, xlabel, ylabel in (
+            (grid[1, 0], "images_per_second", "gflop", of_gflop, _SPEED),
+            (grid[1, 1], "peak_mib", "parameters", "parameters", _MEMORY),
+            (grid[1, 2], "peak_mib", "gflop", of_gflop, _MEMORY),
+        ):
+            ours = {
+                f"{mode}, here (measured)": (
+                    color,
+                    "s",
+                    _measured(rows, mode, key),
+                )
+                for mode, color in (("inference", "C3"), ("training", "C5"))
+            }
+            _draw_points(axes, ours, x)
+            axes.set(xlabel=xlabel, ylabel=ylabel)
+        axis = grid[1, 1].xaxis  # about one decade: 20 M, 50 M, 100 M ...
+        axis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+        for set_formatter in (
+            axis.set_major_formatter,
+            axis.set_minor_formatter,
+        ):
+            set_formatter(ticker.EngFormatter())
+    for axes in grid.flat:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.15)
-    here = any(
-        (row.get(m) or {}).get("peak_mib") for row in rows for m in cost.MODES
-    )
     figure.supxlabel(
         "Nothing that is labelled (paper) was measured here."
         + (
-            f" Measured: batch {settings.batch}, float32, {cost.machine()}."
+            f" Measured: batch {settings.batch}, float32, XLA "
+            f"{'on' if settings.xla else 'off'}, {cost.machine()}; memory "
+            "beyond TensorFlow's own, one process each."
             if here
             else ""
         ),
@@ -66,47 +103,50 @@ def _name(axes: Any, row: Mapping[str, Any], point: tuple[Any, Any]) -> None:
     if row["image_size"] != models.DEFAULT_IMAGE_SIZE:
         text += f" {row['image_size']}"
     # Of about the same cost are patches of 32 of one size and of 16 of the
-    # next smaller one: their names go to two sides.
-    is_left = row["variant"].endswith("/32")
+    # next smaller one, and S/8 beside B/16: their names go to three sides.
+    place, align = (5, -3), "left"
+    if row["variant"].endswith("/32"):
+        place, align = (-5, 3), "right"
+    elif row["variant"].endswith("/8"):
+        place, align = (0, -11), "center"
     axes.annotate(
         text,
         point,
-        xytext=(-5 if is_left else 5, 3 if is_left else -3),
+        xytext=place,
         textcoords="offset points",
-        ha="right" if is_left else "left",
+        ha=align,
         fontsize=7,
     )
 
 
-def _draw_speed(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws images per second against GFLOP."""
-    key = "paper_images_per_second_per_core"
-    several = {
-        "inference, TPUv3 core (paper)": ("C4", "o", [r[key] for r in rows])
-    }
-    for mode, color in (("inference", "C3"), ("training", "C5")):
-        several[f"{mode}, here (measured)"] = (
-            color,
-            "s",
-            [(r.get(mode) or {}).get("images_per_second") for r in rows],
-        )
-    for label, (color, marker, values) in several.items():
-        shown = [(r, v) for r, v in zip(rows, values, strict=True) if v]
-        if not shown:
+def _measured(
+    rows: Sequence[Mapping[str, Any]], mode: str, key: str
+) -> list[tuple[Mapping[str, Any], float]]:
+    """Returns the rows that were measured, and what was."""
+    found = [(row, (row.get(mode) or {}).get(key)) for row in rows]
+    return [(row, value) for row, value in found if value]
+
+
+def _draw_points(
+    axes: Any,
+    several: Mapping[str, tuple[str, str, Sequence[Any]]],
+    x: str,
+) -> None:
+    """Draws label -> (colour, marker, rows and values) against a column."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for label, (color, marker, points) in several.items():
+        if not points:
             continue
         axes.scatter(
-            [r["gflop"] for r, _ in shown],
-            [v for _, v in shown],
+            [row[x] for row, _ in points],
+            [value for _, value in points],
             color=color,
             marker=marker,
             s=28,
             label=label,
         )
-        for row, value in shown:
-            _name(axes, row, (row["gflop"], value))
-    axes.set(
-        xlabel="GFLOP per image (counted here)", ylabel="images per second"
-    )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(fontsize=8)
+        for row, value in points:
+            _name(axes, row, (row[x], value))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)

@@ -45,6 +45,7 @@ _NAMES = {
     "patches": "patches + pixels inside",
     "pixels": "all pixels",
 }
+_HIDDEN = 0.1  # of the training: its accuracies may lie below the picture
 _COLORS = {"original": "C0", "patches": "C1", "pixels": "C3"}
 MODELS: dict[str, Any] = {"mixer": None, "resnet": resnet.build}
 
@@ -186,13 +187,18 @@ def draw(
     """Draws loss and accuracy of each model; returns the files.
 
     Lines are means over the seeds, and areas span the lowest to the highest.
+    The axis of accuracy begins where the curves are after a tenth of the
+    training, so that the end can be told apart.
     """
+    from matplotlib import ticker
+
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = pictures.new_figure(figsize=(4.2 * len(models), 6.4))
     figure.suptitle(title, fontsize=9)
     grid = figure.subplots(
         2, len(models), squeeze=False, sharex=True, sharey="row"
     )
+    lowest = 1.0
     for column, model in enumerate(models):
         for kind in INPUTS:
             found = [
@@ -208,6 +214,9 @@ def draw(
                 (grid[1, column], [c.loss for c in found]),
             ):
                 steps, mean, low, high = curves.mean_and_range(several)
+                if axes is grid[0, column]:
+                    first = np.searchsorted(steps, _HIDDEN * steps[-1])
+                    lowest = min(lowest, low[min(first, len(steps) - 1)])
                 style = {"color": _COLORS[kind], "label": label}
                 axes.plot(steps, mean, lw=1.5, marker=".", **style)
                 axes.fill_between(
@@ -220,7 +229,13 @@ def draw(
         grid[1, column].set_xlabel("updates")
     grid[0, 0].set_ylabel(f"accuracy on {rows[0]['split']}")
     grid[1, 0].set_ylabel("training loss")
+    grid[0, 0].set_ylim(bottom=lowest - 0.05 * (1 - lowest))
     grid[1, 0].set_yscale("log")
+    loss = grid[1, 0].yaxis
+    loss.set_minor_locator(ticker.LogLocator(subs=(1.5, 2, 3, 5, 7)))
+    loss.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    loss.set_minor_formatter(ticker.FormatStrFormatter("%g"))
+    figure.align_ylabels()
     for axes in grid.flat:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -268,6 +268,13 @@ def _line(
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{value:,}" for value in x], fontsize=8)
     axes.minorticks_off()
+    several_seeds = max(map(len, several)) > 1
     axes.errorbar(
-        x, mean, yerr=[low, high], marker="o", ms=4, capsize=2, label=label
+        x,
+        mean,
+        yerr=[low, high] if several_seeds else None,
+        marker="o",
+        ms=4,
+        capsize=2,
+        label=label,
     )

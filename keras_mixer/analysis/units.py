@@ -12,7 +12,7 @@ import numpy as np
 from keras_mixer import weights as weights_lib
 from keras_mixer.weights import Parameters, WeightsError
 
-UNTRAINED_DRAWS = 5
+DRAWS = 5  # of what trained units are compared with
 
 
 class Spectrum(NamedTuple):
@@ -206,8 +206,42 @@ def describe(units: np.ndarray, pairs: Pairs | None = None) -> dict[str, float]:
     }
 
 
+def random_phases(units: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Returns units of the same power spectra whose phases are random.
+
+    What they have in common with the given ones comes from the spectra alone:
+    smooth units correlate, and anticorrelate, more by chance than rough ones.
+
+    Args:
+      units: `[units, rows, columns]`.
+      seed: Of the phases.
+    """
+    rng = np.random.default_rng(seed)
+    # The phases of a real image have the symmetry that keeps it real.
+    noise = np.fft.fft2(rng.standard_normal(units.shape))
+    noise[:, 0, 0] = 1  # the mean keeps its sign
+    return np.fft.ifft2(np.fft.fft2(units) * noise / np.abs(noise)).real
+
+
+def describe_random_phases(
+    units: np.ndarray, draws: int = DRAWS
+) -> dict[str, dict[str, float]]:
+    """Returns what `describe` says of units with `random_phases`.
+
+    Args:
+      units: `[units, rows, columns]`.
+      draws: How many are drawn.
+
+    Returns:
+      Their "mean" and "deviation" from one draw to the next.
+    """
+    return _over_draws(
+        [describe(random_phases(units, seed)) for seed in range(draws)]
+    )
+
+
 def describe_untrained(
-    shape: tuple[int, ...], draws: int = UNTRAINED_DRAWS
+    shape: tuple[int, ...], draws: int = DRAWS
 ) -> dict[str, dict[str, float]]:
     """Returns what `describe` says of networks that were not trained.
 
@@ -218,7 +252,14 @@ def describe_untrained(
     Returns:
       Their "mean" and "deviation" from one draw to the next.
     """
-    found = [describe(untrained_units(shape, seed)) for seed in range(draws)]
+    return _over_draws(
+        [describe(untrained_units(shape, seed)) for seed in range(draws)]
+    )
+
+
+def _over_draws(
+    found: list[dict[str, float]],
+) -> dict[str, dict[str, float]]:
     values = {key: [one[key] for one in found] for key in found[0]}
     return {
         "mean": {key: float(np.mean(v)) for key, v in values.items()},

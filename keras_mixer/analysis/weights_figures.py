@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,9 @@ written as SVG, too; weights.json and weights.csv hold the numbers.
 
 The frequency of a unit is the mean of the radial frequency over its power
 spectrum, in cycles per patch; its concentration the largest share of the power
-at one frequency. An untrained network has those of white noise.
+at one frequency. An untrained network has those of white noise. Smooth units
+are opposite by chance more than white noise is: the correlation in a pair
+stands beside that of units with the same power spectra and random phases.
 """
 
 _PERCENTILE = 99.5  # of the absolute weights: the end of the colour scale
@@ -71,37 +73,81 @@ def _scale(values: np.ndarray) -> float:
     return float(np.percentile(np.abs(values), _PERCENTILE)) or 1.0
 
 
-def _units_panel(
-    layer: int, units: np.ndarray, pairs: units_lib.Pairs, end: float
-) -> mosaic.Panel:
+class Layer(NamedTuple):
+    """The token-mixing units of a layer, and what was measured of them.
+
+    Attributes:
+      number: From 0 on.
+      units: `[units, rows, columns]`.
+      pairs: Of opposite phase.
+      trained: See `units.describe`.
+      untrained: "mean" and "deviation" of the same, of untrained networks.
+      random_phases: The same, of units with these power spectra.
+    """
+
+    number: int
+    units: np.ndarray
+    pairs: units_lib.Pairs
+    trained: dict[str, float]
+    untrained: dict[str, dict[str, float]]
+    random_phases: dict[str, dict[str, float]]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.units.shape[1], self.units.shape[2]
+
+
+def measure(
+    parameters: Parameters, layers: Sequence[int], grid: tuple[int, int]
+) -> list[Layer]:
+    """Returns the units of some layers, and their numbers."""
+    found = []
+    for number in layers:
+        units = units_lib.token_units(parameters, number, grid)
+        pairs = units_lib.pair(units)
+        found.append(
+            Layer(
+                number,
+                units,
+                pairs,
+                units_lib.describe(units, pairs),
+                units_lib.describe_untrained(units.shape),
+                units_lib.describe_random_phases(units),
+            )
+        )
+    return found
+
+
+def _units_panel(layer: Layer, end: float) -> mosaic.Panel:
     """Returns the picture of a layer's units."""
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     colors = ScalarMappable(Normalize(-end, end), matplotlib.colormaps[_COLORS])
-    grid = (units.shape[1], units.shape[2])
-    place = mosaic.layout(len(units), grid, group=2)
-    flat = units[pairs.order]
-    tiles = colors.to_rgba(flat.reshape(len(flat), -1))[..., :3]
+    count, grid = len(layer.units), layer.grid
+    place = mosaic.layout(count, grid, group=2)
+    flat = layer.units[layer.pairs.order]
+    tiles = colors.to_rgba(flat.reshape(count, -1))[..., :3]
     tiles = tiles.reshape(*flat.shape, 3)
-    summary = units_lib.describe(units, pairs)
     noise = units_lib.white_noise_frequency(grid)
+    by_chance = layer.random_phases["mean"]["pair_correlation"]
     return mosaic.Panel(
         mosaic.compose(tiles, place, group=2),
-        f"MixerBlock_{layer}: {len(units)} units on {grid[0]} x {grid[1]} "
-        f"patches\nfrequency {summary['frequency']:.3f} cycles per patch "
-        f"(white noise {noise:.3f}), correlation in a pair "
-        f"{summary['pair_correlation']:.2f}",
+        f"MixerBlock_{layer.number}: {count} units on {grid[0]} x {grid[1]} "
+        f"patches\nfrequency {layer.trained['frequency']:.3f} cycles per patch "
+        f"(white noise {noise:.3f})\ncorrelation in a pair "
+        f"{layer.trained['pair_correlation']:.2f} (random phases "
+        f"{by_chance:.2f})",
         bar=colors,
     )
 
 
 def draw_units(
     output: pathlib.Path,
-    parameters: Parameters,
-    layers: Sequence[int],
-    grid: tuple[int, int],
+    source: str,
+    layers: Sequence[Layer],
     *,
     one_scale: bool = False,
 ) -> list[pathlib.Path]:
@@ -109,26 +155,23 @@ def draw_units(
 
     Args:
       output: File of the picture.
-      parameters: Of a Mixer.
-      layers: From 0 on.
-      grid: Rows and columns of patches.
+      source: Where the weights are from.
+      layers: From `measure`.
       one_scale: The layers share a scale; each has its own otherwise.
     """
-    units = [units_lib.token_units(parameters, i, grid) for i in layers]
-    ends = [_scale(u) for u in units]
+    ends = [_scale(layer.units) for layer in layers]
     if one_scale:
         ends = [max(ends)] * len(ends)
-    panels = [
-        _units_panel(layer, u, units_lib.pair(u), end)
-        for layer, u, end in zip(layers, units, ends, strict=True)
-    ]
     figure = pictures.new_figure()
     mosaic.draw(
         figure,
-        panels,
+        [
+            _units_panel(layer, end)
+            for layer, end in zip(layers, ends, strict=True)
+        ],
         title="Hidden units of the token-mixing MLPs",
         caption=(
-            f"{parameters.source}. Columns of Dense_0/kernel, one weight per "
+            f"{source}. Columns of Dense_0/kernel, one weight per "
             "patch. Frames hold the pairs that are most opposite, the "
             "lowest frequency first. Colour scale: "
             + ("the same for all layers" if one_scale else "one per layer")
@@ -171,32 +214,7 @@ def draw_stem(
     return pictures.save_all(figure, output)
 
 
-def measure(
-    parameters: Parameters, layers: Sequence[int], grid: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Returns the numbers of each layer.
-
-    Each has `layer`, `trained` (see `units.describe`), `untrained` with the
-    same of networks that were not, and `units`, a row for each.
-    """
-    found = []
-    for layer in layers:
-        units = units_lib.token_units(parameters, layer, grid)
-        pairs = units_lib.pair(units)
-        found.append(
-            {
-                "layer": layer,
-                "grid": list(grid),
-                "trained": units_lib.describe(units, pairs),
-                "untrained": units_lib.describe_untrained(units.shape),
-                "white_noise_frequency": units_lib.white_noise_frequency(grid),
-                "units": units_lib.unit_table(units, pairs),
-            }
-        )
-    return found
-
-
-def summary(measured: Sequence[dict[str, Any]]) -> str:
+def summary(layers: Sequence[Layer]) -> str:
     """Returns a table: each layer beside untrained ones."""
     header = ["layer", "units"]
     keys = {
@@ -206,28 +224,43 @@ def summary(measured: Sequence[dict[str, Any]]) -> str:
     }
     for name in keys.values():
         header += [name, "untrained"]
+    header.append("random phases")
     rows = []
-    for one in measured:
-        row = [f"MixerBlock_{one['layer']}", str(len(one["units"]))]
+    for layer in layers:
+        row = [f"MixerBlock_{layer.number}", str(len(layer.units))]
         for key in keys:
-            theirs = one["untrained"]
-            row.append(f"{one['trained'][key]:.3f}")
-            row.append(
-                f"{theirs['mean'][key]:.3f} ± {theirs['deviation'][key]:.3f}"
-            )
+            row.append(f"{layer.trained[key]:.3f}")
+            row.append(_with_deviation(layer.untrained, key))
+        row.append(_with_deviation(layer.random_phases, "pair_correlation"))
         rows.append(row)
     return report.table(header, rows)
 
 
-def write(
-    output: pathlib.Path, source: str, measured: Sequence[dict[str, Any]]
-) -> None:
+def _with_deviation(several: dict[str, dict[str, float]], key: str) -> str:
+    return f"{several['mean'][key]:.3f} ± {several['deviation'][key]:.3f}"
+
+
+def write(output: pathlib.Path, source: str, layers: Sequence[Layer]) -> None:
     """Writes the numbers beside the picture, as JSON and CSV."""
-    content = {"source": source, "layers": list(measured)}
-    sweep.write_json(output.with_suffix(".json"), content)
+    tables = [units_lib.unit_table(one.units, one.pairs) for one in layers]
+    content = [
+        {
+            "layer": one.number,
+            "grid": list(one.grid),
+            "trained": one.trained,
+            "untrained": one.untrained,
+            "random_phases": one.random_phases,
+            "white_noise_frequency": units_lib.white_noise_frequency(one.grid),
+            "units": table,
+        }
+        for one, table in zip(layers, tables, strict=True)
+    ]
+    sweep.write_json(
+        output.with_suffix(".json"), {"source": source, "layers": content}
+    )
     rows = [
-        {"layer": one["layer"], **unit}
-        for one in measured
-        for unit in one["units"]
+        {"layer": one.number, **row}
+        for one, table in zip(layers, tables, strict=True)
+        for row in table
     ]
     sweep.write_csv(output.with_suffix(".csv"), rows)

@@ -27,6 +27,8 @@ from keras_mixer.weights.parameters import (
     from_model,
 )
 
+OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+
 # What a file that is damaged, or something else, makes NumPy raise.
 _DAMAGED = (
     OSError,
@@ -160,6 +162,22 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
     return Parameters(str(path), values, exact_gelu=True)
 
 
+def read_other_model(workdir: pathlib.Path) -> str | None:
+    """Returns what made the model of a run that is no Mixer, None if it is one.
+
+    `trainer.fit` writes it where it is given a `build_model`.
+    """
+    try:
+        text = (workdir / OTHER_MODEL).read_text()
+        return str(json.loads(text)["build_model"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"Cannot read {workdir / OTHER_MODEL}: {str(error)[:200]}"
+        ) from error
+
+
 def read_workdir(
     workdir: str | os.PathLike[str], which: str | int = "latest"
 ) -> Parameters:
@@ -170,9 +188,16 @@ def read_workdir(
       which: "latest", "best" (on its validation split), or a step.
 
     Raises:
-      WeightsError: The folder is no workdir, or has no such checkpoint.
+      WeightsError: The folder is no workdir, has no such checkpoint, or its
+        model is no Mixer.
     """
     folder = pathlib.Path(workdir)
+    other = read_other_model(folder)
+    if other is not None:
+        raise WeightsError(
+            f"{folder} trained the model of {other}, which is no Mixer: only "
+            "trainer.fit with the same build_model can read it."
+        )
     try:
         config = json.loads((folder / "config.json").read_text())
         exact_gelu = config["model"]["gelu"] == "exact"
