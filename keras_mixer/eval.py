@@ -18,7 +18,9 @@ from keras_mixer import config as config_lib, paper
 from keras_mixer.config import Config, ConfigError
 from keras_mixer.train import (
     KEPT,
+    check_source_flags,
     define_device_flags,
+    define_source_flags,
     make_strategy,
     override_some,
     parse_checkpoint,
@@ -109,22 +111,10 @@ def help_text() -> str:
 
 def define_flags() -> list[str]:
     """Defines the flags of this program and returns their names."""
-    flags.DEFINE_string("workdir", None, "Folder of a run.")
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "In place of a run: imagenet1k, imagenet21k, sam, gsam, or a .npz or "
-        "timm .safetensors file. Needs --model.",
-    )
-    flags.DEFINE_string("model", None, "Variant of --weights: B/16 ...")
+    names = define_source_flags()
     flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
     flags.DEFINE_string(
         "data", None, "Data sets with commas between them, see above."
-    )
-    flags.DEFINE_string(
-        "checkpoint",
-        "latest",
-        "Which one: latest, best (on the validation split), or a step.",
     )
     flags.DEFINE_string("output", None, "File to write the scores to, as JSON.")
     flags.DEFINE_string(
@@ -135,27 +125,13 @@ def define_flags() -> list[str]:
         None,
         "Picture of which class is taken for which: .png, .svg or .pdf.",
     )
-    names = ["workdir", "weights", "model", "task", "data", "checkpoint"]
-    names += ["output", "per_class", "confusion"]
+    names += ["task", "data", "output", "per_class", "confusion"]
     return [*names, *define_device_flags()]
 
 
 def _check_flags() -> None:
     """Raises ConfigError for flags that do not go together."""
-    given = [name for name in ("workdir", "weights") if FLAGS[name].value]
-    if len(given) != 1:
-        raise ConfigError(
-            "Give --workdir=DIR of a run, or --weights=NAME_OR_FILE with "
-            f"--model=B/16. Received: {' and '.join(given) or 'neither'}"
-        )
-    if bool(FLAGS.model) != bool(FLAGS.weights):
-        raise ConfigError(
-            "--weights and --model go together: --weights=imagenet1k "
-            "--model=B/16. The model of a --workdir is known."
-        )
-    if FLAGS.weights and FLAGS["checkpoint"].present:
-        raise ConfigError("--checkpoint goes with --workdir.")
-    parse_checkpoint(FLAGS.checkpoint)
+    check_source_flags()
     if FLAGS.task == "fewshot" and (FLAGS.per_class or FLAGS.confusion):
         raise ConfigError(
             "--per_class and --confusion go with --task=classification."

@@ -132,6 +132,59 @@ def override_some(
     return config_lib.override(config, overrides)
 
 
+def define_source_flags() -> list[str]:
+    """Defines the flags that name a trained model; returns their names."""
+    flags.DEFINE_string("workdir", None, "Folder of a run.")
+    flags.DEFINE_string(
+        "checkpoint",
+        "latest",
+        "Which one of the run: latest, best (on the validation split), or a "
+        "step.",
+    )
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "In place of a run: imagenet1k, imagenet21k, sam, gsam, or a file of "
+        "weights (README, Weights). With --model.",
+    )
+    flags.DEFINE_string("model", None, "Variant of --weights: B/16 ...")
+    return ["workdir", "checkpoint", "weights", "model"]
+
+
+def check_source_flags(*, file_needs_model: bool = True) -> None:
+    """Raises ConfigError where they do not name one trained model.
+
+    Args:
+      file_needs_model: Whether --weights=FILE goes with --model, as the name
+        of a release does.
+    """
+    from keras_mixer import weights as weights_lib
+
+    given = [name for name in ("workdir", "weights") if FLAGS[name].value]
+    if len(given) != 1:
+        raise config_lib.ConfigError(
+            "Give --workdir=DIR of a run, or --weights=NAME_OR_FILE with "
+            f"--model=B/16. Received: {' and '.join(given) or 'neither'}"
+        )
+    may_lack_model = (
+        not file_needs_model
+        and FLAGS.weights
+        and weights_lib.is_path(FLAGS.weights)
+    )
+    if bool(FLAGS.model) != bool(FLAGS.weights) and not may_lack_model:
+        raise config_lib.ConfigError(
+            "--weights and --model go together: --weights=imagenet1k "
+            "--model=B/16. The model of a --workdir is known. Received: "
+            + (f"--model={FLAGS.model}" if FLAGS.model else "no --model")
+        )
+    if FLAGS.weights and FLAGS["checkpoint"].present:
+        raise config_lib.ConfigError(
+            f"--checkpoint goes with --workdir. Received: "
+            f"--checkpoint={FLAGS.checkpoint} with --weights"
+        )
+    parse_checkpoint(FLAGS.checkpoint)
+
+
 def parse_checkpoint(text: str) -> str | int:
     """Reads --checkpoint: "latest", "best" or a step."""
     if text.isdecimal():

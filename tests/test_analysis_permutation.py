@@ -321,14 +321,44 @@ def test_bad_studies():
 
 def test_a_small_study(tmp_path, strategy_of):
     config = small("train.steps=4", "train.log_every=2", "train.eval_every=2")
-    runs = permutation.plan(config, models=("mixer",), seeds=(0, 1))
+    models = ("mixer", "resnet")
+    runs = permutation.plan(config, models=models, seeds=(4,))
     said = []
     rows = permutation.study(runs, tmp_path, strategy_of(1), say=said.append)
     assert {(row["model"], row["input"], row["seed"]) for row in rows} == {
-        ("mixer", kind, seed) for kind in permutation.INPUTS for seed in (0, 1)
+        (model, kind, 4) for kind in permutation.INPUTS for model in models
     }
     assert len(said) == 6
     assert "ETA" in said[0]
-    assert "mixer" in permutation.summary(rows)
+    made_by = [
+        weights_lib.read_other_model(tmp_path / row["name"]) for row in rows
+    ]
+    name = "keras_mixer.analysis.resnet.build"
+    assert made_by == [None, name, None, name, None, name]
     files = permutation.draw(rows, tmp_path, tmp_path / "p.png", "title")
     assert [f.suffix for f in files] == [".png", ".svg"]
+
+
+def test_the_table_of_a_study():
+    accuracies = {
+        "original": (0.9, 0.8),
+        "patches": (0.9, 0.7),
+        "pixels": (0.5, 0.6),
+    }
+    rows = [
+        {
+            "model": "mixer",
+            "input": kind,
+            "seed": seed,
+            "accuracy": values[seed],
+        }
+        for kind, values in accuracies.items()
+        for seed in (0, 1)
+    ]
+    table = permutation.summary(rows)
+    for cell in (
+        "| mixer | 0.8500 ± 0.0707 |",
+        "| 0.8000 ± 0.1414 (-0.0500) |",
+        "| 0.5500 ± 0.0707 (-0.3000) |",
+    ):
+        assert cell in table, cell

@@ -25,8 +25,10 @@ from keras_mixer.analysis import (
 from keras_mixer.config import ConfigError
 from keras_mixer.train import (
     KEPT,
+    check_source_flags,
     define_config_flags,
     define_device_flags,
+    define_source_flags,
     make_strategy,
     parse_checkpoint,
     read_config,
@@ -103,19 +105,7 @@ def _tell(files: list[pathlib.Path], output: pathlib.Path) -> None:
 
 
 def _define_weights() -> list[str]:
-    flags.DEFINE_string("workdir", None, "Folder of a run.")
-    flags.DEFINE_string(
-        "checkpoint",
-        "latest",
-        "Which one: latest, best (on the validation split), or a step.",
-    )
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "In place of a run: imagenet1k, imagenet21k, sam, gsam, or a .npz or "
-        "timm .safetensors file.",
-    )
-    flags.DEFINE_string("model", None, "Variant of released weights: B/16 ...")
+    names = define_source_flags()
     flags.DEFINE_string("layers", None, "Blocks, from 0 on; the first three.")
     flags.DEFINE_string(
         "grid", None, "ROWSxCOLUMNS of patches; a square by default."
@@ -126,38 +116,24 @@ def _define_weights() -> list[str]:
         ["layer", "all"],
         "One colour scale for each layer, or for all.",
     )
-    names = ["workdir", "checkpoint", "weights", "model", "layers", "grid"]
-    return [*names, "scale", *_define_output()]
+    return [*names, "layers", "grid", "scale", *_define_output()]
 
 
 def _read_weights() -> Any:
     """Returns the Parameters that the flags name."""
     from keras_mixer import models, weights as weights_lib
 
-    if (FLAGS.workdir is None) == (FLAGS.weights is None):
-        raise ConfigError(
-            "Give --workdir=DIR of a run, or --weights=NAME_OR_FILE, one of "
-            "them."
-        )
-    which = parse_checkpoint(FLAGS.checkpoint)
-    if FLAGS.workdir is not None:
-        if FLAGS["model"].present:
-            raise ConfigError("The model of a --workdir is known; no --model.")
+    if FLAGS.workdir:
+        which = parse_checkpoint(FLAGS.checkpoint)
         return weights_lib.read_workdir(FLAGS.workdir, which)
-    if FLAGS["checkpoint"].present:
-        raise ConfigError("--checkpoint goes with --workdir.")
     if FLAGS.model is not None:
         models.get_variant(FLAGS.model)
-    elif not weights_lib.is_path(FLAGS.weights):
-        raise ConfigError(
-            "Released weights need --model: one of "
-            f"{', '.join(models.VARIANTS)}"
-        )
     return weights_lib.get(FLAGS.weights, FLAGS.model)
 
 
 def _weights(arguments: list[str]) -> None:
     _take_nothing(arguments)
+    check_source_flags(file_needs_model=False)
     output = _check_output()
     grid = weights_figures.parse_grid(FLAGS.grid)
     parameters = _read_weights()

@@ -15,6 +15,8 @@ from absl import flags
 from keras_mixer import config as config_lib
 from keras_mixer.train import (
     KEPT,
+    check_source_flags,
+    define_source_flags,
     override_some,
     parse_checkpoint,
     run_program,
@@ -44,10 +46,10 @@ export.json says what is in it.
 Overrides (section.field=value) change the run's config for this export: the
 preprocessing, train.loss (softmax or sigmoid: how probabilities are made),
 and for --accuracy_split where the data lies (data.eval_split=test measures,
-too). With --weights also model.* and
-init.resize_tokens; images are then resized to 8/7 of the model's side and cut
-to their centre, as released weights are evaluated, unless augment.eval_policy
-is given.
+too). With --weights also model.* (--model=custom takes all dimensions from
+there) and init.resize_tokens; images are then resized to 8/7 of the model's
+side and cut to their centre, as released weights are evaluated, unless
+augment.eval_policy is given.
 """
 
 # What an export may change; the rest is part of the trained model.
@@ -59,21 +61,7 @@ _CROPPED = 8 / 7  # resize_small(256), then a crop of 224
 
 def define_flags() -> list[str]:
     """Defines the flags of this program and returns their names."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string(
-        "checkpoint",
-        "latest",
-        "Which one: latest, best (on the validation split), or a step.",
-    )
-    flags.DEFINE_string(
-        "weights",
-        None,
-        "In place of --workdir: imagenet1k, imagenet21k, sam, gsam, or a "
-        ".npz, timm .safetensors or Keras .weights.h5 file.",
-    )
-    flags.DEFINE_string(
-        "model", None, "Variant of --weights: S/32 ... H/14, or custom."
-    )
+    names = define_source_flags()
     flags.DEFINE_string(
         "output", None, "Folder of the versions.", required=True
     )
@@ -106,10 +94,7 @@ def define_flags() -> list[str]:
         "Measure the accuracy on this split of data.name, before and after.",
     )
     return [
-        "workdir",
-        "checkpoint",
-        "weights",
-        "model",
+        *names,
         "output",
         "class_names",
         "top_k",
@@ -184,11 +169,6 @@ def _from_weights(
 ) -> _Source:
     from keras_mixer import models, weights as weights_lib, workdir
 
-    if FLAGS.model is None:
-        raise config_lib.ConfigError(
-            "--weights needs --model: one of "
-            f"{', '.join(models.VARIANTS)}, or custom"
-        )
     if FLAGS.model != "custom":
         models.get_variant(FLAGS.model)
     weights = FLAGS.weights
@@ -291,14 +271,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
     from keras_mixer import export
 
-    if (FLAGS.workdir is None) == (FLAGS.weights is None):
-        raise config_lib.ConfigError("Give --workdir or --weights, one of them")
-    other = "model" if FLAGS.workdir is not None else "checkpoint"
-    if FLAGS[other].present:
-        raise config_lib.ConfigError(
-            "--checkpoint goes with --workdir, and --model with --weights. "
-            f"Received: --{other}={FLAGS[other].value}"
-        )
+    check_source_flags()
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
     if FLAGS.workdir is not None:
