@@ -8,23 +8,34 @@ when they are first used, as `keras_mixer.data` or by an import of their own.
 """
 
 import importlib
+import os
+import pathlib
 import sys
 from typing import Any
 
 
-def _is_doctor() -> bool:
-    """Whether this is the start of `python -m keras_mixer.doctor`.
+def _program() -> str | None:
+    """Returns which of this package's programs starts; None in a library.
 
-    It looks at what is installed before TensorFlow is imported, because with
-    the wrong libtpu that import aborts the process.
+    That is X of `python -m keras_mixer.X`, or the name of a console script.
     """
-    return sys.argv[:1] == ["-m"] and any(
-        argument.removeprefix("-m") == "keras_mixer.doctor"
-        for argument in sys.orig_argv
-    )
+    if sys.argv[:1] == ["-m"]:
+        for argument in sys.orig_argv:
+            name = argument.removeprefix("-m")
+            if name.startswith("keras_mixer."):
+                return name.removeprefix("keras_mixer.")
+    script = pathlib.Path(*sys.argv[:1]).name
+    return script if script.startswith("keras-mixer-") else None
 
 
-if not _is_doctor():
+if _program() is not None:
+    # As in train.py, before TensorFlow is imported.
+    quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", quiet)
+
+# The doctor looks at what is installed before TensorFlow is imported, because
+# with the wrong libtpu that import aborts the process.
+if _program() != "doctor":
     from keras_mixer import layers, models, weights
     from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
     from keras_mixer.models import (

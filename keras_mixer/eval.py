@@ -169,7 +169,11 @@ def _load(overrides: list[str]) -> Subject:
             ),
             trained.class_names,
             trained.source,
-            {"workdir": str(FLAGS.workdir), "checkpoint": FLAGS.checkpoint},
+            {
+                "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+                "checkpoint": FLAGS.checkpoint,
+                "step": trained.step,
+            },
         )
     config = Config(
         data=config_lib.DataConfig(

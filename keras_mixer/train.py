@@ -132,8 +132,17 @@ def override_some(
     return config_lib.override(config, overrides)
 
 
-def define_source_flags() -> list[str]:
-    """Defines the flags that name a trained model; returns their names."""
+def define_source_flags(
+    *,
+    files: str = ".npz or timm .safetensors file",
+    models: str = "S/32 ... H/14",
+) -> list[str]:
+    """Defines the flags that name a trained model; returns their names.
+
+    Args:
+      files: Which ones --weights takes, for people.
+      models: What --model takes.
+    """
     flags.DEFINE_string("workdir", None, "Folder of a run.")
     flags.DEFINE_string(
         "checkpoint",
@@ -144,10 +153,9 @@ def define_source_flags() -> list[str]:
     flags.DEFINE_string(
         "weights",
         None,
-        "In place of a run: imagenet1k, imagenet21k, sam, gsam, or a file of "
-        "weights (README, Weights). With --model.",
+        f"In place of a run: imagenet1k, imagenet21k, sam, gsam, or a {files}.",
     )
-    flags.DEFINE_string("model", None, "Variant of --weights: B/16 ...")
+    flags.DEFINE_string("model", None, f"Variant of --weights: {models}.")
     return ["workdir", "checkpoint", "weights", "model"]
 
 
@@ -158,7 +166,7 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
       file_needs_model: Whether --weights=FILE goes with --model, as the name
         of a release does.
     """
-    from keras_mixer import weights as weights_lib
+    from keras_mixer import models, weights as weights_lib
 
     given = [name for name in ("workdir", "weights") if FLAGS[name].value]
     if len(given) != 1:
@@ -176,6 +184,7 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
             "--weights and --model go together: --weights=imagenet1k "
             "--model=B/16. The model of a --workdir is known. Received: "
             + (f"--model={FLAGS.model}" if FLAGS.model else "no --model")
+            + f". Variants: {', '.join(models.VARIANTS)}"
         )
     if FLAGS.weights and FLAGS["checkpoint"].present:
         raise config_lib.ConfigError(

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import pathlib
 import time
+import types
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -469,8 +470,9 @@ def fit(
       build_model: Makes the model, for comparisons with others than a Mixer:
         it maps images in [-1, 1] to logits, and all its variables are trained.
         Of `config.model` then the image size alone counts. Its workdir has
-        the function's name in other_model.json, and nothing but `fit` with
-        the same one can read it.
+        the function's name in other_model.json, and nothing but `fit` with a
+        function of this name reads it: give one that makes another model
+        another name.
 
     Returns:
       What result.json holds: `step`, `split`, `accuracy`, `loss`, `count` of
@@ -501,10 +503,7 @@ def fit(
     class_names = splits.train.class_names
     other_model = None
     if build_model is not None:
-        name = getattr(
-            build_model, "__qualname__", type(build_model).__qualname__
-        )
-        other_model = f"{build_model.__module__}.{name}"
+        other_model = _name_of(build_model)
     finished = workdir_lib.read_result(
         workdir, config, class_names, other_model
     )
@@ -550,6 +549,20 @@ def fit(
             result = _train(loop, signals)
             config_lib.write_json(workdir / "result.json", result)
     return result
+
+
+def _name_of(build_model: BuildModel) -> str:
+    """Returns what the workdir says of another model than a Mixer.
+
+    Raises:
+      ConfigError: It is no function.
+    """
+    if not isinstance(build_model, types.FunctionType):
+        raise config_lib.ConfigError(
+            "build_model must be a function, whose name tells one model from "
+            f"another in the workdir. Received: {build_model!r}"
+        )
+    return f"{build_model.__module__}.{build_model.__qualname__}"
 
 
 def _summary(loop: _Loop, splits: data.Splits) -> str:

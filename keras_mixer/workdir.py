@@ -188,6 +188,7 @@ def read_result(
     Raises:
       WorkdirError: The workdir holds something other than a run of `config`
         on these classes, or cannot be read.
+      WeightsError: What says which model it is is damaged.
     """
     try:
         if not (workdir / "config.json").exists():
@@ -337,6 +338,7 @@ class Trained(NamedTuple):
     config: Config
     class_names: tuple[str, ...]
     source: str
+    step: int
 
 
 def load_trained(
@@ -363,7 +365,10 @@ def load_trained(
     parameters = weights_lib.read_workdir(workdir, which)
     model = build_model(config, len(class_names))
     weights_lib.load(model, parameters)
-    return Trained(model, config, class_names, parameters.source)
+    assert parameters.step is not None
+    return Trained(
+        model, config, class_names, parameters.source, parameters.step
+    )
 
 
 def load_model(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 
 from keras_mixer import models, paper
@@ -149,6 +150,7 @@ def test_measuring_is_resumed_and_says_what_does_not_fit(tmp_path, monkeypatch):
     other = SETTINGS._replace(batch=3)
     cost.measure(again, other, known, save=lambda: None, say=said.append)
     assert ("S/32", "inference") in calls  # of other settings nothing is known
+    assert "2 measurements of other models, settings" in " ".join(said)
 
     cost.write_csv(tmp_path / "a.csv", rows, SETTINGS)
     text = (tmp_path / "a.csv").read_text()
@@ -158,6 +160,42 @@ def test_measuring_is_resumed_and_says_what_does_not_fit(tmp_path, monkeypatch):
     assert "jft300m 1010" in table
     files = cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
     assert all(file.stat().st_size > 1000 for file in files)
+
+
+def test_what_was_measured_is_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        cost_figure.pictures, "save_all", lambda f, _: figures.append(f)
+    )
+    rows = fake_rows()
+    cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
+    assert len(figures[0].axes) == 3, "nothing was measured"
+    small, large = rows
+    small["inference"] = {"peak_mib": 100.0, "images_per_second": 5.0}
+    small["training"] = {"status": "does not fit"}
+    large["training"] = {"peak_mib": 900.0, "images_per_second": 0.5}
+    cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
+    points = [
+        {
+            c.get_label().partition(",")[0]: np.ravel(c.get_offsets()).tolist()
+            for c in axes.collections
+        }
+        for axes in figures[1].axes[3:]
+    ]
+    assert points == [
+        {
+            "inference": [small["gflop"], 5.0],
+            "training": [large["gflop"], 0.5],
+        },
+        {
+            "inference": [small["parameters"], 100.0],
+            "training": [large["parameters"], 900.0],
+        },
+        {
+            "inference": [small["gflop"], 100.0],
+            "training": [large["gflop"], 900.0],
+        },
+    ]
 
 
 def test_a_process_that_fails_says_why():

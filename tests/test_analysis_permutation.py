@@ -1,6 +1,7 @@
 """The permutations of Fig. 4, Mixer's invariance, and the study of it."""
 
 import dataclasses
+import functools
 import json
 
 import keras
@@ -269,6 +270,27 @@ def test_another_model_is_trained_and_resumed(tmp_path, strategy_of, capsys):
         trainer.fit(half, workdir=workdir, strategy=strategy_of(1))
 
 
+def test_a_mixers_workdir_is_not_another_models(tmp_path, strategy_of):
+    config = small("train.steps=2")
+    trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    with pytest.raises(workdir_lib.WorkdirError, match=r"a Mixer -> .*build"):
+        trainer.fit(
+            config,
+            workdir=tmp_path,
+            strategy=strategy_of(1),
+            build_model=resnet.build,
+        )
+
+
+def test_a_run_that_has_not_begun_may_become_another(tmp_path, strategy_of):
+    config = small("train.steps=2")
+    with workdir_lib.claim(tmp_path, config, ("a",), "a.b"):
+        assert weights_lib.read_other_model(tmp_path) == "a.b"
+    (tmp_path / "classes.json").unlink()
+    trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    assert weights_lib.read_other_model(tmp_path) is None
+
+
 def test_models_that_the_step_cannot_train(tmp_path, strategy_of):
     def build(config, classes):
         inputs = keras.Input((8, 8, 3))
@@ -282,6 +304,13 @@ def test_models_that_the_step_cannot_train(tmp_path, strategy_of):
             workdir=tmp_path / "a",
             strategy=strategy_of(1),
             build_model=build,
+        )
+    with pytest.raises(ConfigError, match="must be a function"):
+        trainer.fit(
+            small(),
+            workdir=tmp_path / "a",
+            strategy=strategy_of(1),
+            build_model=functools.partial(build),
         )
     with pytest.raises(ConfigError, match=r"init\.weights"):
         trainer.fit(
@@ -337,6 +366,33 @@ def test_a_small_study(tmp_path, strategy_of):
     assert made_by == [None, name, None, name, None, name]
     files = permutation.draw(rows, tmp_path, tmp_path / "p.png", "title")
     assert [f.suffix for f in files] == [".png", ".svg"]
+
+
+def test_the_end_of_the_curves_is_in_the_picture(tmp_path, monkeypatch):
+    """Also where a run collapses; what is left out is the first tenth."""
+    figures = []
+    monkeypatch.setattr(
+        permutation.pictures, "save_all", lambda f, _: figures.append(f)
+    )
+    rows = []
+    for kind in permutation.INPUTS:
+        name = f"mixer_{kind}_0"
+        accuracies = [0.05, 0.6, 0.8, 0.9]
+        if kind == "pixels":
+            accuracies[-1] = 0.3
+        lines = [{"step": 1, "kind": "train", "loss": 2.0}]
+        lines += [
+            {"step": step, "kind": "eval", "split": "test", "accuracy": value}
+            for step, value in zip((5, 50, 70, 100), accuracies, strict=True)
+        ]
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "metrics.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        rows.append({"model": "mixer", "input": kind, "name": name})
+        rows[-1] |= {"split": "test", "accuracy": accuracies[-1]}
+    permutation.draw(rows, tmp_path, tmp_path / "p.png", "title")
+    bottom, _ = figures[0].axes[0].get_ylim()
+    assert 0.2 < bottom < 0.3
 
 
 def test_the_table_of_a_study():

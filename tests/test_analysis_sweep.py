@@ -179,11 +179,13 @@ def test_runs_are_compared(tmp_path):
 
 def write_evaluation(path, workdir, *, task="fewshot", shots=(1, 5), **more):
     """Writes what eval.py --output does."""
-    whole = {"task": task, "workdir": workdir, "seconds": 1.0, **more}
+    whole = {"task": task, "workdir": workdir, "step": 2, **more}
     if task == "fewshot":
         whole["results"] = [
             {
                 "data": "digits",
+                "train_split": "train",
+                "test_split": "test",
                 "shots": n,
                 "l2_reg": 1024.0,
                 "accuracy": 0.1 * n,
@@ -217,11 +219,12 @@ def test_what_eval_measured_is_compared(tmp_path, monkeypatch):
     assert first["eval.py: accuracy on digits train"] == 0.75
     assert "eval.py: accuracy on digits train" not in second
     for last in (first, second):
-        assert last["eval.py: digits 5-shot, l2 1024"] == 0.5
-    assert "eval.py: digits 5-shot" in compare.summary(runs)
+        assert last["eval.py: digits@train@test 5-shot, l2 1024"] == 0.5
+        assert last["eval.py: at step"] == "2"
+    assert "eval.py: digits@train@test 5-shot" in compare.summary(runs)
     compare.write_csv(tmp_path / "c.csv", runs)
     lines = (tmp_path / "c.csv").read_text().splitlines()
-    assert 'b,"eval.py: digits 5-shot, l2 1024",,0.5' in lines
+    assert 'b,"eval.py: digits@train@test 5-shot, l2 1024",2,0.5' in lines
     figures = []
     monkeypatch.setattr(
         compare.pictures, "save_all", lambda f, _: figures.append(f)
@@ -247,6 +250,10 @@ def test_evaluations_that_are_of_no_run(tmp_path):
     released = write_evaluation(tmp_path / "2.json", None, weights="sam")
     with pytest.raises(ConfigError, match=r"2\.json is of sam"):
         compare.read(runs, evaluations=released)
+    best = write_evaluation(tmp_path / "a1.json", runs[0], shots=(5,))
+    latest = write_evaluation(tmp_path / "a2.json", runs[0], shots=(1, 5))
+    with pytest.raises(ConfigError, match=r"a2\.json measures .*5-shot"):
+        compare.read(runs, evaluations=f"{best},{latest}")
     (tmp_path / "3.json").write_text('{"rows": []}')
     for name in ("3.json", "4.json"):
         with pytest.raises(ConfigError, match=f"cannot read .*{name}"):
@@ -262,6 +269,10 @@ def test_a_run_of_another_model_says_so(tmp_path):
     runs = compare.read([a, b])
     assert compare.content(runs)["differences"] == {"model": ["Mixer", "a.b"]}
     assert "| a.b" in compare.summary(runs)
+    for damaged in ("{}", '{"build'):
+        other.write_text(damaged)
+        with pytest.raises(ValueError, match=r"b/other_model\.json \("):
+            compare.read([a, b])
 
 
 def test_what_cannot_be_compared(tmp_path):

@@ -62,6 +62,16 @@ def test_untrained_units_are_white_noise(grid):
     assert found["relative_frequency"] == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("grid", [(7, 7), (8, 8), (14, 14)])
+def test_constant_units_have_no_opposite(grid):
+    constant = np.full((3, *grid), 0.0137, np.float32)
+    constant[2] = 0
+    found = units.describe(constant)["pair_correlation"]
+    assert found == 0
+    theirs = units.describe_random_phases(constant)
+    assert theirs["mean"]["pair_correlation"] == 0
+
+
 @pytest.mark.parametrize("count", [12, 13])
 def test_opposite_units_are_paired_and_sorted(count):
     rng = np.random.default_rng(1)
@@ -208,8 +218,12 @@ def test_pictures_and_numbers(tmp_path):
     weights_figures.write(output, parameters.source, measured)
     saved = json.loads(output.with_suffix(".json").read_text())
     assert [layer["layer"] for layer in saved["layers"]] == [0, 1]
+    by_chance = units.describe_random_phases(measured[1].units)
+    assert saved["layers"][1]["random_phases"] == by_chance
     assert len(output.with_suffix(".csv").read_text().splitlines()) == 21
-    assert "MixerBlock_1" in weights_figures.summary(measured)
+    last = weights_figures.summary(measured).splitlines()[-1]
+    assert "MixerBlock_1" in last
+    assert f"{by_chance['mean']['pair_correlation']:.3f}" in last
 
 
 def test_trained_units_are_no_white_noise(tmp_path, strategy_of):

@@ -219,7 +219,20 @@ def test_help_teaches(tmp_path, keras_home):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("--output=x",), "--workdir or --weights"),
+        (("--output=x",), "Received: neither"),
+        (
+            ("--output=x", "--workdir=", "--weights="),
+            "Received: neither",
+        ),
+        (
+            ("--output=x", "--workdir=a", "--weights=sam", "--model=B/16"),
+            "Received: workdir and weights",
+        ),
+        (("--output=x", "--weights=x.npz"), "Received: no --model"),
+        (
+            ("--output=x", "--weights=sam", "--model=B/16", "--checkpoint=3"),
+            "--checkpoint=3 with --weights",
+        ),
         (("--workdir=/nowhere", "--output=x"), "/nowhere is not the workdir"),
         (
             ("--weights=imagenet1", "--model=B/16", "--output=x"),

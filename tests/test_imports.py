@@ -197,3 +197,43 @@ def test_importing_the_package_registers_its_layers():
         check=True,
     )
     assert "keras_mixer.layers.MixerBlock" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig_argv", "program"),
+    [
+        (["-m", "a"], ["python", "-m", "keras_mixer.export", "a"], "export"),
+        (["-m"], ["python", "-mkeras_mixer.doctor"], "doctor"),
+        (["/bin/keras-mixer-eval"], ["python", "x"], "keras-mixer-eval"),
+        (["-m"], ["python", "-m", "pytest", "tests"], None),
+        (["mine.py"], ["python", "mine.py", "keras_mixer.doctor"], None),
+        ([], [], None),
+    ],
+)
+def test_which_program_starts(monkeypatch, argv, orig_argv, program):
+    import keras_mixer
+
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    assert keras_mixer._program() == program
+
+
+def test_programs_are_quiet_and_libraries_change_no_environment():
+    """The doctor, which imports no TensorFlow, and the package itself."""
+    code = (
+        "import os, sys; sys.argv[0] = '-m'; sys.orig_argv += {extra};"
+        "import keras_mixer;"
+        "print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'))"
+    )
+    environment = dict(os.environ)
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    for extra, levels in (("['keras_mixer.doctor']", "23"), ("[]", ["None"])):
+        process = subprocess.run(
+            [sys.executable, "-c", code.format(extra=extra)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+            env=environment,
+        )
+        assert process.stdout.splitlines()[-1] in levels

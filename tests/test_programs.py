@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -81,6 +82,8 @@ def test_train_again_from_the_file_and_evaluate(tmp_path):
     assert scores == json.loads((tmp_path / "scores.json").read_text())
     assert scores["count"] == 1437
     assert scores["checkpoint"] == "latest"
+    assert scores["step"] == 12
+    assert scores["workdir"] == str(pathlib.Path(first).absolute())
     assert scores["source"] == f"{first} (step 12)"
     assert scores["split"] == "train"
 

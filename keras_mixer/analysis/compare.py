@@ -40,7 +40,15 @@ _STYLES = ("-", "--", ":", "-.")
 # Of eval.py's rows, what is shown here.
 _KEYS = {
     "classification": ("data", "split", "accuracy"),
-    "fewshot": ("data", "shots", "l2_reg", "accuracy", "accuracies"),
+    "fewshot": (
+        "data",
+        "train_split",
+        "test_split",
+        "shots",
+        "l2_reg",
+        "accuracy",
+        "accuracies",
+    ),
 }
 
 
@@ -54,7 +62,7 @@ class Run(NamedTuple):
       curves: What it wrote while it trained.
       result: None while it trains.
       evaluations: What eval.py measured, a row per data set (and number of
-        shots), each with its `task`.
+        shots), each with its `task` and `step`.
     """
 
     name: str
@@ -124,7 +132,8 @@ def _read_evaluations(
     """Returns what eval.py measured of each run.
 
     Raises:
-      ConfigError: A file cannot be read, or is of none of the runs.
+      ConfigError: A file cannot be read, is of none of the runs, or measures
+        what another file did.
     """
     found: dict[pathlib.Path, list[dict[str, Any]]] = {p: [] for p in paths}
     by_place = {path.resolve(): path for path in paths}
@@ -133,7 +142,8 @@ def _read_evaluations(
             whole = json.loads(pathlib.Path(file).read_text())
             task, results = whole["task"], whole.get("results", [whole])
             rows = [
-                {"task": task} | {key: row[key] for key in _KEYS[task]}
+                {"task": task, "step": whole.get("step")}
+                | {key: row[key] for key in _KEYS[task]}
                 for row in results
             ]
             workdir = whole.get("workdir")
@@ -147,7 +157,14 @@ def _read_evaluations(
             raise ConfigError(
                 f"--evaluations: {file} is of "
                 f"{workdir or whole.get('weights')}, which is not among the "
-                f"runs: {', '.join(map(str, paths))}"
+                f"runs: {', '.join(map(str, by_place))}"
+            )
+        known = set(map(_evaluation_name, found[path]))
+        twice = [n for n in map(_evaluation_name, rows) if n in known]
+        if twice:
+            raise ConfigError(
+                f"--evaluations: {file} measures of {path} what another file "
+                f"does ({twice[0]}). Give one of them."
             )
         found[path] += rows
     return found
@@ -192,6 +209,9 @@ def _last(run: Run) -> dict[str, Any]:
         found[_fewshot_name(key)] = float(curve.values[-1])
     for row in run.evaluations:
         found[_evaluation_name(row)] = float(row["accuracy"])
+    steps = {row["step"] for row in run.evaluations}
+    if steps:
+        found["eval.py: at step"] = ", ".join(sorted(map(str, steps)))
     if run.result is not None:
         found["seconds"] = round(run.result["seconds"], 1)
     return found
@@ -204,9 +224,13 @@ def _fewshot_name(key: tuple[str, int, float]) -> str:
 
 def _evaluation_name(row: Mapping[str, Any]) -> str:
     if row["task"] == "fewshot":
-        key = (row["data"], row["shots"], row["l2_reg"])
+        key = (_fewshot_data(row), row["shots"], row["l2_reg"])
         return f"eval.py: {_fewshot_name(key)}"
     return f"eval.py: accuracy on {row['data']} {row['split']}"
+
+
+def _fewshot_data(row: Mapping[str, Any]) -> str:
+    return f"{row['data']}@{row['train_split']}@{row['test_split']}"
 
 
 def _models(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -245,7 +269,7 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
-    """Writes a line per run, curve and step; eval.py's have no step."""
+    """Writes a line per run, curve and step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -261,7 +285,8 @@ def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
                     writer.writerow([run.name, name, int(step), float(value)])
             for row in run.evaluations:
                 name = _evaluation_name(row)
-                writer.writerow([run.name, name, "", float(row["accuracy"])])
+                value = float(row["accuracy"])
+                writer.writerow([run.name, name, row["step"], value])
 
 
 def draw(output: pathlib.Path, runs: Sequence[Run]) -> list[pathlib.Path]:
@@ -302,7 +327,10 @@ def _draw_loss(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _draw_accuracy(axes: Any, runs: Sequence[Run]) -> None:
-    _draw_several(axes, [(run.name, run.curves.accuracy) for run in runs])
+    # Of one split alone the axis has its name.
+    splits = {split for run in runs for split in run.curves.accuracy}
+    several = [(run.name, run.curves.accuracy) for run in runs]
+    _draw_several(axes, several, name_kinds=len(splits) > 1)
 
 
 def _draw_fewshot_curves(axes: Any, runs: Sequence[Run]) -> None:
@@ -313,13 +341,16 @@ def _draw_fewshot_curves(axes: Any, runs: Sequence[Run]) -> None:
         )
         for run in runs
     ]
-    _draw_several(axes, several)
+    _draw_several(axes, several, name_kinds=True)
 
 
 def _draw_several(
-    axes: Any, runs: Sequence[tuple[str, Mapping[str, curves.Curve]]]
+    axes: Any,
+    runs: Sequence[tuple[str, Mapping[str, curves.Curve]]],
+    *,
+    name_kinds: bool,
 ) -> None:
-    """Draws the curves of runs: a colour for each run, a style for each."""
+    """Draws the curves of runs: a colour for each run, a style for a kind."""
     kinds = list(dict.fromkeys(kind for _, several in runs for kind in several))
     for i, (name, several) in enumerate(runs):
         for kind, curve in several.items():
@@ -329,7 +360,7 @@ def _draw_several(
                 color=f"C{i % 10}",
                 marker="o",
                 ms=3,
-                label=name if len(kinds) == 1 else f"{name}: {kind}",
+                label=f"{name}: {kind}" if name_kinds else name,
             )
 
 
@@ -338,7 +369,7 @@ def _fewshot_lines(run: Run) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in run.evaluations:
         if row["task"] == "fewshot":
-            key = f"{row['data']}, l2 {row['l2_reg']:g}"
+            key = f"{_fewshot_data(row)}, l2 {row['l2_reg']:g}"
             found.setdefault(key, []).append(row)
     return found
 

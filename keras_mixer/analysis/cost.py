@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import keras
 import psutil
 
-import keras_mixer
 from keras_mixer import models, paper, progress
 from keras_mixer.analysis import flops, sweep
 from keras_mixer.config import ConfigError
@@ -39,8 +38,12 @@ its own, the peak memory and images per second of inference and of training
 (TPUv3) stand beside them. At K times 224 pixels the token-mixing MLPs are
 those of fine-tuning (paper, App. C), K^2 times wider, unless --noexpand.
 
+The picture has the paper's accuracies against core-days and FLOPs, and its
+speeds; what was measured here is in a second row.
+
 cost.csv and cost.json hold the numbers; the same command reuses what was
-measured with the same settings on the same machine, and --fresh does not. A
+measured with the same settings on the same machine, with the same TensorFlow
+and Keras, and --fresh does not (after a change of keras_mixer, say). A
 measurement that takes longer than --time_limit is "not run", and one for which
 the weights, gradients and moments alone exceed the free memory "does not fit".
 """
@@ -194,10 +197,7 @@ def software() -> str:
     """Names what a measurement depends on besides the machine."""
     import tensorflow as tf
 
-    return (
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
-        f"keras_mixer {keras_mixer.__version__}"
-    )
+    return f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
 
 
 def _key(row: Mapping[str, Any], mode: str, settings: Settings) -> str:
@@ -270,6 +270,13 @@ def measure(
     missing = [x for x in todo if fresh or _key(*x, settings) not in known]
     if len(missing) < len(todo):
         say(f"{len(todo) - len(missing)} of {len(todo)} are measured already.")
+    keys = {_key(row, mode, settings) for row in rows for mode in MODES}
+    others = len(set(known) - keys)
+    if others:
+        say(
+            f"{others} measurements of other models, settings, machines or "
+            "versions are left in the file, and not shown."
+        )
     begun = time.perf_counter()
     for i, (row, mode) in enumerate(missing, 1):
         found = _measure_one(row, mode, settings)

@@ -7,6 +7,7 @@ from typing import Any
 from keras_mixer import models, pictures
 from keras_mixer.analysis import cost
 
+_GFLOP = "GFLOP per image (counted here)"
 _SPEED = "images per second"
 _MEMORY = "peak memory, MiB"
 
@@ -20,8 +21,6 @@ def draw(
 
     What was measured here, if anything, is in a second row.
     """
-    from matplotlib import ticker
-
     here = any(_measured(rows, mode, "peak_mib") for mode in cost.MODES)
     figure = pictures.new_figure(figsize=(13, 8.4 if here else 4.3))
     grid = figure.subplots(2 if here else 1, 3, squeeze=False)
@@ -45,40 +44,18 @@ def draw(
                 _name(axes, row, point)
     for axes, xlabel in (
         (days, "pre-training, TPUv3 core-days (paper)"),
-        (compute, "GFLOP per image (counted here)"),
+        (compute, _GFLOP),
     ):
         axes.set(xlabel=xlabel, ylabel="ImageNet top-1, % (paper)")
         axes.set_xscale("log")
     days.legend(fontsize=8, loc="lower right")
-    of_gflop = "GFLOP per image (counted here)"
     label = "inference, TPUv3 core (paper)"
     key = "paper_images_per_second_per_core"
     theirs = [(row, row[key]) for row in rows if row[key]]
     _draw_points(speed, {label: ("C4", "o", theirs)}, "gflop")
-    speed.set(xlabel=of_gflop, ylabel="images per second")
+    speed.set(xlabel=_GFLOP, ylabel=_SPEED)
     if here:
-        for axes, key, x, xlabel, ylabel in (
-            (grid[1, 0], "images_per_second", "gflop", of_gflop, _SPEED),
-            (grid[1, 1], "peak_mib", "parameters", "parameters", _MEMORY),
-            (grid[1, 2], "peak_mib", "gflop", of_gflop, _MEMORY),
-        ):
-            ours = {
-                f"{mode}, here (measured)": (
-                    color,
-                    "s",
-                    _measured(rows, mode, key),
-                )
-                for mode, color in (("inference", "C3"), ("training", "C5"))
-            }
-            _draw_points(axes, ours, x)
-            axes.set(xlabel=xlabel, ylabel=ylabel)
-        axis = grid[1, 1].xaxis  # about one decade: 20 M, 50 M, 100 M ...
-        axis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
-        for set_formatter in (
-            axis.set_major_formatter,
-            axis.set_minor_formatter,
-        ):
-            set_formatter(ticker.EngFormatter())
+        _draw_measured(grid[1], rows)
     for axes in grid.flat:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
@@ -88,7 +65,8 @@ def draw(
         "Nothing that is labelled (paper) was measured here."
         + (
             f" Measured: batch {settings.batch}, float32, XLA "
-            f"{'on' if settings.xla else 'off'}, {cost.machine()}; memory "
+            f"{'on' if settings.xla else 'off'}, {cost.machine()}, "
+            f"{cost.software()}; memory "
             "beyond TensorFlow's own, one process each."
             if here
             else ""
@@ -117,6 +95,33 @@ def _name(axes: Any, row: Mapping[str, Any], point: tuple[Any, Any]) -> None:
         ha=align,
         fontsize=7,
     )
+
+
+def _draw_measured(
+    panels: Sequence[Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Draws what was measured here: speed, and memory twice."""
+    from matplotlib import ticker
+
+    for axes, key, x, xlabel, ylabel in (
+        (panels[0], "images_per_second", "gflop", _GFLOP, _SPEED),
+        (panels[1], "peak_mib", "parameters", "parameters", _MEMORY),
+        (panels[2], "peak_mib", "gflop", _GFLOP, _MEMORY),
+    ):
+        ours = {
+            f"{mode}, here (measured)": (
+                color,
+                "s",
+                _measured(rows, mode, key),
+            )
+            for mode, color in (("inference", "C3"), ("training", "C5"))
+        }
+        _draw_points(axes, ours, x)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+    axis = panels[1].xaxis  # about one decade: 20 M, 50 M, 100 M ...
+    axis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+    axis.set_major_formatter(ticker.EngFormatter())
+    axis.set_minor_formatter(ticker.EngFormatter())
 
 
 def _measured(

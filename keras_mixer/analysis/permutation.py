@@ -187,7 +187,7 @@ def draw(
     """Draws loss and accuracy of each model; returns the files.
 
     Lines are means over the seeds, and areas span the lowest to the highest.
-    The axis of accuracy begins where the curves are after a tenth of the
+    The axis of accuracy leaves out what is lower in the first tenth of the
     training, so that the end can be told apart.
     """
     from matplotlib import ticker
@@ -215,8 +215,8 @@ def draw(
             ):
                 steps, mean, low, high = curves.mean_and_range(several)
                 if axes is grid[0, column]:
-                    first = np.searchsorted(steps, _HIDDEN * steps[-1])
-                    lowest = min(lowest, low[min(first, len(steps) - 1)])
+                    shown = low[steps >= _HIDDEN * steps[-1]]
+                    lowest = min(lowest, shown.min())
                 style = {"color": _COLORS[kind], "label": label}
                 axes.plot(steps, mean, lw=1.5, marker=".", **style)
                 axes.fill_between(

@@ -135,9 +135,11 @@ def correlations(units: np.ndarray) -> np.ndarray:
     That of a constant unit is 0.
     """
     flat = units.reshape(len(units), -1).astype(np.float64)
+    whole = np.linalg.norm(flat, axis=1, keepdims=True)
     flat = flat - flat.mean(1, keepdims=True)
     norm = np.linalg.norm(flat, axis=1, keepdims=True)
-    flat = flat / np.where(norm > 0, norm, 1)
+    varies = norm > 1e-9 * whole  # and by more than rounding
+    flat = np.where(varies, flat / np.where(varies, norm, 1), 0)
     return flat @ flat.T
 
 
@@ -209,8 +211,10 @@ def describe(units: np.ndarray, pairs: Pairs | None = None) -> dict[str, float]:
 def random_phases(units: np.ndarray, seed: int = 0) -> np.ndarray:
     """Returns units of the same power spectra whose phases are random.
 
-    What they have in common with the given ones comes from the spectra alone:
-    smooth units correlate, and anticorrelate, more by chance than rough ones.
+    Smooth units correlate, and anticorrelate, more by chance than rough ones.
+    How opposite the pairs of these are follows from the spectra alone. Units
+    that are truly paired have equal spectra, which makes these more opposite,
+    too: the comparison errs on the side of finding no pairs.
 
     Args:
       units: `[units, rows, columns]`.

@@ -31,7 +31,8 @@ The frequency of a unit is the mean of the radial frequency over its power
 spectrum, in cycles per patch; its concentration the largest share of the power
 at one frequency. An untrained network has those of white noise. Smooth units
 are opposite by chance more than white noise is: the correlation in a pair
-stands beside that of units with the same power spectra and random phases.
+stands beside that of units with the same power spectra and random phases. Well
+below the latter there are pairs; close to it there may be.
 """
 
 _PERCENTILE = 99.5  # of the absolute weights: the end of the colour scale

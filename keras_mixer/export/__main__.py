@@ -61,7 +61,10 @@ _CROPPED = 8 / 7  # resize_small(256), then a crop of 224
 
 def define_flags() -> list[str]:
     """Defines the flags of this program and returns their names."""
-    names = define_source_flags()
+    names = define_source_flags(
+        files=".npz, timm .safetensors or Keras .weights.h5 file",
+        models="S/32 ... H/14, or custom",
+    )
     flags.DEFINE_string(
         "output", None, "Folder of the versions.", required=True
     )
@@ -143,22 +146,20 @@ def _imagenet_names() -> tuple[str, ...] | None:
 
 
 def _from_workdir(overrides: list[str]) -> _Source:
-    from keras_mixer import checkpoint, workdir
+    from keras_mixer import workdir
 
-    which = parse_checkpoint(FLAGS.checkpoint)
-    if (pathlib.Path(FLAGS.workdir) / "config.json").exists():
-        # The run may go on while it is exported: one step from here on.
-        which, _ = checkpoint.read_part(FLAGS.workdir, "model", which)
-    model, config, class_names = workdir.load_model(FLAGS.workdir, which)
+    trained = workdir.load_trained(
+        FLAGS.workdir, parse_checkpoint(FLAGS.checkpoint)
+    )
     return _Source(
-        model,
-        override_some(config, overrides, _OVERRIDABLE, "an export"),
-        class_names,
+        trained.model,
+        override_some(trained.config, overrides, _OVERRIDABLE, "an export"),
+        trained.class_names,
         {
-            "source": f"{FLAGS.workdir} (step {which})",
+            "source": trained.source,
             "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
-            "step": which,
-            "config": dataclasses.asdict(config),
+            "step": trained.step,
+            "config": dataclasses.asdict(trained.config),
             "overrides": overrides,
         },
     )
@@ -274,7 +275,7 @@ def main(argv: list[str]) -> None:
     check_source_flags()
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
-    if FLAGS.workdir is not None:
+    if FLAGS.workdir:
         source = _from_workdir(argv[1:])
     else:
         source = _from_weights(argv[1:], names)
@@ -282,7 +283,7 @@ def main(argv: list[str]) -> None:
     split = _open_split(config, argv[1:])
     if (
         split is not None
-        and FLAGS.workdir is not None
+        and FLAGS.workdir
         and split.class_names != source.class_names
     ):
         raise config_lib.ConfigError(

@@ -166,15 +166,19 @@ def read_other_model(workdir: pathlib.Path) -> str | None:
     """Returns what made the model of a run that is no Mixer, None if it is one.
 
     `trainer.fit` writes it where it is given a `build_model`.
+
+    Raises:
+      WeightsError: The file that says it is damaged.
     """
     try:
         text = (workdir / OTHER_MODEL).read_text()
         return str(json.loads(text)["build_model"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"Cannot read {workdir / OTHER_MODEL}: {str(error)[:200]}"
+            f"Cannot read {workdir / OTHER_MODEL} "
+            f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
 
 
@@ -209,7 +213,7 @@ def read_workdir(
             f"{folder} is not the workdir of a run: cannot read its "
             f"config.json ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    return Parameters(f"{folder} (step {step})", values, exact_gelu)
+    return Parameters(f"{folder} (step {step})", values, exact_gelu, step)
 
 
 def read(path: str | os.PathLike[str]) -> Parameters:

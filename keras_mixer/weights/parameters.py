@@ -32,11 +32,13 @@ class Parameters:
       values: Key to array; kernels are `[in, out]`, the stem's `[height,
         width, in, out]`.
       exact_gelu: Whether they were trained with the exact GELU (timm).
+      step: Of the run, where they come from a workdir.
     """
 
     source: str
     values: Mapping[str, np.ndarray]
     exact_gelu: bool = False
+    step: int | None = None
 
     @property
     def num_classes(self) -> int | None:
