@@ -184,8 +184,8 @@ def write_evaluation(path, workdir, *, task="fewshot", shots=(1, 5), **more):
         whole["results"] = [
             {
                 "data": "digits",
-                "train_split": "train",
-                "test_split": "test",
+                "train_split": "digits train",
+                "test_split": "digits test",
                 "shots": n,
                 "l2_reg": 1024.0,
                 "accuracy": 0.1 * n,
@@ -219,12 +219,16 @@ def test_what_eval_measured_is_compared(tmp_path, monkeypatch):
     assert first["eval.py: accuracy on digits train"] == 0.75
     assert "eval.py: accuracy on digits train" not in second
     for last in (first, second):
-        assert last["eval.py: digits@train@test 5-shot, l2 1024"] == 0.5
+        assert (
+            last["eval.py: digits train / digits test 5-shot, l2 1024"] == 0.5
+        )
         assert last["eval.py: at step"] == "2"
-    assert "eval.py: digits@train@test 5-shot" in compare.summary(runs)
+    assert "eval.py: digits train / digits test 5-shot" in compare.summary(runs)
     compare.write_csv(tmp_path / "c.csv", runs)
     lines = (tmp_path / "c.csv").read_text().splitlines()
-    assert 'b,"eval.py: digits@train@test 5-shot, l2 1024",2,0.5' in lines
+    assert (
+        'b,"eval.py: digits train / digits test 5-shot, l2 1024",2,0.5' in lines
+    )
     figures = []
     monkeypatch.setattr(
         compare.pictures, "save_all", lambda f, _: figures.append(f)

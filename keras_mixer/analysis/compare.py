@@ -230,7 +230,7 @@ def _evaluation_name(row: Mapping[str, Any]) -> str:
 
 
 def _fewshot_data(row: Mapping[str, Any]) -> str:
-    return f"{row['data']}@{row['train_split']}@{row['test_split']}"
+    return f"{row['train_split']} / {row['test_split']}"
 
 
 def _models(runs: Sequence[Run]) -> dict[str, list[Any]]:

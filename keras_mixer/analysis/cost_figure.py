@@ -86,7 +86,7 @@ def _name(axes: Any, row: Mapping[str, Any], point: tuple[Any, Any]) -> None:
     if row["variant"].endswith("/32"):
         place, align = (-5, 3), "right"
     elif row["variant"].endswith("/8"):
-        place, align = (0, -11), "center"
+        place = (5, -8)
     axes.annotate(
         text,
         point,
