@@ -207,7 +207,8 @@ def _title(config: Any, seeds: tuple[int, ...]) -> str:
     length = f"{config.train.steps} updates"
     if config.train.epochs is not None:
         length = f"{config.train.epochs:g} epochs"
-    return f"{config.data.name}, recipe {recipe}, {length}; {of_seeds}"
+    data = f"{config.data.name} {config.data.train_split}"
+    return f"{data}, recipe {recipe}, {length}; {of_seeds}"
 
 
 def _permutation(arguments: list[str]) -> None:

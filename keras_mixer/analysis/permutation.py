@@ -225,18 +225,20 @@ def draw(
         grid[0, column].set_title(
             {"mixer": "Mixer", "resnet": "ResNet"}[model], fontsize=11
         )
-        grid[0, column].legend(fontsize=8, loc="lower right")
+        grid[1, column].legend(
+            fontsize=8, loc="upper right", title="accuracy", title_fontsize=8
+        )
         grid[1, column].set_xlabel("updates")
     grid[0, 0].set_ylabel(f"accuracy on {rows[0]['split']}")
     grid[1, 0].set_ylabel("training loss")
     grid[0, 0].set_ylim(bottom=lowest - 0.05 * (1 - lowest))
     grid[1, 0].set_yscale("log")
     loss = grid[1, 0].yaxis
-    loss.set_minor_locator(ticker.LogLocator(subs=(1.5, 2, 3, 5, 7)))
+    loss.set_minor_locator(ticker.LogLocator(subs=(1.2, 1.5, 2, 3, 5, 7)))
     loss.set_major_formatter(ticker.FormatStrFormatter("%g"))
     loss.set_minor_formatter(ticker.FormatStrFormatter("%g"))
     figure.align_ylabels()
     for axes in grid.flat:
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     return pictures.save_all(figure, output)
