@@ -225,9 +225,7 @@ def draw(
         grid[0, column].set_title(
             {"mixer": "Mixer", "resnet": "ResNet"}[model], fontsize=11
         )
-        grid[1, column].legend(
-            fontsize=8, loc="upper right", title="accuracy", title_fontsize=8
-        )
+        grid[0, column].legend(fontsize=8, loc="best")
         grid[1, column].set_xlabel("updates")
     grid[0, 0].set_ylabel(f"accuracy on {rows[0]['split']}")
     grid[1, 0].set_ylabel("training loss")
