@@ -64,8 +64,8 @@ def test_untrained_units_are_white_noise(grid):
 
 @pytest.mark.parametrize("grid", [(7, 7), (8, 8), (14, 14)])
 def test_constant_units_have_no_opposite(grid):
-    constant = np.full((3, *grid), 0.0137, np.float32)
-    constant[2] = 0
+    constant = np.full((9, *grid), 0.0137)
+    constant[8] = 0
     found = units.describe(constant)["pair_correlation"]
     assert found == 0
     theirs = units.describe_random_phases(constant)
