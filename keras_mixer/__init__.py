@@ -28,14 +28,15 @@ def _program() -> str | None:
     return script if script.startswith("keras-mixer-") else None
 
 
-if _program() is not None:
+_started = _program()
+if _started is not None:
     # As in train.py, before TensorFlow is imported.
-    quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", quiet)
+    _quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _quiet)
 
 # The doctor looks at what is installed before TensorFlow is imported, because
 # with the wrong libtpu that import aborts the process.
-if _program() != "doctor":
+if _started != "doctor":
     from keras_mixer import layers, models, weights
     from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
     from keras_mixer.models import (

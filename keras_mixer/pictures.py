@@ -41,6 +41,17 @@ def new_figure(**options: Any) -> Any:
     return Figure(layout="constrained", **options)
 
 
+def style(axes: Any, *, grid: str = "major") -> None:
+    """Gives the axes of a plot a faint grid, and no frame above and right.
+
+    Args:
+      axes: Of matplotlib.
+      grid: At which ticks: "major", "minor" or "both".
+    """
+    axes.grid(alpha=0.3, which=grid)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def save(figure: Any, output: pathlib.Path) -> None:
     """Writes a figure, and the folders that lead to it."""
     output.parent.mkdir(parents=True, exist_ok=True)

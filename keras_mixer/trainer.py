@@ -496,14 +496,12 @@ def fit(
             "init.weights are those of a Mixer, and build_model makes another "
             f"model. Received: {config.init.weights}"
         )
+    other_model = None if build_model is None else _name_of(build_model)
     splits = data.open_splits(config)
     config = data.resolve(config, splits.train)
     initial = workdir_lib.initial_weights(config)
     config = workdir_lib.resolve_model(config, initial)
     class_names = splits.train.class_names
-    other_model = None
-    if build_model is not None:
-        other_model = _name_of(build_model)
     finished = workdir_lib.read_result(
         workdir, config, class_names, other_model
     )

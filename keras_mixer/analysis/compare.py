@@ -181,8 +181,13 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the fields in which the configs differ: field -> values."""
-    found = {}
+    """Returns what differs: field of the config -> values.
+
+    Where a model is no Mixer, which the configs do not say, `model`, too.
+    """
+    found: dict[str, list[Any]] = {}
+    if any(run.other_model is not None for run in runs):
+        found["model"] = [run.other_model or "Mixer" for run in runs]
     configs = [dataclasses.asdict(run.config) for run in runs]
     for section, fields in configs[0].items():
         if not isinstance(fields, dict):  # the recipe's name
@@ -197,16 +202,24 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return found
 
 
+def _named_curves(run: Run) -> dict[str, curves.Curve]:
+    """Returns the curves of a run by what people call them."""
+    of = run.curves
+    return {
+        "training loss": of.loss,
+        **{f"accuracy on {split}": c for split, c in of.accuracy.items()},
+        **{_fewshot_name(key): c for key, c in of.fewshot.items()},
+    }
+
+
 def _last(run: Run) -> dict[str, Any]:
     """Returns the last values of a run's curves."""
     found: dict[str, Any] = {}
     if len(run.curves.loss.steps):
         found["step"] = int(run.curves.loss.steps[-1])
-        found["training loss"] = float(run.curves.loss.values[-1])
-    for split, curve in run.curves.accuracy.items():
-        found[f"accuracy on {split}"] = float(curve.values[-1])
-    for key, curve in run.curves.fewshot.items():
-        found[_fewshot_name(key)] = float(curve.values[-1])
+    for name, curve in _named_curves(run).items():
+        if len(curve.values):
+            found[name] = float(curve.values[-1])
     for row in run.evaluations:
         found[_evaluation_name(row)] = float(row["accuracy"])
     steps = {row["step"] for row in run.evaluations}
@@ -233,13 +246,6 @@ def _fewshot_data(row: Mapping[str, Any]) -> str:
     return f"{row['train_split']} / {row['test_split']}"
 
 
-def _models(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the models where one is no Mixer; the configs do not say it."""
-    if all(run.other_model is None for run in runs):
-        return {}
-    return {"model": [run.other_model or "Mixer" for run in runs]}
-
-
 def _text(value: Any) -> str:
     if isinstance(value, float) and 1e-3 <= abs(value) < 1000:
         return f"{value:.4f}".rstrip("0").rstrip(".")
@@ -251,7 +257,7 @@ def summary(runs: Sequence[Run]) -> str:
     lasts = [_last(run) for run in runs]
     rows = [
         [field, *map(_text, values)]
-        for field, values in (_models(runs) | differences(runs)).items()
+        for field, values in differences(runs).items()
     ]
     for key in dict.fromkeys(key for last in lasts for key in last):
         cells = [_text(last[key]) if key in last else "" for last in lasts]
@@ -263,7 +269,7 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
     """Returns the same for JSON."""
     return {
         "runs": [run.name for run in runs],
-        "differences": _models(runs) | differences(runs),
+        "differences": differences(runs),
         "last": [_last(run) for run in runs],
     }
 
@@ -275,12 +281,7 @@ def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
         writer = csv.writer(file)
         writer.writerow(["run", "curve", "step", "value"])
         for run in runs:
-            several = {"training loss": run.curves.loss}
-            for split, curve in run.curves.accuracy.items():
-                several[f"accuracy on {split}"] = curve
-            for key, curve in run.curves.fewshot.items():
-                several[_fewshot_name(key)] = curve
-            for name, curve in several.items():
+            for name, curve in _named_curves(run).items():
                 for step, value in zip(curve.steps, curve.values, strict=True):
                     writer.writerow([run.name, name, int(step), float(value)])
             for row in run.evaluations:
@@ -295,7 +296,6 @@ def draw(output: pathlib.Path, runs: Sequence[Run]) -> list[pathlib.Path]:
     Few-shot accuracies over the updates, where the runs measured any while
     they trained, and over the shots, where eval.py measured any.
     """
-    figure = pictures.new_figure()
     splits = list(
         dict.fromkeys(split for run in runs for split in run.curves.accuracy)
     )
@@ -309,13 +309,12 @@ def draw(output: pathlib.Path, runs: Sequence[Run]) -> list[pathlib.Path]:
     if any(_fewshot_lines(run) for run in runs):
         label = "examples of each class (shots)"
         drawn.append(("few-shot accuracy", label, _draw_shots))
-    figure.set_size_inches(4.6 * len(drawn), 4.2)
+    figure = pictures.new_figure(figsize=(4.6 * len(drawn), 4.2))
     panels = figure.subplots(1, len(drawn))
     for axes, (ylabel, xlabel, draw_panel) in zip(panels, drawn, strict=True):
         draw_panel(axes, runs)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        pictures.style(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return pictures.save_all(figure, output)
@@ -327,10 +326,7 @@ def _draw_loss(axes: Any, runs: Sequence[Run]) -> None:
 
 
 def _draw_accuracy(axes: Any, runs: Sequence[Run]) -> None:
-    # Of one split alone the axis has its name.
-    splits = {split for run in runs for split in run.curves.accuracy}
-    several = [(run.name, run.curves.accuracy) for run in runs]
-    _draw_several(axes, several, name_kinds=len(splits) > 1)
+    _draw_several(axes, [(run.name, run.curves.accuracy) for run in runs])
 
 
 def _draw_fewshot_curves(axes: Any, runs: Sequence[Run]) -> None:
@@ -341,17 +337,25 @@ def _draw_fewshot_curves(axes: Any, runs: Sequence[Run]) -> None:
         )
         for run in runs
     ]
-    _draw_several(axes, several, name_kinds=True)
+    _draw_several(axes, several, always_name=True)
 
 
 def _draw_several(
     axes: Any,
     runs: Sequence[tuple[str, Mapping[str, curves.Curve]]],
     *,
-    name_kinds: bool,
+    always_name: bool = False,
 ) -> None:
-    """Draws the curves of runs: a colour for each run, a style for a kind."""
+    """Draws the curves of runs: a colour for each run, a style for a kind.
+
+    Args:
+      axes: Where.
+      runs: Names of runs, and kind -> curve of each.
+      always_name: Whether the legend has the kind where there is only one; of
+        one split alone the axis has its name.
+    """
     kinds = list(dict.fromkeys(kind for _, several in runs for kind in several))
+    named = always_name or len(kinds) > 1
     for i, (name, several) in enumerate(runs):
         for kind, curve in several.items():
             axes.plot(
@@ -360,7 +364,7 @@ def _draw_several(
                 color=f"C{i % 10}",
                 marker="o",
                 ms=3,
-                label=f"{name}: {kind}" if name_kinds else name,
+                label=f"{name}: {kind}" if named else name,
             )
 
 

@@ -5,6 +5,7 @@ formula. Memory and speed are measured here, each in a process of its own. The
 paper's numbers stand beside them, and say so.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -72,6 +73,7 @@ class Settings(NamedTuple):
     xla: bool
 
 
+@functools.cache
 def machine() -> str:
     """Names the processor and the cores that this process may use."""
     name = platform.processor() or platform.machine()
@@ -198,6 +200,14 @@ def software() -> str:
     import tensorflow as tf
 
     return f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+
+
+def conditions(settings: Settings) -> str:
+    """Says under which conditions was measured, for people."""
+    return (
+        f"batch {settings.batch}, float32, XLA "
+        f"{'on' if settings.xla else 'off'}, {machine()}, {software()}"
+    )
 
 
 def _key(row: Mapping[str, Any], mode: str, settings: Settings) -> str:
@@ -351,6 +361,5 @@ def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
         body.append(cells)
     return (
         f"{report.table(header, body)}\n"
-        f"Memory and img/s: batch {settings.batch}, float32, XLA "
-        f"{'on' if settings.xla else 'off'}, {machine()}, {software()}"
+        f"Memory and img/s: {conditions(settings)}"
     )

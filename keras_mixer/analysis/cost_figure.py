@@ -57,17 +57,14 @@ def draw(
     if here:
         _draw_measured(grid[1], rows)
     for axes in grid.flat:
-        axes.grid(alpha=0.3)
+        pictures.style(axes)
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.margins(0.15)
     figure.supxlabel(
         "Nothing that is labelled (paper) was measured here."
         + (
-            f" Measured: batch {settings.batch}, float32, XLA "
-            f"{'on' if settings.xla else 'off'}, {cost.machine()}, "
-            f"{cost.software()}; memory "
-            "beyond TensorFlow's own, one process each."
+            f" Measured: {cost.conditions(settings)}; memory beyond "
+            "TensorFlow's own, one process each."
             if here
             else ""
         ),

@@ -190,8 +190,6 @@ def draw(
     The axis of accuracy leaves out what is lower in the first tenth of the
     training, so that the end can be told apart.
     """
-    from matplotlib import ticker
-
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure = pictures.new_figure(figsize=(4.2 * len(models), 6.4))
     figure.suptitle(title, fontsize=9)
@@ -230,13 +228,19 @@ def draw(
     grid[0, 0].set_ylabel(f"accuracy on {rows[0]['split']}")
     grid[1, 0].set_ylabel("training loss")
     grid[0, 0].set_ylim(bottom=lowest - 0.05 * (1 - lowest))
-    grid[1, 0].set_yscale("log")
-    loss = grid[1, 0].yaxis
-    loss.set_minor_locator(ticker.LogLocator(subs=(1.2, 1.5, 2, 3, 5, 7)))
-    loss.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    loss.set_minor_formatter(ticker.FormatStrFormatter("%g"))
+    _scale_loss(grid[1, 0])
     figure.align_ylabels()
     for axes in grid.flat:
-        axes.grid(alpha=0.3, which="both")
-        axes.spines[["top", "right"]].set_visible(False)
+        pictures.style(axes, grid="both")
     return pictures.save_all(figure, output)
+
+
+def _scale_loss(axes: Any) -> None:
+    """Makes the axis of the loss logarithmic, with plain numbers."""
+    from matplotlib import ticker
+
+    axes.set_yscale("log")
+    subs = (1.2, 1.5, 2, 3, 5, 7)
+    axes.yaxis.set_minor_locator(ticker.LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%g"))

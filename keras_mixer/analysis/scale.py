@@ -249,8 +249,7 @@ def draw(
     )
     of_size.set(xlabel="parameters")
     for axes in (of_data, of_size):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        pictures.style(axes)
         axes.legend(fontsize=8)
     return pictures.save_all(figure, output)
 
