@@ -1,12 +1,6 @@
-"""python eval.py --help: the program itself is keras_mixer/eval.py."""
+"""python eval.py --help: the program is keras_mixer/programs/eval.py."""
 
-import os
-
-# Before TensorFlow is imported. Without a GPU its errors are about the GPU.
-quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", quiet)
-
-from keras_mixer.eval import run
+from keras_mixer.programs.eval import run
 
 if __name__ == "__main__":
     run()

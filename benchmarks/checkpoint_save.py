@@ -25,8 +25,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer import checkpoint, distribute, optim, trainer
-from keras_mixer.config import OptimConfig
+from keras_mixer.engines import distribute, optim
+from keras_mixer.run import checkpoint
+from keras_mixer.run.config import OptimConfig
+from keras_mixer.training import loop as trainer
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer import export, images
+from keras_mixer import export
+from keras_mixer.data.augment import images
 
 _POLICY = "resize_small(256)|central_crop"
 _REFERENCE = "model in Python"

@@ -25,8 +25,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from transfer import FIRST, SECOND
 
-from keras_mixer import data, fewshot, images
-from keras_mixer.evaluate import report
+from keras_mixer import data
+from keras_mixer.data.augment import images
+from keras_mixer.evaluation import fewshot, report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

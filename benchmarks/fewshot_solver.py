@@ -46,7 +46,7 @@ def make_features(options: argparse.Namespace) -> tuple[np.ndarray, ...]:
 
 def solve_ours(options: argparse.Namespace, strengths: tuple) -> dict:
     """Times the fit of all strengths, their weights, and prediction."""
-    from keras_mixer import fewshot
+    from keras_mixer.evaluation import fewshot
 
     x, y, x_test, y_test = make_features(options)
     start = time.perf_counter()

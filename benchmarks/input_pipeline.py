@@ -50,7 +50,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data, distribute, images
+from keras_mixer import data
+from keras_mixer.data.augment import images
+from keras_mixer.engines import distribute
 
 _SIDE = 224
 _BATCH = 32

@@ -20,8 +20,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import tensorflow as tf
 
-from keras_mixer import config as config_lib, models, preflight, recipes
+from keras_mixer import models, preflight
 from keras_mixer.preflight import chips, compiler, traffic
+from keras_mixer.run import config as config_lib, recipes
 
 BATCH, SIDE, CLASSES = 128, 224, 1000
 TOPOLOGY = chips.parse_topology("v5e:2x4")

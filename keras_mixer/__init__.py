@@ -2,93 +2,51 @@
 
     model = keras_mixer.MixerB16()
 
-Layers and models need keras and numpy alone and run under every Keras backend.
-The modules that need TensorFlow (data, trainer, evaluate ...) are imported
-when they are first used, as `keras_mixer.data` or by an import of their own.
+Importing the package imports nothing else: a name is imported when it is first
+used. Models and weights need keras and NumPy alone, under any Keras backend;
+training, data and evaluation need TensorFlow.
 """
 
 import importlib
-import os
-import pathlib
+import importlib.util
 import sys
-from typing import Any
-
-
-def _program() -> str | None:
-    """Returns which of this package's programs starts; None in a library.
-
-    That is X of `python -m keras_mixer.X`, or the name of a console script.
-    """
-    if sys.argv[:1] == ["-m"]:
-        for argument in sys.orig_argv:
-            name = argument.removeprefix("-m")
-            if name.startswith("keras_mixer."):
-                return name.removeprefix("keras_mixer.")
-    script = pathlib.Path(*sys.argv[:1]).name
-    return script if script.startswith("keras-mixer-") else None
-
-
-_started = _program()
-if _started is not None:
-    # As in train.py, before TensorFlow is imported.
-    _quiet = "2" if os.path.exists("/dev/nvidiactl") else "3"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", _quiet)
-
-# The doctor looks at what is installed before TensorFlow is imported, because
-# with the wrong libtpu that import aborts the process.
-if _started != "doctor":
-    from keras_mixer import layers, models, weights
-    from keras_mixer.layers import MixerBlock, MlpBlock, StochasticDepth
-    from keras_mixer.models import (
-        Mixer,
-        MixerB16,
-        MixerB32,
-        MixerH14,
-        MixerL16,
-        MixerL32,
-        MixerS8,
-        MixerS16,
-        MixerS32,
-        decode_predictions,
-        preprocess_input,
-    )
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_LAZY_MODULES = (
-    "analysis",
-    "checkpoint",
-    "config",
-    "data",
-    "distribute",
-    "doctor",
-    "draws",
-    "evaluate",
-    "export",
-    "fewshot",
-    "hosts",
-    "images",
-    "kerascv",
-    "objective",
-    "optim",
-    "paper",
-    "permutations",
-    "pictures",
-    "preemption",
-    "progress",
-    "randaugment",
-    "recipes",
-    "step",
-    "trainer",
-    "workdir",
-)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        return importlib.import_module(f"keras_mixer.{name}")
-    raise AttributeError(f"module 'keras_mixer' has no attribute {name!r}")
-
+_MODULE_OF = {
+    "Mixer": "models.mixer",
+    "MixerB16": "models.mixer",
+    "MixerB32": "models.mixer",
+    "MixerBlock": "models.layers",
+    "MixerH14": "models.mixer",
+    "MixerL16": "models.mixer",
+    "MixerL32": "models.mixer",
+    "MixerS8": "models.mixer",
+    "MixerS16": "models.mixer",
+    "MixerS32": "models.mixer",
+    "MlpBlock": "models.layers",
+    "StochasticDepth": "models.layers",
+    "decode_predictions": "models.mixer",
+    "preprocess_input": "models.mixer",
+}
+_MODULES = {
+    "analysis": "analysis",
+    "data": "data",
+    "doctor": "doctor",
+    "engines": "engines",
+    "evaluation": "evaluation",
+    "export": "export",
+    "fewshot": "evaluation.fewshot",
+    "layers": "models.layers",
+    "models": "models",
+    "preflight": "preflight",
+    "programs": "programs",
+    "run": "run",
+    "trainer": "training.loop",
+    "training": "training",
+    "weights": "weights",
+}
 
 __all__ = [
     "Mixer",
@@ -104,8 +62,75 @@ __all__ = [
     "MlpBlock",
     "StochasticDepth",
     "decode_predictions",
+    "fewshot",
     "layers",
     "models",
     "preprocess_input",
     "weights",
 ]
+
+if TYPE_CHECKING:
+    from keras_mixer import models, weights
+    from keras_mixer.evaluation import fewshot
+    from keras_mixer.models import layers
+    from keras_mixer.models.layers import MixerBlock, MlpBlock, StochasticDepth
+    from keras_mixer.models.mixer import (
+        Mixer,
+        MixerB16,
+        MixerB32,
+        MixerH14,
+        MixerL16,
+        MixerL32,
+        MixerS8,
+        MixerS16,
+        MixerS32,
+        decode_predictions,
+        preprocess_input,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        found = importlib.import_module(f"keras_mixer.{_MODULES[name]}")
+    elif name in _MODULE_OF:
+        module = importlib.import_module(f"keras_mixer.{_MODULE_OF[name]}")
+        found = getattr(module, name)
+    else:
+        raise AttributeError(f"module 'keras_mixer' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF, *_MODULES})
+
+
+class _RegisterLayers:
+    """Registers the layers with Keras as soon as Keras is imported.
+
+    So `keras.models.load_model` finds them after `import keras_mixer`. A finder
+    of `sys.meta_path` that hands Keras' own loader on.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        del path, target
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec("keras")
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: Any) -> None:
+            execute(module)
+            importlib.import_module("keras_mixer.models.layers")
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "keras" in sys.modules:
+    importlib.import_module("keras_mixer.models.layers")
+else:
+    sys.meta_path.insert(0, _RegisterLayers())

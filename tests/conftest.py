@@ -12,7 +12,7 @@ os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
 import pytest
 import tensorflow as tf
 
-from keras_mixer import distribute
+from keras_mixer.engines import distribute
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_mixer import config as config_lib, pictures, weights as weights_lib
 from keras_mixer.analysis import curves
-from keras_mixer.config import Config, ConfigError
-from keras_mixer.evaluate import report
-from keras_mixer.workdir import WorkdirError
+from keras_mixer.evaluation import pictures, report
+from keras_mixer.run import config as config_lib, files
+from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.run.files import WorkdirError
 
 HELP = """Draws the curves of two or more runs in one picture.
 
@@ -117,7 +117,7 @@ def read(
             Run(
                 name,
                 config_lib.load(path / "config.json"),
-                weights_lib.read_other_model(path),
+                files.read_other_model(path),
                 curves.read(path),
                 json.loads(result.read_text()) if result.exists() else None,
                 measured[path],

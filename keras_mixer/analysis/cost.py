@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import keras
 import psutil
 
-from keras_mixer import models, paper, progress
+from keras_mixer import models
 from keras_mixer.analysis import flops, sweep
-from keras_mixer.config import ConfigError
-from keras_mixer.evaluate import report
+from keras_mixer.evaluation import paper, report
+from keras_mixer.run import progress
+from keras_mixer.run.config import ConfigError
 
 HELP = """Tells what the variants cost, and draws accuracy against it.
 

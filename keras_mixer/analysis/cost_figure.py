@@ -4,8 +4,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_mixer import models, pictures
+from keras_mixer import models
 from keras_mixer.analysis import cost
+from keras_mixer.evaluation import pictures
 
 _GFLOP = "GFLOP per image (counted here)"
 _SPEED = "images per second"

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from keras_mixer.training import assembly
+
 _MIB = 2**20
 _MIN_CALLS = 2  # that are timed
 
@@ -46,9 +48,9 @@ def _inference(config: Any, batch: int) -> Callable[[], Any]:
     """Returns the forward pass of a batch, as eval.py computes it."""
     import tensorflow as tf
 
-    from keras_mixer import step, workdir
+    from keras_mixer.engines import step
 
-    model = workdir.build_model(config, 1000)
+    model = assembly.build_mixer(config, 1000)
     forward = step.maybe_compile(
         lambda image: model(image, training=False), config.train.xla
     )
@@ -62,17 +64,12 @@ def _training(config: Any, batch: int) -> Callable[[], Any]:
     """Returns an update of the weights, as train.py computes it."""
     import tensorflow as tf
 
-    from keras_mixer import distribute, optim, step, workdir
+    from keras_mixer.engines import distribute, step
 
     strategy = distribute.make_strategy("one_device")
     size = config.model.image_size
     with strategy.scope():
-        model = workdir.build_model(config, 1000)
-        optimizer = optim.make_optimizer(
-            config.optim,
-            schedule=optim.make_schedule(config.optim, total_steps=1000),
-            variables=model.trainable_variables,
-        )
+        model, optimizer, _ = assembly.build_training(config, 1000)
     one = {
         "image": tf.zeros((batch, size, size, 3), tf.uint8),
         "label": tf.range(batch, dtype=tf.int64) % 1000,
@@ -116,7 +113,7 @@ def measure(
     """
     import tensorflow as tf
 
-    from keras_mixer import config as config_lib
+    from keras_mixer.run import config as config_lib
 
     config = config_lib.override(
         config_lib.Config(),

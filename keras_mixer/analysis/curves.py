@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_mixer.workdir import WorkdirError
+from keras_mixer.run.files import WorkdirError
 
 
 class Curve(NamedTuple):

@@ -12,8 +12,8 @@ import keras
 import tensorflow as tf
 
 from keras_mixer import models
-from keras_mixer.config import ConfigError
 from keras_mixer.models import Variant
+from keras_mixer.run.config import ConfigError
 
 
 class Count(NamedTuple):

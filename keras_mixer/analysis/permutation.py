@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_mixer import data, permutations, pictures
+from keras_mixer import data
 from keras_mixer.analysis import curves, resnet, sweep
-from keras_mixer.config import Config, ConfigError
-from keras_mixer.evaluate import report
+from keras_mixer.data.augment import permutations
+from keras_mixer.evaluation import pictures, report
+from keras_mixer.run.config import Config, ConfigError
 
 HELP = """Trains a Mixer and a small ResNet on permuted images (paper, Fig. 4).
 
@@ -102,7 +103,8 @@ def plan(
                 "The study permutes by itself. Leave the permutation out of "
                 f"the policy {policy!r}."
             )
-    from keras_mixer import images, models as models_lib
+    from keras_mixer import models as models_lib
+    from keras_mixer.data.augment import images
 
     config = data.resolve(config, data.open_splits(config).train)
     model = config.model

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_mixer.config import Config
+from keras_mixer.run.config import Config
 
 BLOCKS = 2  # of a stage: 3 stages of 2 blocks of 2 layers, a ResNet-14
 WIDTHS = (16, 32, 64)  # channels of the stages

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_mixer import data, models, pictures, workdir as workdir_lib
+from keras_mixer import data, models
 from keras_mixer.analysis import flops, sweep
-from keras_mixer.config import Config, ConfigError
-from keras_mixer.evaluate import report
+from keras_mixer.evaluation import pictures, report
+from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.training import assembly
 
 HELP = """Trains models of several sizes on shares of the data.
 
@@ -140,7 +141,7 @@ def plan(
         wide = widened(config, width)
         model = wide.model
         assert model.image_size is not None
-        dims = workdir_lib.dimensions(model)
+        dims = assembly.dimensions(model)
         cost = flops.by_formula(dims, model.image_size, split.num_classes)
         for fraction in sorted(fractions):
             name = subset(config.data.train_split, split.num_examples, fraction)

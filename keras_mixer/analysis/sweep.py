@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_mixer import (
+from keras_mixer.run import (
     config as config_lib,
     progress,
-    trainer,
     workdir as workdir_lib,
 )
-from keras_mixer.config import Config
+from keras_mixer.run.config import Config
+from keras_mixer.training import assembly, loop as trainer
 
 _PATIENCE = 30.0  # seconds between two lines of a run on the terminal
 
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     name: str
     config: Config
-    build_model: trainer.BuildModel | None = None
+    build_model: assembly.BuildModel | None = None
 
 
 def parse_list(
@@ -178,12 +178,6 @@ def spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return mean
     return f"{mean} ± {np.std(values, ddof=1):.4f}"
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON, and the folders that lead to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    config_lib.write_json(path, content)
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

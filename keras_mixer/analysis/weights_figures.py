@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mixer import pictures
 from keras_mixer.analysis import mosaic, sweep, units as units_lib
-from keras_mixer.config import ConfigError
-from keras_mixer.evaluate import report
+from keras_mixer.evaluation import pictures, report
+from keras_mixer.run import files
+from keras_mixer.run.config import ConfigError
 from keras_mixer.weights import Parameters
 
 HELP = """Draws the weights of a Mixer (paper, Fig. 5 and 6).
@@ -256,7 +256,7 @@ def write(output: pathlib.Path, source: str, layers: Sequence[Layer]) -> None:
         }
         for one, table in zip(layers, tables, strict=True)
     ]
-    sweep.write_json(
+    files.write_json(
         output.with_suffix(".json"), {"source": source, "layers": content}
     )
     rows = [

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import images, kerascv
-from keras_mixer.config import MixupConfig
+from keras_mixer.data.augment import images, keras_layers as kerascv
+from keras_mixer.data.augment.keras_layers import Mixing
 from keras_mixer.data.broken import BrokenImages, map_images
 from keras_mixer.data.splits import (
     DataError,
@@ -23,7 +23,7 @@ from keras_mixer.data.splits import (
     cached,
     check_labels,
 )
-from keras_mixer.kerascv import Mixing
+from keras_mixer.run.config import MixupConfig
 
 NO_LABEL = -1  # of an example that does not count
 MIXING_GROUP = 8  # examples that a layer of keras-cv mixes with one another

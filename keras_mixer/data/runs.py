@@ -3,10 +3,10 @@
 import dataclasses
 from typing import NamedTuple
 
-from keras_mixer import config as config_lib
-from keras_mixer.config import Config, ConfigError
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import Split, require_same_classes
+from keras_mixer.run import config as config_lib
+from keras_mixer.run.config import Config, ConfigError
 
 
 class Splits(NamedTuple):

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from keras_mixer import permutations
-from keras_mixer.config import Config, ConfigError
+from keras_mixer.data.augment import permutations
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, require_same_classes
+from keras_mixer.run.config import Config, ConfigError
 
 # Name -> data set, training split, test split: the suite of
 # google-research/big_vision, configs/common_fewshot.py.

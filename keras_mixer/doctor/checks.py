@@ -6,7 +6,6 @@ None of them needs TensorFlow. "Measured" in a comment: tried for this project.
 import dataclasses
 from collections.abc import Callable
 
-from keras_mixer import hosts
 from keras_mixer.doctor.machine import (
     BUILDS,
     TPU_LOCK,
@@ -14,6 +13,7 @@ from keras_mixer.doctor.machine import (
     Machine,
     normalise,
 )
+from keras_mixer.engines import hosts
 
 # Measured with tensorflow-tpu 2.20.0: 0.0.20, 0.0.30 and 0.0.31 import;
 # 0.0.32, 0.0.36 and 0.0.52 abort. 0.0.20 is of the same season as 2.20.

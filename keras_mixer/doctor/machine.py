@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from keras_mixer import hosts
+from keras_mixer.engines import hosts
 
 _NVIDIA_FILES = ("nvidia[0-9]*", "nvidiactl")
 # Where libtpu says that a process has the chips.

@@ -14,16 +14,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_mixer import (
+from keras_mixer import data
+from keras_mixer.engines import distribute, hosts, step as step_lib
+from keras_mixer.run import (
     config as config_lib,
-    data,
-    distribute,
-    hosts,
-    optim,
     recipes,
-    step as step_lib,
-    workdir as workdir_lib,
 )
+from keras_mixer.training import assembly
 
 _TIMED_STEPS = 5
 
@@ -71,14 +68,7 @@ def train_steps(
     split = data.open_split(config.data.name, "train")
     config = data.resolve(config, split)
     with strategy.scope():
-        model = workdir_lib.build_model(config, split.num_classes)
-        optimizer = optim.make_optimizer(
-            config.optim,
-            schedule=optim.make_schedule(
-                config.optim, total_steps=1 + _TIMED_STEPS
-            ),
-            variables=model.trainable_variables,
-        )
+        model, optimizer, _ = assembly.build_training(config, split.num_classes)
     image_size = config.model.image_size
     assert image_size is not None
 
@@ -125,7 +115,7 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
     add_device_arguments(parser)
     flags = parser.parse_args(arguments)
-    workdir_lib.require_tensorflow()
+    assembly.require_tensorflow()
     virtual = flags.virtual_devices is not None
     if virtual:
         distribute.split_cpu(flags.virtual_devices)

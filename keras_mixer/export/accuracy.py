@@ -7,7 +7,8 @@ from typing import Any, TypedDict
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data, evaluate, objective
+from keras_mixer import data, evaluation as evaluate
+from keras_mixer.engines import objective
 from keras_mixer.export.classifier import Classifier, ExportError
 from keras_mixer.export.signatures import MAX_ASPECT
 

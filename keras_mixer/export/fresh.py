@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import images
+from keras_mixer.data.augment import images
 from keras_mixer.export import fresh_process
 from keras_mixer.export.classifier import Classifier, ExportError
 

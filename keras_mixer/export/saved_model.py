@@ -14,7 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import config as config_lib, data, images
+from keras_mixer import data
+from keras_mixer.data.augment import images
 from keras_mixer.export import accuracy, fresh, versions
 from keras_mixer.export.classifier import (
     Classifier,
@@ -24,6 +25,7 @@ from keras_mixer.export.classifier import (
     make_classifier,
 )
 from keras_mixer.export.signatures import Server
+from keras_mixer.run import files
 
 CARD = "export.json"
 NOT_MEASURED = "not measured"
@@ -129,7 +131,7 @@ def export(
             )
         if tflite:
             card["tflite"] = _try_tflite(draft, classifier)
-        config_lib.write_json(draft / CARD, card)
+        files.write_json(draft / CARD, card)
         return versions.publish(draft)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_mixer import data, images
+from keras_mixer import data
+from keras_mixer.data.augment import images
 from keras_mixer.export.classifier import Classifier
 
 SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")

@@ -10,15 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_mixer import (
-    config as config_lib,
-    data,
-    models,
-    optim,
-    step as step_lib,
-    workdir as workdir_lib,
-)
-from keras_mixer.config import Config, ConfigError
+from keras_mixer import data, models
+from keras_mixer.engines import step as step_lib
+from keras_mixer.run import config as config_lib
+from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.training import assembly
 
 # Training examples and classes of what recipes name, so that no data set has
 # to be there. Sources: the catalogue of TensorFlow Datasets; image-net.org
@@ -170,18 +166,10 @@ def lower_train_step(run: Run, *, size: int) -> Step:
       size: Examples of the replica.
     """
     config = run.config
-    assert config.train.steps is not None
     assert config.model.image_size is not None
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     with strategy.scope():
-        model = workdir_lib.build_model(config, run.num_classes)
-        optimizer = optim.make_optimizer(
-            config.optim,
-            schedule=optim.make_schedule(
-                config.optim, total_steps=config.train.steps
-            ),
-            variables=model.trainable_variables,
-        )
+        model, optimizer, _ = assembly.build_training(config, run.num_classes)
     spec = data.train_batch_spec(
         config.augment.policy,
         size=size,

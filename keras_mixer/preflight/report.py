@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from keras_mixer import paper
+from keras_mixer.evaluation import paper
 from keras_mixer.preflight import chips, compiler, lowering, traffic
 
 

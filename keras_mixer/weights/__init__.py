@@ -8,11 +8,9 @@ Needs keras and NumPy alone; timm's files need the package safetensors.
 """
 
 from keras_mixer.weights.formats import (
-    OTHER_MODEL,
     is_path,
     load_keras,
     read,
-    read_other_model,
     read_workdir,
     save_npz,
 )
@@ -34,7 +32,6 @@ from keras_mixer.weights.releases import (
 from keras_mixer.weights.resolution import resize_tokens, square_grid
 
 __all__ = [
-    "OTHER_MODEL",
     "RELEASES",
     "RELEASE_NAMES",
     "Parameters",
@@ -49,7 +46,6 @@ __all__ = [
     "load_keras",
     "mixer_variables",
     "read",
-    "read_other_model",
     "read_workdir",
     "resize_tokens",
     "save_npz",

@@ -20,14 +20,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_mixer import checkpoint
-from keras_mixer.weights.parameters import (
-    Parameters,
-    WeightsError,
-    from_model,
-)
-
-OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+from keras_mixer.run import checkpoint, files
+from keras_mixer.weights.parameters import Parameters, WeightsError, from_model
 
 # What a file that is damaged, or something else, makes NumPy raise.
 _DAMAGED = (
@@ -162,26 +156,6 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
     return Parameters(str(path), values, exact_gelu=True)
 
 
-def read_other_model(workdir: pathlib.Path) -> str | None:
-    """Returns what made the model of a run that is no Mixer, None if it is one.
-
-    `trainer.fit` writes it where it is given a `build_model`.
-
-    Raises:
-      WeightsError: The file that says it is damaged.
-    """
-    try:
-        text = (workdir / OTHER_MODEL).read_text()
-        return str(json.loads(text)["build_model"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(
-            f"Cannot read {workdir / OTHER_MODEL} "
-            f"({type(error).__name__}: {str(error)[:200]})"
-        ) from error
-
-
 def read_workdir(
     workdir: str | os.PathLike[str], which: str | int = "latest"
 ) -> Parameters:
@@ -196,7 +170,10 @@ def read_workdir(
         model is no Mixer.
     """
     folder = pathlib.Path(workdir)
-    other = read_other_model(folder)
+    try:
+        other = files.read_other_model(folder)
+    except files.WorkdirError as error:
+        raise WeightsError(str(error)) from error
     if other is not None:
         raise WeightsError(
             f"{folder} trained the model of {other}, which is no Mixer: only "

@@ -1,0 +1,1 @@
+"""What happens to an image on its way to the model."""

@@ -1,0 +1,1 @@
+"""Where the arithmetic happens: the step, the optimizer, the devices."""

@@ -1,0 +1,409 @@
+"""Picks the `tf.distribute` strategy of a run, and says which it is."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_mixer.engines.hosts import (
+    STRATEGIES as STRATEGIES,
+    TF_CONFIG_HELP,
+    DistributeError as DistributeError,
+    cluster_of_tf_config,
+    hosts_of_slice,
+    tpu_files,
+    tpu_of_environment,
+)
+
+# glibc's malloc.h: M_ARENA_MAX=1, M_MMAP_MAX=0, M_TRIM_THRESHOLD.
+_MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker died or cannot be reached; all must be started again."""
+
+
+def keep_freed_memory() -> bool:
+    """Lets a process that computes on CPUs reuse the memory it has freed.
+
+    By default glibc gives large buffers back to the system after every step
+    and the system fills them with zeros for the next one, which cost a third
+    of a small model's training time (145 000 page faults a second). To be
+    called before TensorFlow is first used: later its threads have their own
+    memory. With a GPU nothing is changed.
+
+    Returns:
+      Whether it was done; only glibc can.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or tf.config.list_physical_devices("GPU"):
+        return False
+    return all(mallopt(*option) == 1 for option in _MALLOC_OPTIONS)
+
+
+def split_cpu(count: int) -> None:
+    """Makes `count` virtual devices of the CPU, to rehearse several replicas.
+
+    Raises:
+      DistributeError: TensorFlow has initialised its devices already.
+    """
+    if count < 1:
+        raise DistributeError(
+            f"virtual_devices must be positive. Received: {count}"
+        )
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError as error:
+        raise DistributeError(
+            "The CPU can be split only before TensorFlow is first used in a "
+            "process; start a new one."
+        ) from error
+
+
+def mirror(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    """Returns a strategy with one replica on each of `devices`."""
+    if "CPU" not in devices[0].upper():
+        return tf.distribute.MirroredStrategy(devices)
+    # TensorFlow's collectives allow one set of CPUs per process only; sums on
+    # one of them allow any number of strategies, as in the tests.
+    return tf.distribute.MirroredStrategy(
+        devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+def _make_multi_worker() -> tf.distribute.Strategy:
+    """Joins the hosts that TF_CONFIG or SLURM names."""
+    cluster = cluster_of_tf_config(os.environ)
+    resolver: tf.distribute.cluster_resolver.ClusterResolver
+    if cluster:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    elif "SLURM_PROCID" in os.environ:
+        try:
+            resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
+            resolver.cluster_spec()
+        except Exception as error:  # it calls scontrol and nvidia-smi
+            raise DistributeError(
+                "TensorFlow cannot make a cluster of SLURM's variables "
+                f"({type(error).__name__}: {str(error)[:200]}). Set TF_CONFIG "
+                f"on every host instead. {TF_CONFIG_HELP}"
+            ) from error
+    else:
+        raise DistributeError(
+            "--strategy=multi_worker finds no other host. Set TF_CONFIG on "
+            f"every host ({TF_CONFIG_HELP}), or start with srun under SLURM."
+        )
+    addresses = resolver.cluster_spec().as_dict()
+    others = sum(len(tasks) for tasks in addresses.values()) - 1
+    print(
+        f"Worker {resolver.task_id} of {others + 1} waits for the others: "
+        f"{addresses}",
+        flush=True,
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise DistributeError(
+            f"Cannot join the workers {addresses}: {str(error)[:300]}"
+        ) from error
+
+
+def _make_tpu(name: str) -> tf.distribute.Strategy:
+    """Connects to a TPU.
+
+    Args:
+      name: "local": the chips of this machine, a TPU VM or Colab. Otherwise
+        a TPU whose machines run TensorFlow's server, which this one program
+        drives: its name, looked up through Google's API, or the addresses
+        "grpc://host:port,host:port".
+    """
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (
+        ValueError,
+        RuntimeError,
+        NotImplementedError,
+        OSError,  # the look-up of a name, outside of Google's cloud
+        tf.errors.OpError,
+    ) as error:
+        raise DistributeError(
+            f"No TPU found (--tpu={name}): {str(error)[:200]}. On a TPU VM "
+            "give --tpu=local, elsewhere and for a slice of several machines "
+            f"(here: {hosts_of_slice(os.environ)}) its name or grpc:// "
+            "addresses; TensorFlow must be the build for TPUs "
+            "(requirements-tpu.txt). python -m keras_mixer.doctor looks for "
+            "what is missing."
+        ) from error
+
+
+class Choice(NamedTuple):
+    """A strategy by name, never "auto", and what speaks for it."""
+
+    name: str
+    reason: str
+
+
+def choose_strategy(
+    name: str = "auto", *, cpu: bool = False, tpu: str | None = None
+) -> Choice:
+    """Returns the strategy that `make_strategy` makes of these arguments."""
+    if name not in STRATEGIES:
+        raise DistributeError(
+            f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
+        )
+    if name != "auto":
+        return Choice(name, f"--strategy={name} asks for it")
+    if not cpu:
+        if tpu:
+            return Choice("tpu", f"--tpu={tpu} names one")
+        if found := tpu_of_environment(os.environ):
+            return Choice("tpu", f"the environment names one ({found})")
+        # A TPU VM's environment names none. Only the build for TPUs has
+        # these kinds: the cores, and what they are initialised by. Whether
+        # the cores are listed before that could not be tried here.
+        if cores := tf.config.list_physical_devices("TPU"):
+            return Choice("tpu", f"TensorFlow sees {len(cores)} TPU devices")
+        if tf.config.list_physical_devices("TPU_SYSTEM") and tpu_files():
+            return Choice("tpu", f"there is {', '.join(tpu_files())}")
+    workers = sum(map(len, cluster_of_tf_config(os.environ).values()))
+    if workers > 1:
+        return Choice("multi_worker", f"TF_CONFIG names {workers} workers")
+    kind, devices = _devices(cpu)
+    if len(devices) > 1:
+        return Choice("mirrored", f"there are {len(devices)} {kind}s")
+    return Choice("one_device", f"there is one {kind}")
+
+
+def _devices(cpu: bool) -> tuple[str, list[str]]:
+    """Returns the kind and the names of the GPUs, or else of the CPUs."""
+    for kind in ("CPU",) if cpu else ("GPU", "CPU"):
+        devices = tf.config.list_logical_devices(kind)
+        if devices:
+            break
+    return kind, [device.name for device in devices]
+
+
+def make_strategy(
+    name: str = "auto", *, cpu: bool = False, tpu: str | None = None
+) -> tf.distribute.Strategy:
+    """Returns a strategy over the devices of this machine, or of several.
+
+    Args:
+      name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
+        else all (virtual) CPUs. "multi_worker": the hosts that TF_CONFIG or
+        SLURM names. "tpu": see `tpu`. "auto": tpu if `tpu` or the environment
+        names one or TensorFlow sees one, multi_worker if TF_CONFIG names
+        several hosts, mirrored if there are several devices of the better
+        kind, one_device otherwise.
+      cpu: Leave GPUs alone (for virtual devices).
+      tpu: Name of a TPU, its grpc:// addresses, or "local" on a TPU VM; by
+        default the one that the environment names (TPU_NAME), else "local".
+
+    Raises:
+      DistributeError: `name` is unknown, or what it asks for is not there.
+    """
+    chosen = choose_strategy(name, cpu=cpu, tpu=tpu).name
+    if chosen == "tpu":
+        return _make_tpu(tpu or tpu_of_environment(os.environ) or "local")
+    if chosen == "multi_worker":
+        return _make_multi_worker()
+    _, devices = _devices(cpu)
+    if chosen == "one_device":
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return mirror(devices)
+
+
+def is_alone(strategy: tf.distribute.Strategy) -> bool:
+    """Whether no other process takes part."""
+    return not _is_multi_worker(strategy)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes: the first of several workers, or alone."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not _is_multi_worker(strategy):
+        return True
+    if "chief" in resolver.cluster_spec().as_dict():
+        return bool(resolver.task_type == "chief")
+    return bool(resolver.task_id == 0)
+
+
+@functools.cache
+def compiles() -> bool:
+    """Whether this TensorFlow has XLA for the device that it prefers.
+
+    The build for TPUs (2.20) has none for CPUs: "could not find registered
+    transfer manager".
+    """
+    try:
+        tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))
+    except tf.errors.NotFoundError:
+        return False
+    return True
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether the replicas are those of a TPU, which compiles every step."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+_TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
+
+
+@contextlib.contextmanager
+def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns the failure of a collective into one that names who is missing.
+
+    TensorFlow's coordination service notices a closed connection at once and
+    a silent host after some missed heartbeats, and ends the collectives of
+    all others.
+
+    Raises:
+      WorkerLostError: An operation failed because of another worker.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        message = str(error)
+        lost = "Collective ops is aborted" in message or isinstance(
+            error, tf.errors.UnavailableError
+        )
+        if not _is_multi_worker(strategy) or not lost:
+            raise
+        resolver = strategy.cluster_resolver
+        cluster = resolver.cluster_spec().as_dict()
+        own = (resolver.task_type, resolver.task_id)
+        named = sorted(
+            {(kind, int(task)) for kind, task in _TASK.findall(message)} - {own}
+        )
+        who = ", ".join(
+            f"{kind} {task} ({cluster[kind][task]})"
+            for kind, task in named
+            if task < len(cluster.get(kind, []))
+        )
+        raise WorkerLostError(
+            f"{who or 'Another worker'} died or cannot be reached, so "
+            f"{own[0]} {own[1]} stops too. Its own output says why. Start all "
+            "workers again with the same command: they go on from the newest "
+            "checkpoint."
+        ) from error
+
+
+def distribute_batches(
+    strategy: tf.distribute.Strategy,
+    batches: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+) -> Any:
+    """Returns an iterator over what each replica gets.
+
+    Args:
+      strategy: Where the batches go.
+      batches: Makes the batches of an input pipeline: one for each host, which
+        serves its replicas in turn.
+    """
+    devices = strategy.extended.worker_devices
+    if not all("CPU" in device.upper() for device in devices):
+        return iter(strategy.distribute_datasets_from_function(batches))
+
+    # tf.data's autotuning has a thread for each iterator, and freeing the
+    # iterator waits for it, with Python's lock held. The thread can miss its
+    # cancellation (TensorFlow 2.21 wakes it before it says so) and then sleeps
+    # on for up to a minute: one of five programs took minutes to end. Where the
+    # CPUs compute there is little to tune: AUTOTUNE is then their number.
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    options = None
+    if len(devices) > 1 and is_alone(strategy):
+        # A pipeline for each replica, as if it were a host of its own: without
+        # TensorFlow's iterator over several devices, which has such threads.
+        options = tf.distribute.InputOptions(
+            experimental_fetch_to_device=False,
+            experimental_replication_mode=(
+                tf.distribute.InputReplicationMode.PER_REPLICA
+            ),
+        )
+
+    def untuned_batches(
+        context: tf.distribute.InputContext,
+    ) -> tf.data.Dataset:
+        return batches(context).with_options(untuned)
+
+    return iter(
+        strategy.distribute_datasets_from_function(untuned_batches, options)
+    )
+
+
+def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
+    """Returns the sum over the replicas of the value that each process gives.
+
+    With several workers all of them must call it, and wait for one another.
+    """
+
+    def total() -> tf.Tensor:
+        given = strategy.run(lambda: tf.constant(value, tf.float64))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, given, axis=None)
+
+    # A partial is new to TensorFlow each time, which otherwise warns that one
+    # function is traced again and again.
+    return float(tf.function(functools.partial(total))())
+
+
+def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
+    """Whether any process gives true; all of them must call it."""
+    if is_alone(strategy):
+        return value
+    return sum_over_workers(strategy, value) > 0
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Returns for example "MirroredStrategy, 2 replicas on CPU"."""
+    replicas = strategy.num_replicas_in_sync
+    kind = strategy.extended.worker_devices[0].split("device:")[-1]
+    name = type(strategy).__name__
+    if _is_multi_worker(strategy):  # it calls itself by another name
+        name = "MultiWorkerMirroredStrategy"
+    return (
+        f"{name}, {replicas} "
+        f"replica{'s' if replicas > 1 else ''} on {kind.split(':')[0]}"
+    )
+
+
+def check_batch_size(
+    batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1
+) -> None:
+    """Raises DistributeError unless every replica gets as many examples.
+
+    Args:
+      batch_size: Examples of the global batch.
+      strategy: Where they are computed.
+      accumulate: Parts in which each replica computes its share.
+    """
+    replicas = strategy.num_replicas_in_sync
+    unit = replicas * accumulate
+    if batch_size % unit:
+        low = batch_size // unit * unit
+        sizes = [str(s) for s in (low, low + unit) if s]
+        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+        nearest = (
+            f"sizes are {' and '.join(sizes)}"
+            if len(sizes) > 1
+            else f"size is {sizes[0]}"
+        )
+        raise DistributeError(
+            f"train.batch_size={batch_size} does not divide over {replicas} "
+            f"replicas{parts}; the nearest {nearest}."
+        )

@@ -1,0 +1,228 @@
+"""One update of the weights, as a device sees it.
+
+Each replica sums the losses of its examples over the global batch size, so
+that the sum of the replicas' gradients is the gradient of the mean; the
+optimizer makes that sum once, and clips it (optim.py). A broken image, whose
+label is -1, adds nothing, and is nobody's mixup partner.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_mixer.data.augment import images
+from keras_mixer.engines import distribute, draws, objective
+from keras_mixer.models import layers
+from keras_mixer.run.config import Config
+
+# (iterator, how many, whether this process wants to stop) -> losses and
+# gradient norms, each float32 [how many], and how many replicas want to stop.
+TrainSteps = Callable[
+    [Any, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+]
+Batch = dict[str, tf.Tensor]
+
+
+def maybe_compile(
+    function: Callable[..., Any], xla: bool
+) -> Callable[..., Any]:
+    """Compiles a part of a step with XLA, or leaves it as it is.
+
+    It is left, too, where this TensorFlow has no XLA for the device.
+    """
+    if not (xla and distribute.compiles()):
+        return function
+    return tf.function(function, jit_compile=True)
+
+
+def split_partners(batch: Batch) -> Batch:
+    """Separates mixup partners: row i of the images belongs to row i + 1."""
+    if "share" not in batch:
+        return batch
+    return {
+        **batch,
+        "image": batch["image"][1:],
+        "label": batch["label"][1:],
+        "partner_image": batch["image"][:-1],
+        "partner_label": batch["label"][:-1],
+    }
+
+
+def make_inputs(
+    batch: Batch, num_classes: int, label_smoothing: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what the model gets and is to answer.
+
+    Args:
+      batch: What `split_partners` returns.
+      num_classes: Length of a distribution over the classes.
+      label_smoothing: Share of it that is spread over all classes.
+
+    Returns:
+      Images in [-1, 1], float32 `[batch, side, side, 3]`, and labels, float32
+      `[batch, classes]`, both mixed with their partners by mixup.
+    """
+
+    def labels_of(label: tf.Tensor) -> tf.Tensor:
+        if label.dtype.is_integer:
+            label = tf.one_hot(label, num_classes)
+        return objective.smooth_labels(label, label_smoothing)
+
+    image = images.to_value_range(batch["image"])
+    labels = labels_of(batch["label"])
+    if "share" not in batch:
+        return image, labels
+    share = tf.where(batch["partner_label"] >= 0, batch["share"], 1.0)
+    partner = images.to_value_range(batch["partner_image"])
+    return (
+        objective.mix(image, partner, share),
+        objective.mix(labels, labels_of(batch["partner_label"]), share),
+    )
+
+
+def make_loss_and_gradients(
+    model: keras.Model, config: Config
+) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
+    """Returns the forward and backward pass of a part of the global batch.
+
+    The function takes what `split_partners` returns and the step, and returns
+    the part's share of the mean loss and of its gradients.
+    """
+    loss_fn = objective.LOSSES[config.train.loss]
+    run = config.train
+
+    def loss_and_gradients(
+        batch: Batch, step: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        image, labels = make_inputs(
+            batch, model.output_shape[-1], run.label_smoothing
+        )
+        # All but broken images.
+        label = batch["label"]
+        counts = label >= 0
+        if not label.dtype.is_integer:
+            counts = tf.reduce_sum(label, axis=-1) > 0
+        draw = draws.keyed_uniform(run.seed, step, batch["index"])
+        with tf.GradientTape() as tape, layers.drawn_by(draw):
+            logits = model(image, training=True)
+            losses = tf.where(counts, loss_fn(labels, logits), 0.0)
+            loss = tf.reduce_sum(losses) / run.batch_size
+        return loss, tape.gradient(loss, model.trainable_variables)
+
+    return loss_and_gradients
+
+
+def accumulated(
+    function: Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]],
+    parts: int,
+    variables: list[Any],
+) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
+    """Computes loss and gradients in parts, one after another, and sums them.
+
+    The activations of one part alone are in memory at a time.
+    """
+    if parts == 1:
+        return function
+
+    def in_parts(
+        batch: Batch, step: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        cut = {
+            key: tf.reshape(
+                value, [parts, value.shape[0] // parts, *value.shape[1:]]
+            )
+            for key, value in batch.items()
+        }
+        sums = [tf.zeros(v.shape, tf.float32) for v in variables]
+        total = tf.zeros([], tf.float32)
+
+        def add(i: tf.Tensor, total: tf.Tensor, sums: Any) -> Any:
+            part = {key: value[i] for key, value in cut.items()}
+            loss, gradients = function(part, step)
+            return (
+                i + 1,
+                total + loss,
+                [a + b for a, b in zip(sums, gradients, strict=True)],
+            )
+
+        _, total, sums = tf.while_loop(
+            lambda i, *_: i < parts,
+            add,
+            (tf.constant(0), total, sums),
+            parallel_iterations=1,
+        )
+        return total, sums
+
+    return in_parts
+
+
+def make_replica_step(
+    model: keras.Model, optimizer: Any, config: Config, *, xla: bool
+) -> Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]:
+    """Returns one update as a replica runs it.
+
+    The function takes the replica's part of a batch, as `data.train_batches`
+    makes it, and returns the part's share of the loss and the norm of the
+    summed gradients.
+
+    Args:
+      model: The model.
+      optimizer: What `optim.make_optimizer` returns.
+      config: The resolved config.
+      xla: Whether forward and backward pass are compiled on their own.
+    """
+    gradient_fn = accumulated(
+        maybe_compile(make_loss_and_gradients(model, config), xla),
+        config.train.accumulate,
+        model.trainable_variables,
+    )
+
+    def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        step = tf.convert_to_tensor(optimizer.iterations)
+        loss, gradients = gradient_fn(split_partners(batch), step)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss, optimizer.gradient_norm
+
+    return replica_step
+
+
+def make_train_steps(
+    model: keras.Model,
+    optimizer: Any,
+    config: Config,
+    strategy: tf.distribute.Strategy,
+) -> TrainSteps:
+    """Returns the traced function that runs several updates on the devices."""
+    # A TPU compiles the whole update, whatever train.xla says.
+    xla = config.train.xla and not distribute.is_tpu(strategy)
+    replica_step = make_replica_step(model, optimizer, config, xla=xla)
+    # XLA refuses the collective of several CPUs or GPUs: only where there is
+    # none the update is compiled too.
+    alone = strategy.num_replicas_in_sync == 1
+    step_fn = maybe_compile(replica_step, xla and alone)
+
+    @tf.function
+    def train_steps(
+        iterator: Any, count: tf.Tensor, stop: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        losses = tf.TensorArray(tf.float32, size=count)
+        norms = tf.TensorArray(tf.float32, size=count)
+        for i in tf.range(count):
+            loss, norm = strategy.run(step_fn, args=(next(iterator),))
+            losses = losses.write(
+                i, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
+            )
+            # The same number on every replica: the norm of the sum.
+            norms = norms.write(
+                i, strategy.reduce(tf.distribute.ReduceOp.MEAN, norm, axis=None)
+            )
+        stops = strategy.run(lambda: tf.cast(stop, tf.float32))
+        return (
+            losses.stack(),
+            norms.stack(),
+            strategy.reduce(tf.distribute.ReduceOp.SUM, stops, axis=None),
+        )
+
+    return train_steps

@@ -1,0 +1,201 @@
+"""Exact accuracy: every example of a split counts once."""
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mixer import data
+from keras_mixer.data.augment import images
+from keras_mixer.engines import objective
+from keras_mixer.evaluation.passes import (
+    Batch,
+    Pass,
+    compile_for,
+    make_collector,
+)
+
+TOP = 5
+
+
+class Scores(TypedDict):
+    """Of one split: accuracies in [0, 1], mean loss, number of examples.
+
+    An example of several labels (ReaL) is right if the prediction is one of
+    them; one without any does not count (Beyer 2020).
+    """
+
+    accuracy: float
+    top5_accuracy: float
+    loss: float
+    count: int
+
+
+def make_score(
+    model: keras.Model, loss: str
+) -> Callable[[Batch], dict[str, tf.Tensor]]:
+    """Returns a function that scores each example of a batch.
+
+    Args:
+      model: Maps images in [-1, 1] to logits `[batch, classes]`.
+      loss: A name of `objective.LOSSES`. The targets of several labels are
+        equally probable (softmax), or all 1 (sigmoid).
+
+    Returns:
+      A function of a batch of `data.eval_batches`, whose results have a row
+      for each example: "predicted", int32 `[batch, 5]` (fewer if there are
+      fewer classes), the best first; "correct", "top5_correct", "loss" and
+      "counts" (1 if the example has a label), float32 `[batch]`.
+    """
+    loss_fn = objective.LOSSES[loss]
+
+    def score(batch: Batch) -> dict[str, tf.Tensor]:
+        logits = model(images.to_value_range(batch["image"]), training=False)
+        classes = logits.shape[-1]
+        counts = tf.ones_like(batch["mask"])
+        if "labels" in batch:
+            right = tf.cast(batch["labels"], tf.float32)
+            number = tf.reduce_sum(right, axis=-1, keepdims=True)
+            counts = tf.cast(number[:, 0] > 0, tf.float32)
+            targets = right
+            if loss == "softmax":
+                targets = tf.math.divide_no_nan(right, number)
+        else:
+            right = targets = tf.one_hot(batch["label"], classes)
+        # Of equal logits the first, as argmax does.
+        predicted = tf.math.top_k(logits, min(TOP, classes)).indices
+        hits = tf.gather(right, predicted, batch_dims=1)  # [batch, 5], 0 or 1
+        return {
+            "predicted": predicted,
+            "correct": hits[:, 0],
+            "top5_correct": tf.reduce_max(hits, axis=-1),
+            "loss": loss_fn(targets, logits),
+            "counts": counts,
+        }
+
+    return score
+
+
+def _scores(split: data.Split, sums: dict[str, float]) -> Scores:
+    """Returns the means of sums over the examples."""
+    count = sums["counts"]
+    if not count:
+        raise data.DataError(f"No image of {split.name} has a label.")
+    return {
+        "accuracy": sums["correct"] / count,
+        "top5_accuracy": sums["top5_correct"] / count,
+        "loss": sums["loss"] / count,
+        "count": int(count),
+    }
+
+
+_SUMMED = ("correct", "top5_correct", "loss", "counts")
+
+
+def make_evaluator(
+    model: keras.Model,
+    split: data.Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    policy: str,
+    loss: str,
+    strategy: tf.distribute.Strategy,
+    xla: bool,
+    broken: data.BrokenImages | None = None,
+) -> Callable[[], Scores]:
+    """Returns a function that evaluates `model` on `split`.
+
+    The function is traced once and may be called as often as wanted. The last
+    batch is filled up and the filling masked, so that the count is exact for
+    any batch size and any number of replicas. Only sums leave the devices.
+
+    Args:
+      model: Maps images in [-1, 1] to logits `[batch, classes]`.
+      split: What to evaluate on.
+      batch_size: Examples per step, over all replicas.
+      image_size: Side of the images that `model` takes.
+      policy: Preprocessing, see `images.parse_policy`.
+      loss: A name of `objective.LOSSES`.
+      strategy: Where to evaluate.
+      xla: Whether to compile the forward pass, if there is one replica.
+      broken: How many images may be broken; none without it. They do not
+        count.
+    """
+    over = Pass(
+        split,
+        batch_size=batch_size,
+        image_size=image_size,
+        policy=policy,
+        strategy=strategy,
+        broken=broken,
+    )
+    score = make_score(model, loss)
+
+    def sums_of(batch: Batch) -> list[tf.Tensor]:
+        scores, mask = score(batch), batch["mask"]
+        weight = mask * scores["counts"]
+        # Where a weight is 0 the value may be anything, NaN too.
+        return [
+            tf.reduce_sum(tf.where(weight > 0, scores[key], 0.0))
+            for key in _SUMMED
+        ] + [tf.reduce_sum(mask)]
+
+    replica_fn = compile_for(strategy, sums_of, xla)
+
+    @tf.function
+    def pass_over(iterator: Any) -> list[tf.Tensor]:
+        """Returns the sums over all batches, float64."""
+        totals = [tf.zeros([], tf.float64) for _ in range(len(_SUMMED) + 1)]
+        for _ in tf.range(over.num_batches):
+            sums = strategy.run(replica_fn, args=(next(iterator),))
+            # Whole numbers below 2**24 are exact in float32: those of a batch.
+            batch_sums = [
+                strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+                for value in sums
+            ]
+            totals = [
+                total + tf.cast(value, tf.float64)
+                for total, value in zip(totals, batch_sums, strict=True)
+            ]
+        return totals
+
+    def evaluate() -> Scores:
+        with over.errors():
+            *sums, decoded = map(float, pass_over(over.iterator))
+        over.check_count(int(decoded))
+        return _scores(split, dict(zip(_SUMMED, sums, strict=True)))
+
+    return evaluate
+
+
+def make_predictor(
+    model: keras.Model, over: Pass, *, loss: str, xla: bool
+) -> Callable[[], tuple[Scores, dict[str, np.ndarray]]]:
+    """Returns a function that evaluates and keeps each example's result.
+
+    Args:
+      model: Maps images in [-1, 1] to logits `[batch, classes]`.
+      over: The split, and where to evaluate.
+      loss: A name of `objective.LOSSES`.
+      xla: Whether to compile the forward pass, if there is one replica.
+
+    Returns:
+      A function that returns the scores and, in the order of the split, what
+      `make_score` says of each example that is not broken, with "label" and
+      "index".
+    """
+    collect = make_collector(make_score(model, loss), over, xla=xla)
+
+    def predict() -> tuple[Scores, dict[str, np.ndarray]]:
+        rows = collect()
+        counts = rows["counts"] > 0
+        sums = {
+            key: float(rows[key][counts].sum(dtype=np.float64))
+            for key in _SUMMED
+        }
+        return _scores(over.split, sums), rows
+
+    return predict

@@ -1,0 +1,71 @@
+"""What all pictures share: the file, and matplotlib, which is an extra."""
+
+import pathlib
+from typing import Any
+
+from keras_mixer.run.config import ConfigError
+
+SUFFIXES = (".png", ".svg", ".pdf")
+DOTS_PER_INCH = 160
+
+
+def check_file(path: str, flag: str) -> pathlib.Path:
+    """Returns the path of a picture, or raises ConfigError.
+
+    Args:
+      path: File of a picture.
+      flag: Where it was given, for errors.
+    """
+    output = pathlib.Path(path)
+    if output.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"{flag} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}. "
+            f"Received: {output}"
+        )
+    new_figure()
+    return output
+
+
+def new_figure(**options: Any) -> Any:
+    """Returns a matplotlib figure that needs no screen.
+
+    Raises:
+      ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "Pictures need matplotlib: pip install 'keras-mixer[pictures]'"
+        ) from error
+    return Figure(layout="constrained", **options)
+
+
+def style(axes: Any, *, grid: str = "major") -> None:
+    """Gives the axes of a plot a faint grid, and no frame above and right.
+
+    Args:
+      axes: Of matplotlib.
+      grid: At which ticks: "major", "minor" or "both".
+    """
+    axes.grid(alpha=0.3, which=grid)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Any, output: pathlib.Path) -> None:
+    """Writes a figure, and the folders that lead to it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=DOTS_PER_INCH)
+
+
+def save_all(figure: Any, output: pathlib.Path) -> list[pathlib.Path]:
+    """Writes a figure as `output` says, and as PNG and SVG beside it.
+
+    Returns:
+      The files.
+    """
+    suffixes = dict.fromkeys([output.suffix, ".png", ".svg"])
+    files = [output.with_suffix(suffix) for suffix in suffixes]
+    for file in files:
+        save(figure, file)
+    return files

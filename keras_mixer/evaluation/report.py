@@ -1,0 +1,223 @@
+"""Tables and pictures of an evaluation, for people."""
+
+import csv
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_mixer.evaluation import pictures
+
+MAX_CLASSES = 2000  # in a picture, whose matrix has classes^2 numbers
+_NAMED_CLASSES = 60  # up to which a picture names them
+_COUNTED_CLASSES = 20  # up to which it writes its numbers
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns an aligned table, which is Markdown too."""
+    widths = [
+        max(len(row[i]) for row in (header, *rows)) for i in range(len(header))
+    ]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) for c, w in zip(cells, widths, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the scores of several data sets as a table.
+
+    What others reported of the same kind of model stands in columns of its
+    own, with its source.
+    """
+    header = ["data", "split", "images", "top-1", "top-5", "loss"]
+    reported = any("reported" in result for result in results)
+    if reported:
+        header += ["reported, not measured here", "source"]
+    rows = []
+    for x in results:
+        row = [
+            x["data"],
+            x["split"],
+            f"{x['count']:,}",
+            f"{x['accuracy']:.4f}",
+            f"{x['top5_accuracy']:.4f}",
+            f"{x['loss']:.4f}",
+        ]
+        if reported:
+            theirs = x.get("reported")
+            row += (
+                [f"{theirs['accuracy']:.4f}", theirs["source"]]
+                if theirs
+                else ["", ""]
+            )
+        rows.append(row)
+    return table(header, rows)
+
+
+def fewshot_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns few-shot accuracies as a table, a row per data set and strength.
+
+    Behind the mean over the support sets stands their standard deviation.
+    """
+    shots = list(dict.fromkeys(x["shots"] for x in results))
+    lines: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
+    for x in results:
+        lines.setdefault((x["data"], x["l2_reg"]), {})[x["shots"]] = x
+    header = ["data", "test images", "support sets", "l2"]
+    header += [f"{n}-shot" for n in shots]
+    rows = []
+    for (name, l2_reg), line in lines.items():
+        any_cell = line[shots[0]]
+        row = [name, f"{any_cell['count']:,}"]
+        row += [str(len(any_cell["accuracies"])), f"{l2_reg:g}"]
+        for n in shots:
+            deviation = np.std(line[n]["accuracies"])
+            row.append(f"{line[n]['accuracy']:.4f} ± {deviation:.4f}")
+        rows.append(row)
+    return table(header, rows)
+
+
+def confusion_matrix(
+    labels: np.ndarray, predicted: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Counts the examples of each class (row) and prediction (column)."""
+    flat = labels.astype(np.int64) * num_classes + predicted
+    counts = np.bincount(flat, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def per_class(
+    class_names: Sequence[str], rows: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Returns what became of each class.
+
+    Args:
+      class_names: In the order of the labels.
+      rows: "label", "correct", "top5_correct" and "predicted" of each example
+        (see `make_predictor`).
+
+    Returns:
+      For each class `class`, `images`, `accuracy`, `top5_accuracy`,
+      `taken_for` (the class it was most often confused with) and
+      `taken_for_images`; None where there is no image, or no confusion.
+    """
+    classes = len(class_names)
+    labels, predicted = rows["label"], rows["predicted"][:, 0]
+    images = np.bincount(labels, minlength=classes)
+    correct = np.bincount(labels, rows["correct"], classes)
+    top5 = np.bincount(labels, rows["top5_correct"], classes)
+    # Pairs that occur, by how often: of 21 843 classes a matrix is too large.
+    wrong = predicted != labels
+    pairs, counts = np.unique(
+        np.stack([labels[wrong], predicted[wrong]]), axis=1, return_counts=True
+    )
+    worst: dict[int, tuple[int, int]] = {}
+    for i in np.argsort(counts, kind="stable"):
+        worst[int(pairs[0, i])] = (int(pairs[1, i]), int(counts[i]))
+    found = []
+    for i, name in enumerate(class_names):
+        other, count = worst.get(i, (None, None))
+        found.append(
+            {
+                "class": name,
+                "images": int(images[i]),
+                "accuracy": correct[i] / images[i] if images[i] else None,
+                "top5_accuracy": top5[i] / images[i] if images[i] else None,
+                "taken_for": None if other is None else class_names[other],
+                "taken_for_images": count,
+            }
+        )
+    return found
+
+
+def write_per_class(
+    path: pathlib.Path, classes: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes what `per_class` returns as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(classes[0]))
+        writer.writeheader()
+        writer.writerows(classes)
+
+
+def worst_classes(classes: Sequence[Mapping[str, Any]], count: int = 10) -> str:
+    """Returns the classes of the lowest accuracy as a table."""
+    seen = [x for x in classes if x["images"]]
+    chosen = sorted(seen, key=lambda x: x["accuracy"])[:count]
+    return table(
+        ["class, the worst first", "images", "top-1", "most often taken for"],
+        [
+            [
+                x["class"],
+                f"{x['images']:,}",
+                f"{x['accuracy']:.4f}",
+                f"{x['taken_for']} ({x['taken_for_images']:,})"
+                if x["taken_for"]
+                else "",
+            ]
+            for x in chosen
+        ],
+    )
+
+
+def check_confusion(num_classes: int) -> None:
+    """Raises ValueError if there are too many classes for a picture."""
+    if num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"A confusion picture has at most {MAX_CLASSES:,} classes. "
+            f"Received: {num_classes:,}. --per_class=FILE.csv names the "
+            "confusions."
+        )
+
+
+def draw_confusion(
+    output: pathlib.Path,
+    class_names: Sequence[str],
+    rows: Mapping[str, np.ndarray],
+    title: str,
+) -> None:
+    """Draws which class is taken for which, as shares of each class.
+
+    Raises:
+      ValueError: There are too many classes for a picture.
+    """
+    from matplotlib.colors import PowerNorm
+
+    classes = len(class_names)
+    check_confusion(classes)
+    counts = confusion_matrix(rows["label"], rows["predicted"][:, 0], classes)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    named = classes <= _NAMED_CLASSES
+    side = min(max(4.5, 0.45 * classes), 12) if named else 9
+    figure = pictures.new_figure(figsize=(side + 1.5, side + 0.5))
+    axes = figure.subplots()
+    # Confusions are rare: a linear scale shows the diagonal alone.
+    picture = axes.imshow(
+        shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1)
+    )
+    figure.colorbar(picture, ax=axes, label="share of the class's images")
+    axes.set(xlabel="predicted", ylabel="class", title=title)
+    axes.title.set_fontsize(10)
+    if named:
+        places = np.arange(classes)
+        axes.set_xticks(places, class_names, rotation=90, fontsize=8)
+        axes.set_yticks(places, class_names, fontsize=8)
+    if classes <= _COUNTED_CLASSES:
+        for i, j in np.argwhere(counts):
+            share = shares[i, j]
+            axes.text(
+                j,
+                i,
+                f"{100 * share:.1f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share > 0.4 else "black",
+            )
+    pictures.save(figure, output)

@@ -1,0 +1,377 @@
+"""The paper's analyses: a command for each.
+
+The program behind `python -m keras_mixer.analysis`.
+"""
+
+import difflib
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from keras_mixer.analysis import (
+    compare,
+    cost,
+    cost_figure,
+    permutation,
+    scale,
+    sweep,
+    units,
+    weights_figures,
+)
+from keras_mixer.evaluation import pictures
+from keras_mixer.programs.flags import (
+    check_source_flags,
+    define_config_flags,
+    define_device_flags,
+    define_source_flags,
+    make_strategy,
+    parse_checkpoint,
+    read_config,
+)
+from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.run import files
+from keras_mixer.run.config import ConfigError
+
+FLAGS = flags.FLAGS
+
+_HELP = """The paper's analyses, a command for each:
+
+  weights      token-mixing units and the stem as pictures (Fig. 5, 6)
+  permutation  Mixer and a ResNet on permuted images (Fig. 4)
+  cost         parameters, FLOPs, memory and speed of the variants (Fig. 2, 3)
+  scale        accuracy against the amount of data and the size of the model
+  compare      the curves of several runs, and how their configs differ
+
+  python -m keras_mixer.analysis COMMAND --help
+"""
+
+
+def _say(line: str) -> None:
+    """Tells how far it is; the results alone go to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _define_output() -> list[str]:
+    flags.DEFINE_string(
+        "output",
+        None,
+        "File of the picture: .png, .svg or .pdf. PNG and SVG are written "
+        "whatever it is, and the numbers beside them.",
+        required=True,
+    )
+    return ["output"]
+
+
+def _check_output() -> pathlib.Path:
+    """Returns the file of the picture, after making its folder."""
+    output = pictures.check_file(FLAGS.output, "--output")
+    if output.is_dir():
+        raise ConfigError(f"--output must be a file: {output} is a folder")
+    if (output.parent / "config.json").exists():
+        raise ConfigError(
+            f"--output={output} lies in the workdir of a run, whose files "
+            "have the names that the numbers would get. Choose another folder."
+        )
+    if not output.exists():  # else all of them are an earlier picture's
+        for suffix in (".json", ".csv", ".svg"):
+            if output.with_suffix(suffix).exists():
+                raise ConfigError(
+                    f"{output.with_suffix(suffix)} is there without "
+                    f"{output}, and would be overwritten. Choose another "
+                    "--output."
+                )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _take_nothing(arguments: list[str]) -> None:
+    if arguments:
+        raise ConfigError(
+            f"This command takes flags alone. Received: {arguments[0]!r}"
+        )
+
+
+def _tell(files: list[pathlib.Path], output: pathlib.Path) -> None:
+    drawn = ", ".join(map(str, files))
+    numbers = " and ".join(
+        str(file)
+        for file in (output.with_suffix(".json"), output.with_suffix(".csv"))
+        if file.exists()
+    )
+    print(f"Drew {drawn}; the numbers are in {numbers}", flush=True)
+
+
+def _define_weights() -> list[str]:
+    names = define_source_flags()
+    flags.DEFINE_string("layers", None, "Blocks, from 0 on; the first three.")
+    flags.DEFINE_string(
+        "grid", None, "ROWSxCOLUMNS of patches; a square by default."
+    )
+    flags.DEFINE_enum(
+        "scale",
+        "layer",
+        ["layer", "all"],
+        "One colour scale for each layer, or for all.",
+    )
+    return [*names, "layers", "grid", "scale", *_define_output()]
+
+
+def _read_weights() -> Any:
+    """Returns the Parameters that the flags name."""
+    from keras_mixer import models, weights as weights_lib
+
+    if FLAGS.workdir:
+        which = parse_checkpoint(FLAGS.checkpoint)
+        return weights_lib.read_workdir(FLAGS.workdir, which)
+    if FLAGS.model is not None:
+        models.get_variant(FLAGS.model)
+    return weights_lib.get(FLAGS.weights, FLAGS.model)
+
+
+def _weights(arguments: list[str]) -> None:
+    _take_nothing(arguments)
+    check_source_flags(file_needs_model=False)
+    output = _check_output()
+    grid = weights_figures.parse_grid(FLAGS.grid)
+    parameters = _read_weights()
+    blocks = units.num_blocks(parameters)
+    text = FLAGS.layers or ",".join(map(str, range(min(3, blocks))))
+    layers = weights_figures.parse_layers(text, blocks)
+    grid = units.grid_of(parameters, grid)
+    units.stem_tiles(parameters)  # or it fails behind the slow part
+    measured = weights_figures.measure(parameters, layers, grid)
+    files = weights_figures.draw_units(
+        output, parameters.source, measured, one_scale=FLAGS.scale == "all"
+    )
+    stem = output.with_name(f"{output.stem}_stem{output.suffix}")
+    files += weights_figures.draw_stem(stem, parameters)
+    weights_figures.write(output, parameters.source, measured)
+    print(f"{parameters.source}:\n{weights_figures.summary(measured)}")
+    _tell(files, output)
+
+
+def _define_sweep() -> list[str]:
+    flags.DEFINE_string("workdir", None, "Folder of the runs.")
+    flags.DEFINE_string("seeds", "0,1,2", "Seeds, with commas between them.")
+    return [
+        *define_config_flags(),
+        "workdir",
+        "seeds",
+        *_define_output(),
+        *define_device_flags(),
+    ]
+
+
+def _define_permutation() -> list[str]:
+    flags.DEFINE_string(
+        "models", "mixer,resnet", "Which models, with commas between them."
+    )
+    return [*_define_sweep(), "models"]
+
+
+def _seeds() -> tuple[int, ...]:
+    found = sweep.parse_list(
+        FLAGS.seeds, int, "--seeds", "whole numbers from 0 on"
+    )
+    if min(found) < 0:
+        raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
+    return found
+
+
+def _trained(study: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a sweep; a signal saves its run, and exits with 75 as train.py."""
+    import tensorflow as tf
+
+    from keras_mixer.training import loop as trainer, preemption
+
+    tf.get_logger().setLevel("ERROR")  # each run traces its own functions
+    # See `trainer.fit`; of one device nothing need stay in the memory.
+    kept = None if FLAGS.virtual_devices is None else KEPT
+    try:
+        return study(*arguments, make_strategy(), say=_say, keep_alive=kept)
+    except trainer.Stopped as stopped:
+        print(stopped, flush=True)
+        sys.exit(preemption.EXIT_CODE)
+
+
+def _title(config: Any, seeds: tuple[int, ...]) -> str:
+    of_seeds = f"seed {seeds[0]}"
+    if len(seeds) > 1:
+        of_seeds = (
+            f"means of {len(seeds)} seeds, and from the lowest to the highest"
+        )
+    recipe = config.recipe or "of a config"
+    length = f"{config.train.steps} updates"
+    if config.train.epochs is not None:
+        length = f"{config.train.epochs:g} epochs"
+    data = f"{config.data.name} {config.data.train_split}"
+    return f"{data}, recipe {recipe}, {length}; {of_seeds}"
+
+
+def _permutation(arguments: list[str]) -> None:
+    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
+    config, seeds = read_config(arguments), _seeds()
+    names = sweep.parse_list(
+        FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
+    )
+    runs = permutation.plan(config, models=names, seeds=seeds)
+    rows = _trained(permutation.study, runs, workdir)
+    files.write_json(output.with_suffix(".json"), rows)
+    sweep.write_csv(output.with_suffix(".csv"), rows)
+    print(permutation.summary(rows))
+    drawn = permutation.draw(rows, workdir, output, _title(config, seeds))
+    _tell(drawn, output)
+
+
+def _define_scale() -> list[str]:
+    flags.DEFINE_string("widths", "0.5,1,2", "Factors of the model's widths.")
+    flags.DEFINE_string("fractions", "0.1,0.25,0.5,1", "Shares of the data.")
+    return [*_define_sweep(), "widths", "fractions"]
+
+
+def _scale(arguments: list[str]) -> None:
+    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
+    config, seeds = read_config(arguments), _seeds()
+    runs, rows = scale.plan(
+        config,
+        widths=sweep.parse_list(
+            FLAGS.widths, scale.parse_positive, "--widths", "numbers above 0"
+        ),
+        fractions=sweep.parse_list(
+            FLAGS.fractions,
+            scale.parse_fraction,
+            "--fractions",
+            "numbers above 0, up to 1",
+        ),
+        seeds=seeds,
+    )
+    rows = _trained(scale.study, runs, rows, workdir)
+    files.write_json(output.with_suffix(".json"), rows)
+    sweep.write_csv(output.with_suffix(".csv"), rows)
+    print(scale.summary(rows))
+    _tell(scale.draw(output, rows, _title(config, seeds)), output)
+
+
+def _define_cost() -> list[str]:
+    flags.DEFINE_string(
+        "variants", "all", "all, or some, with commas between them."
+    )
+    flags.DEFINE_string(
+        "image_sizes", "224", "Sides in pixels, with commas between them."
+    )
+    flags.DEFINE_string(
+        "measure",
+        "inference,training",
+        "What to measure: inference, training, both, or none.",
+    )
+    flags.DEFINE_integer("batch", 8, "Images at once.", lower_bound=1)
+    flags.DEFINE_float(
+        "seconds", 10, "How long to repeat a call.", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "time_limit",
+        600,
+        "Seconds after which a measurement is given up.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool("xla", True, "Whether XLA compiles, as in train.py.")
+    flags.DEFINE_bool("expand", True, "Token mixing as in fine-tuning (above).")
+    flags.DEFINE_bool("fresh", False, "Measure again what is known.")
+    names = ["variants", "image_sizes", "measure", "batch", "seconds"]
+    names += ["time_limit", "xla", "expand", "fresh"]
+    return [*names, *_define_output()]
+
+
+def _cost(arguments: list[str]) -> None:
+    _take_nothing(arguments)
+    output = _check_output()
+    variants = cost.parse_variants(FLAGS.variants)
+    sizes = sweep.parse_list(
+        FLAGS.image_sizes, int, "--image_sizes", "sides in pixels"
+    )
+    settings = cost.Settings(
+        cost.parse_modes(FLAGS.measure),
+        FLAGS.batch,
+        FLAGS.seconds,
+        FLAGS.time_limit,
+        FLAGS.xla,
+    )
+    numbers = output.with_suffix(".json")
+    known = cost.read_measured(numbers)
+    rows = cost.count(variants, sizes, expand=FLAGS.expand, say=_say)
+
+    def save() -> None:
+        content = {"rows": rows, "measured": known}
+        files.write_json(numbers, content)
+
+    cost.measure(rows, settings, known, save=save, say=_say, fresh=FLAGS.fresh)
+    save()
+    cost.write_csv(output.with_suffix(".csv"), rows, settings)
+    print(cost.summary(rows, settings))
+    _tell(cost_figure.draw(output, rows, settings), output)
+
+
+def _define_compare() -> list[str]:
+    flags.DEFINE_string(
+        "names", None, "Names of the runs, with commas between them."
+    )
+    flags.DEFINE_string(
+        "evaluations",
+        None,
+        "Files that eval.py --output wrote of the runs, with commas between "
+        "them.",
+    )
+    return ["names", "evaluations", *_define_output()]
+
+
+def _compare(arguments: list[str]) -> None:
+    output = _check_output()
+    runs = compare.read(arguments, FLAGS.names, FLAGS.evaluations)
+    drawn = compare.draw(output, runs)
+    compare.write_csv(output.with_suffix(".csv"), runs)
+    files.write_json(output.with_suffix(".json"), compare.content(runs))
+    print(compare.summary(runs))
+    _tell(drawn, output)
+
+
+class _Command(NamedTuple):
+    main: Callable[[list[str]], None]
+    define_flags: Callable[[], list[str]]
+    help_text: str
+
+
+COMMANDS = {
+    "weights": _Command(_weights, _define_weights, weights_figures.HELP),
+    "permutation": _Command(
+        _permutation, _define_permutation, permutation.HELP
+    ),
+    "cost": _Command(_cost, _define_cost, cost.HELP),
+    "scale": _Command(_scale, _define_scale, scale.HELP),
+    "compare": _Command(_compare, _define_compare, compare.HELP),
+}
+
+
+def run() -> None:
+    """Entry point."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        if name.lstrip("-") in ("help", "h", "helpfull", "helpshort"):
+            print(_HELP)
+            return
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        sys.exit(
+            f"error: the first argument is one of {', '.join(COMMANDS)}. "
+            f"Received: {name or 'nothing'!r}.{hint} (--help says what they do)"
+        )
+    del sys.argv[1]
+    command = COMMANDS[name]
+    FLAGS.set_gnu_getopt(True)  # flags may follow workdirs and overrides
+    run_program(
+        lambda argv: command.main(argv[1:]),
+        names=command.define_flags(),
+        help_text=command.help_text,
+    )

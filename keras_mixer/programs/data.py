@@ -1,0 +1,75 @@
+"""Draws a contact sheet: what the model really gets.
+
+The program behind `python -m keras_mixer.data`.
+"""
+
+from absl import flags
+
+from keras_mixer.evaluation import pictures
+from keras_mixer.programs.flags import define_config_flags, read_config
+from keras_mixer.programs.program import run_program
+
+FLAGS = flags.FLAGS
+
+_HELP = """Draws a contact sheet: what the model really gets.
+
+  python -m keras_mixer.data --recipe=cifar10_scratch --output=grid.png \\
+      data.data_dir=~/tensorflow_datasets
+  python -m keras_mixer.data --recipe=imagenet_b --output=grid.png \\
+      data.name=folder:~/photos data.train_split=train --images=64
+  python -m keras_mixer.data --recipe=imagenet_b --output=eval.png --evaluation
+
+Recipes and overrides are those of train.py, and so are the pictures: the batch
+of update --step of that run, cropped, augmented, mixed and labelled as the
+model sees it. Above each one is its class, or the two that mixup mixed and
+their shares.
+"""
+
+_MAX_IMAGES = 1024
+
+
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
+    flags.DEFINE_string(
+        "output",
+        None,
+        "File of the picture: .png, .svg or .pdf.",
+        required=True,
+    )
+    flags.DEFINE_integer(
+        "images",
+        32,
+        "How many, at most.",
+        lower_bound=1,
+        upper_bound=_MAX_IMAGES,
+    )
+    flags.DEFINE_integer(
+        "step", 0, "Updates before the batch that is shown.", lower_bound=0
+    )
+    flags.DEFINE_bool("evaluation", False, "Show what evaluation sees.")
+    return [*define_config_flags(), "output", "images", "step", "evaluation"]
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and overrides, draws, says where."""
+    from keras_mixer import data
+    from keras_mixer.training import contact_sheet
+
+    output = pictures.check_file(FLAGS.output, "--output")
+    config = read_config(argv[1:])
+    splits = data.open_splits(config)
+    figure = contact_sheet.draw(
+        data.resolve(config, splits.train),
+        splits,
+        count=FLAGS.images,
+        step=FLAGS.step,
+        evaluation=FLAGS.evaluation,
+    )
+    pictures.save(figure, output)
+    split = splits.evaluation if FLAGS.evaluation else splits.train
+    print(f"Drew {len(figure.axes)} images of {split.name}: {output}")
+
+
+def run() -> None:
+    """Entry point."""
+    run_program(main, names=define_flags(), help_text=_HELP)

@@ -1,0 +1,229 @@
+"""Says what is wrong with this machine, and the command that mends it.
+
+The program behind `python -m keras_mixer.doctor`. This process imports neither
+TensorFlow nor Keras nor anything that could be missing.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import keras_mixer
+from keras_mixer.doctor import checks, imported, machine as machine_lib, probe
+from keras_mixer.doctor.checks import Finding
+from keras_mixer.engines import hosts
+
+_DESCRIPTION = """Says what is installed and which devices there are, looks for
+combinations that are known not to work, and trains a step of a tiny Mixer on
+the strategy that train.py would take. The exit status is 0 if a run can start
+here and 1 if not; warnings do not count."""
+
+_SHOWN = (
+    *("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "libtpu", "keras"),
+    *("jax", "numpy", "tensorflow-datasets", "keras-cv", "tensorboard"),
+)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads the flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_mixer.doctor", description=_DESCRIPTION
+    )
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        choices=hosts.STRATEGIES,
+        help="as in train.py",
+    )
+    parser.add_argument(
+        "--virtual_devices",
+        type=int,
+        metavar="N",
+        help="split the CPU into so many devices",
+    )
+    parser.add_argument(
+        "--tpu",
+        metavar="NAME",
+        help="local, or the name or grpc:// addresses of a TPU",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the findings there, too"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="how long the step may take, compiling and waiting for other "
+        "hosts included (600)",
+    )
+    return parser.parse_args(arguments)
+
+
+def say(name: str, finding: Finding) -> None:
+    """Prints a finding."""
+    print(f"  {finding.level:<8} {name:<15} {finding.text}")
+    if finding.way_out:
+        print(f"  {'':<8} {'':<15} way out: {finding.way_out}", flush=True)
+
+
+def versions_of(machine: machine_lib.Machine) -> dict[str, str]:
+    """Returns the versions that matter."""
+    return {
+        "python": ".".join(map(str, machine.python)),
+        "keras_mixer": keras_mixer.__version__,
+        **{n: machine.installed[n] for n in _SHOWN if n in machine.installed},
+    }
+
+
+def say_machine(machine: machine_lib.Machine) -> None:
+    """Prints what is installed and what there is to compute with."""
+    print("Versions")
+    for name, version in versions_of(machine).items():
+        print(f"  {name:<24} {version}")
+    print("Machine")
+    memory = "memory unknown"
+    if machine.memory and machine.free_memory:
+        memory = (
+            f"{machine.memory / 2**30:.1f} GiB of memory, "
+            f"{machine.free_memory / 2**30:.1f} GiB free"
+        )
+    print(f"  {machine.cores} CPU cores, {memory}")
+    for text in (*machine.gpus, *machine.tpu_files):
+        print(f"  {text}")
+
+
+def judge_step(answer: probe.Answer) -> list[Finding]:
+    """Returns what the training of a step says."""
+    if answer.ended is not None or "error" in answer.said:
+        what = answer.said.get("error") or (
+            f"the process {answer.ended}. Its last words: {answer.words}"
+        )
+        return [
+            Finding(
+                "error",
+                f"no step could be trained: {what}",
+                "mend the errors above first; otherwise the message says "
+                "what is missing",
+            )
+        ]
+    findings = []
+    for step in answer.said["steps"]:
+        text = (
+            f"{step['precision']}: loss {step['losses'][0]:.3f}, "
+            f"{step['first_seconds']:.1f} s to compile and train one step, "
+            f"then {step['step_seconds'] * 1e3:.1f} ms a step"
+        )
+        if not step["xla"]:
+            text += ", without XLA, which this TensorFlow has not for CPUs"
+        findings.append(
+            checks.ok(text)
+            if step["finite"]
+            else Finding(
+                "error",
+                f"{text}; losses {step['losses']} and gradient norms "
+                f"{step['gradient_norms']} are not all finite",
+                "pip install --force-reinstall with the versions of setup.cfg "
+                "(on a TPU: requirements-tpu.txt)",
+            )
+        )
+    return findings
+
+
+def device_arguments(flags: argparse.Namespace) -> list[str]:
+    """Returns the flags that say where to compute, for another program."""
+    given = {
+        "strategy": flags.strategy,
+        "virtual_devices": flags.virtual_devices,
+        "tpu": flags.tpu,
+    }
+    return [f"--{k}={v}" for k, v in given.items() if v is not None]
+
+
+def examine(flags: argparse.Namespace) -> dict[str, Any]:
+    """Checks and tries everything, and prints it; returns what --json gets."""
+    machine = machine_lib.look()
+    found: list[tuple[str, Finding]] = []
+
+    def add(name: str, finding: Finding) -> None:
+        found.append((name, finding))
+        say(name, finding)
+
+    say_machine(machine)
+    print("Installation", flush=True)
+    for check in checks.INSTALLATION:
+        add(checks.name_of(check), check(machine))
+    print("TensorFlow, imported by a process of its own", flush=True)
+    # See checks.check_build_for_tpus.
+    extra = {} if machine.has_tpu() else {"TPU_SKIP_MDS_QUERY": "1"}
+    answer = probe.ask_tensorflow(extra)
+    for device in answer.said.get("devices", []):
+        details = ", ".join(device["details"].values())
+        print(f"  {device['name']} {details}".rstrip())
+    for seen in imported.CHECKS:
+        # Without an import the others have nothing to judge.
+        if answer.ended is None or seen is imported.check_import:
+            add(checks.name_of(seen), seen(machine, answer))
+    step: dict[str, Any] = {}
+    if answer.ended is None:
+        print("A step of training", flush=True)
+        trained = probe.ask_for_step(
+            device_arguments(flags), flags.timeout, extra
+        )
+        step = trained.said
+        if "description" in step:
+            print(f"  {step['description']}, because {step['reason']}")
+        for finding in judge_step(trained):
+            add("step", finding)
+    levels = [finding.level for _, finding in found]
+    return {
+        "healthy": "error" not in levels,
+        "errors": levels.count("error"),
+        "warnings": levels.count("warning"),
+        "versions": versions_of(machine),
+        "devices": answer.said.get("devices", []),
+        "cores": machine.cores,
+        "memory": machine.memory,
+        "free_memory": machine.free_memory,
+        "step": step,
+        "findings": [
+            {
+                "check": name,
+                "level": finding.level,
+                "text": finding.text,
+                "way_out": finding.way_out,
+            }
+            for name, finding in found
+        ],
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Examines the machine; returns the exit status."""
+    flags = parse(arguments)
+    report = examine(flags)
+    if flags.json:
+        try:
+            pathlib.Path(flags.json).write_text(
+                json.dumps(report, indent=2) + "\n"
+            )
+        except OSError as error:
+            print(f"error: --json={flags.json}: {error.strerror}")
+            return 1
+    counts = ", ".join(
+        f"{report[kind]} {kind if report[kind] != 1 else kind[:-1]}"
+        for kind in ("errors", "warnings")
+    )
+    if report["healthy"]:
+        print(f"Healthy: training can start here ({counts}).")
+    else:
+        print(f"Not healthy: {counts}.")
+    return 0 if report["healthy"] else 1
+
+
+def run() -> None:
+    """Entry point."""
+    sys.exit(main(sys.argv[1:]))

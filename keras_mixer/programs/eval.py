@@ -1,0 +1,377 @@
+"""Evaluates what a run trained, or released weights.
+
+The program behind eval.py, `keras-mixer-eval` and `python -m keras_mixer.eval`.
+"""
+
+import contextlib
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from keras_mixer.evaluation import paper
+from keras_mixer.programs.flags import (
+    check_source_flags,
+    define_device_flags,
+    define_source_flags,
+    make_strategy,
+    override_some,
+    parse_checkpoint,
+)
+from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.run import config as config_lib, files
+from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.training import assembly
+
+FLAGS = flags.FLAGS
+
+_HELP = """Evaluates a run or released weights.
+
+Accuracy: every example counts once.
+
+  python eval.py --workdir=runs/digits
+  python eval.py --workdir=runs/digits --checkpoint=best data.eval_split=train
+  python eval.py --workdir=runs/digits --confusion=confusion.png \\
+      --per_class=classes.csv
+  python eval.py --weights=imagenet1k --model=B/16 --data=imagenet
+  python eval.py --weights=mixer.npz --model=B/16 --data=folder:~/photos@test
+
+Few-shot accuracy of the frozen features, by regularised linear regression
+(paper, sect. 3):
+
+  python eval.py --workdir=runs/digits --task=fewshot
+  python eval.py --weights=imagenet21k --model=L/16 --task=fewshot \\
+      --data=reference,imagenet
+  python eval.py --workdir=runs/mine --task=fewshot \\
+      --data=cifar100,uc_merced@train[:1000]@train[1000:] \\
+      fewshot.shots=1,5 fewshot.l2_reg=64,1024 fewshot.seeds=5
+
+A table goes to the terminal (stderr), and JSON to stdout and to --output.
+
+Data sets (--data), with commas between them: NAME or NAME@SPLIT, and for
+few-shot NAME@TRAIN@TEST; by default the run's own. Known by name:
+{suites}
+
+Overrides (section.field=value) change the run's config for this evaluation:
+the data, the preprocessing, the batch size, fewshot.*:
+{fields}
+"""
+
+# What an evaluation may change; the rest is part of the trained model.
+_OVERRIDABLE = (
+    "data.",
+    "fewshot.",
+    "augment.eval_policy",
+    "train.batch_size",
+    "train.loss",
+    "train.xla",
+)
+_TASKS = ("classification", "fewshot")
+_BATCH_SIZE = 256  # without a run that says how many fit
+
+
+Later = Callable[[], None]
+
+
+class Subject(NamedTuple):
+    """What is evaluated; `class_names` are None where only a number is known.
+
+    `origin` is what the JSON says of it. Without a head there are features
+    alone.
+    """
+
+    model: Any
+    config: Config
+    class_names: tuple[str, ...] | None
+    source: str
+    origin: dict[str, Any]
+    has_head: bool = True
+
+
+def help_text() -> str:
+    """Returns what --help prints above the flags."""
+    from keras_mixer.data import suites
+
+    lines = [
+        f"  {name:<11} ({task}) {', '.join('@'.join(s) for s in sets.values())}"
+        for task, known in (
+            ("classification", suites.CLASSIFICATION_SUITES),
+            ("few-shot", suites.FEWSHOT_SUITES),
+        )
+        for name, sets in known.items()
+    ]
+    return _HELP.format(
+        suites="\n".join(lines), fields=config_lib.field_help("fewshot")
+    )
+
+
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
+    names = define_source_flags()
+    flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
+    flags.DEFINE_string(
+        "data", None, "Data sets with commas between them, see above."
+    )
+    flags.DEFINE_string("output", None, "File to write the scores to, as JSON.")
+    flags.DEFINE_string(
+        "per_class", None, "File to write the accuracy of each class to (.csv)."
+    )
+    flags.DEFINE_string(
+        "confusion",
+        None,
+        "Picture of which class is taken for which: .png, .svg or .pdf.",
+    )
+    names += ["task", "data", "output", "per_class", "confusion"]
+    return [*names, *define_device_flags()]
+
+
+def _check_flags() -> None:
+    """Raises ConfigError for flags that do not go together."""
+    check_source_flags()
+    if FLAGS.task == "fewshot" and (FLAGS.per_class or FLAGS.confusion):
+        raise ConfigError(
+            "--per_class and --confusion go with --task=classification."
+        )
+    if FLAGS.per_class and not FLAGS.per_class.endswith(".csv"):
+        raise ConfigError(
+            f"--per_class must end in .csv. Received: {FLAGS.per_class}"
+        )
+    if FLAGS.confusion:
+        from keras_mixer.evaluation import pictures
+
+        pictures.check_file(FLAGS.confusion, "--confusion")
+    for name in ("output", "per_class", "confusion"):
+        if FLAGS[name].value:
+            file = pathlib.Path(str(FLAGS[name].value))
+            if file.is_dir():
+                raise ConfigError(
+                    f"--{name} must be a file: {file} is a folder"
+                )
+            file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _load(overrides: list[str]) -> Subject:
+    """Loads what the flags name; inside the strategy's scope."""
+
+    if FLAGS.workdir:
+        trained = assembly.load_trained(
+            FLAGS.workdir, parse_checkpoint(FLAGS.checkpoint)
+        )
+        return Subject(
+            trained.model,
+            override_some(
+                trained.config, overrides, _OVERRIDABLE, "an evaluation"
+            ),
+            trained.class_names,
+            trained.source,
+            {
+                "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+                "checkpoint": FLAGS.checkpoint,
+                "step": trained.step,
+            },
+        )
+    config = Config(
+        data=config_lib.DataConfig(
+            name="imagenet2012", eval_split="validation"
+        ),
+        model=config_lib.ModelConfig(variant=FLAGS.model, image_size=224),
+        augment=config_lib.AugmentConfig(
+            eval_policy="resize_small(256)|central_crop"
+        ),
+        train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
+        fewshot=config_lib.FewshotConfig(data="imagenet"),
+    )
+    config = override_some(
+        config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
+    )
+    model, config, source, has_head = assembly.load_weights(
+        FLAGS.weights, config
+    )
+    origin = {"weights": FLAGS.weights, "model": FLAGS.model}
+    return Subject(model, config, None, source, origin, has_head)
+
+
+def _check_classes(split: Any, subject: Subject) -> None:
+    """Raises DataError unless the model knows the classes of a split."""
+    from keras_mixer import data
+
+    width = subject.model.output_shape[-1]
+    if not subject.has_head or split.num_classes != width:
+        theirs = f"a head of {width}" if subject.has_head else "no head"
+        raise data.DataError(
+            f"{split.name} has {split.num_classes} classes, and "
+            f"{subject.source} has {theirs}. --task=fewshot needs no head; "
+            "train.py trains a new one with init.head=fresh."
+        )
+    ours = subject.class_names
+    if ours is not None and split.class_names != ours:
+        i = [a == b for a, b in zip(ours, split.class_names, strict=True)]
+        at = i.index(False)
+        raise data.DataError(
+            f"{split.name} has other classes than {subject.source}: class "
+            f"{at} is {split.class_names[at]!r}, not {ours[at]!r}."
+        )
+
+
+def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
+    """Returns what others reported of such a model, if anything."""
+    model = config.model
+    changed = (model.patch_size, model.num_blocks, model.hidden_dim)
+    if changed != (None, None, None) or config.data.classes:
+        return {}
+    pretraining = config.init.weights
+    if pretraining is None and config.recipe in ("imagenet_b", "imagenet_l"):
+        pretraining = "imagenet1k"
+    assert model.image_size is not None
+    found = paper.find(
+        model.variant, pretraining, name, split, model.image_size
+    )
+    if found is None:
+        return {}
+    return {"reported": {"accuracy": found.accuracy, "source": found.source}}
+
+
+def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
+    """Returns the scores of each data set, and what writes the details."""
+    from keras_mixer import data, evaluation as evaluate
+    from keras_mixer.data.augment import images
+
+    config, own = subject.config, subject.config.data
+    # A run's own name may be a folder with a comma in it.
+    entries: Sequence[tuple[str, tuple[str, ...]]]
+    entries = [(own.name, (own.name, own.eval_split))]
+    if FLAGS.data:
+        entries = data.parse_classification(FLAGS.data, own.eval_split)
+    splits = [
+        data.open_split(name, split, own.data_dir, classes=own.classes)
+        for _, (name, split) in entries
+    ]
+    assert config.model.image_size is not None
+    for split in splits:  # before any is evaluated
+        _check_classes(split, subject)
+        images.parse_policy(
+            config.augment.eval_policy,
+            config.model.image_size,
+            split.image_size,
+        )
+    details = FLAGS.per_class or FLAGS.confusion
+    if details and (len(splits) > 1 or splits[0].is_multi_label):
+        raise ConfigError(
+            "--per_class and --confusion take one data set with one label per "
+            f"image. Received: {', '.join(s.name for s in splits)}"
+        )
+    if FLAGS.confusion:
+        evaluate.report.check_confusion(splits[0].num_classes)
+    results = []
+    rows: dict[str, Any] = {}
+    for (_, (name, part)), split in zip(entries, splits, strict=True):
+        over = evaluate.Pass(
+            split,
+            batch_size=config.train.batch_size,
+            image_size=config.model.image_size,
+            policy=config.augment.eval_policy,
+            strategy=strategy,
+            broken=data.BrokenImages(split, limit=own.max_broken),
+        )
+        KEPT.append(over)
+        scores, rows = evaluate.make_predictor(
+            subject.model, over, loss=config.train.loss, xla=config.train.xla
+        )()
+        if not math.isfinite(scores["loss"]):
+            raise ValueError(
+                f"The loss on {split.name} is {scores['loss']}: "
+                f"{subject.source} has weights or activations that are not "
+                "finite numbers."
+            )
+        found = {"data": name, "split": part, **scores}
+        results.append({**found, **_reported(config, name, part)})
+
+    def write_details() -> None:
+        _write_details(splits[0], rows, results[0]["accuracy"])
+
+    return results, write_details
+
+
+def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
+    """Writes the table and the picture that were asked for."""
+    from keras_mixer.evaluation import report
+
+    if FLAGS.per_class:
+        classes = report.per_class(split.class_names, rows)
+        report.write_per_class(pathlib.Path(FLAGS.per_class), classes)
+        print(report.worst_classes(classes), file=sys.stderr)
+    if FLAGS.confusion:
+        report.draw_confusion(
+            pathlib.Path(FLAGS.confusion),
+            split.class_names,
+            rows,
+            f"{split.name}: accuracy {accuracy:.4f} on {len(rows['label']):,} "
+            "images (shares in %)",
+        )
+
+
+def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
+    """Returns the few-shot accuracies on each data set, and no details."""
+    from keras_mixer import data, evaluation as evaluate
+
+    config = subject.config
+    if FLAGS.data:
+        config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
+    evaluators = evaluate.make_fewshot_evaluators(
+        subject.model,
+        data.open_fewshot(config),
+        config=config,
+        strategy=strategy,
+    )
+    KEPT.append(evaluators)
+    found = [x for evaluator in evaluators.values() for x in evaluator()]
+    return found, lambda: None
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and overrides, evaluates, prints the scores."""
+    from keras_mixer import evaluation as evaluate
+    from keras_mixer.engines import distribute
+
+    _check_flags()
+    begun = time.perf_counter()
+    task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
+    # Nothing but the scores goes to stdout, whatever a download says.
+    with contextlib.redirect_stdout(sys.stderr):
+        strategy = make_strategy()
+        with distribute.watch_workers(strategy):
+            with strategy.scope():
+                subject = _load(argv[1:])
+            results, write_details = task(subject, strategy)
+    if not distribute.is_chief(strategy):
+        return
+    report = evaluate.report
+    as_table = {
+        "classification": report.classification_table,
+        "fewshot": report.fewshot_table,
+    }[FLAGS.task]
+    print(f"{subject.source}:\n{as_table(results)}", file=sys.stderr)
+    whole = {
+        "task": FLAGS.task,
+        **subject.origin,
+        "source": subject.source,
+        "seconds": time.perf_counter() - begun,
+    }
+    if FLAGS.task == "classification" and len(results) == 1:
+        whole |= results[0]
+    else:
+        whole["results"] = results
+    print(json.dumps(whole, indent=2), flush=True)
+    if FLAGS.output:
+        files.write_json(FLAGS.output, whole)
+    write_details()  # last: whatever becomes of it, the scores are there
+
+
+def run() -> None:
+    """Entry point."""
+    run_program(main, names=define_flags(), help_text=help_text())

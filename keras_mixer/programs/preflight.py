@@ -1,0 +1,132 @@
+"""Will it fit, and how fast: `python -m keras_mixer.preflight`."""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from keras_mixer.preflight import chips
+from keras_mixer.programs.flags import define_config_flags, read_config
+from keras_mixer.programs.program import run_program
+from keras_mixer.run import config as config_lib, files
+
+FLAGS = flags.FLAGS
+
+_RECIPE = "imagenet_b"
+_HELP = """Compiles a training step for a TPU that is not here, and reports.
+
+  python -m keras_mixer.preflight --model=B/16 --topology=v5e:2x4 --batch=1024
+  python -m keras_mixer.preflight --recipe=imagenet21k_l --topology=v4:4x4x4
+  python -m keras_mixer.preflight --model=H/14 --topology=v5e:1x1 \\
+      --batch=4096 model.remat=block --json=h14.json
+
+It is the step that train.py would run: model, loss, mixup, clipping and
+optimizer of the recipe ({recipe} by default), in its precision. The compiler is
+the one of the TPU (pip install '.[preflight]'), and no TPU is asked. Small
+models take a minute, H/14 takes several. If the batch does not fit, the largest
+that does is looked for.
+
+Topologies: {chips}, as v5e:2x4 or v4:2x2x1. Of v2, v3 and v4 a device is a
+core, two of a chip; of the others a chip.
+
+Overrides are those of train.py: section.field=value.
+"""
+
+
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
+    flags.DEFINE_string(
+        "model", None, "Variant, in place of the recipe's: S/32 ... H/14."
+    )
+    flags.DEFINE_string("topology", "v5e:2x4", "The TPU.")
+    flags.DEFINE_integer(
+        "batch", None, "Global batch, in place of the recipe's."
+    )
+    flags.DEFINE_integer(
+        "classes", None, "Width of the head; the data set's by default."
+    )
+    flags.DEFINE_integer(
+        "examples", None, "Training examples, for data that is not known here."
+    )
+    flags.DEFINE_bool(
+        "largest", None, "Look for the largest batch even if this one fits."
+    )
+    flags.DEFINE_string("json", None, "File to write the figures to.")
+    return [
+        *define_config_flags(_RECIPE),
+        "model",
+        "topology",
+        "batch",
+        "classes",
+        "examples",
+        "largest",
+        "json",
+    ]
+
+
+def read_run(overrides: list[str]) -> config_lib.Config:
+    """Returns the config that the flags and overrides ask for."""
+    given = []
+    if FLAGS.model is not None:
+        given.append(f"model.variant={FLAGS.model}")
+    if FLAGS.batch is not None:
+        given.append(f"train.batch_size={FLAGS.batch}")
+    return read_config([*given, *overrides])
+
+
+def _check_json(path: str | None) -> pathlib.Path | None:
+    if path is None:
+        return None
+    target = pathlib.Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise config_lib.ConfigError(
+            f"--json must be a file in a folder that is there. Received: {path}"
+        )
+    return target
+
+
+def main(argv: list[str]) -> None:
+    """Compiles, counts and prints."""
+    from keras_mixer import preflight
+
+    target = _check_json(FLAGS.json)
+    topology = preflight.parse_topology(FLAGS.topology)
+    run = preflight.resolve(
+        read_run(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
+    )
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        seconds = time.perf_counter() - start
+        print(f"[{seconds:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+    say(f"Compiling for {topology}; a large model takes minutes ...")
+    measure = functools.partial(preflight.measure, apart=True)
+    figures = measure(run, topology)
+    print(preflight.to_text(figures, run))
+    content: dict[str, Any] = dataclasses.asdict(figures)
+    if FLAGS.largest or not figures.fits:
+        largest = preflight.find_largest(
+            run, topology, figures, say, measure=measure
+        )
+        if largest is None:
+            print("No batch fits, not even the smallest that divides.")
+        else:
+            print("\nThe largest batch that fits:")
+            print(preflight.to_text(largest, run))
+        content["largest"] = largest and dataclasses.asdict(largest)
+    if target is not None:
+        files.write_json(target, content)
+
+
+def run() -> None:
+    """Entry point."""
+    run_program(
+        main,
+        names=define_flags(),
+        help_text=_HELP.format(recipe=_RECIPE, chips=", ".join(chips.CHIPS)),
+    )

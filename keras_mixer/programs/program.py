@@ -1,0 +1,85 @@
+"""Runs a program under absl: its help, its errors, its end."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+
+FLAGS = flags.FLAGS
+
+# What a program holds until it ends; see `trainer.fit`.
+KEPT: list[Any] = []
+
+
+def _rehearses() -> bool:
+    """Whether the program has virtual devices; not all have the flag."""
+    return "virtual_devices" in FLAGS and FLAGS.virtual_devices is not None
+
+
+def _end_at_once(code: int) -> None:
+    """Ends a rehearsal on virtual devices without freeing anything.
+
+    TensorFlow 2.21 hung in one of five such programs while it freed its
+    iterators over several CPUs, when all was done and written.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run_program(
+    main: Callable[[list[str]], None], *, names: list[str], help_text: str
+) -> None:
+    """Runs `main` under absl, with its errors as one line.
+
+    Args:
+      main: Takes the command line without the flags.
+      names: The program's own flags, shown by --help.
+      help_text: Shown by --help above the flags.
+    """
+    for name in names:  # absl would list them under the module that has them
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
+    sys.modules["__main__"].__doc__ = help_text
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return list(FLAGS(argv))
+        except flags.Error as error:
+            sys.exit(f"error: {error} (--help lists the flags)")
+
+    def guarded(argv: list[str]) -> None:
+        import tensorflow as tf
+
+        from keras_mixer.engines import distribute
+        from keras_mixer.training import loop as trainer, preemption
+
+        logging.set_verbosity(logging.WARNING)
+        distribute.keep_freed_memory()
+        expected = (
+            ValueError,
+            OSError,
+            trainer.NonFiniteError,
+            tf.errors.OpError,
+        )
+        try:
+            main(argv)
+            if _rehearses():
+                _end_at_once(0)
+        except distribute.WorkerLostError as lost:
+            print(lost, file=sys.stderr, flush=True)
+            sys.exit(preemption.EXIT_CODE)
+        except SystemExit as ending:
+            if _rehearses() and ending.code == preemption.EXIT_CODE:
+                _end_at_once(preemption.EXIT_CODE)
+            raise
+        except expected as error:
+            if os.environ.get("KERAS_MIXER_TRACEBACK"):
+                raise
+            lines = str(error).strip().splitlines() or [repr(error)]
+            sys.exit(
+                f"error: {lines[0]}\n(KERAS_MIXER_TRACEBACK=1 shows where)"
+            )
+
+    app.run(guarded, flags_parser=parse)

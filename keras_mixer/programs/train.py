@@ -1,0 +1,85 @@
+"""Trains a Mixer: recipe -> overrides -> config -> strategy -> trainer.fit.
+
+The program behind train.py and `keras-mixer-train`.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from keras_mixer.programs.flags import (
+    define_config_flags,
+    define_device_flags,
+    make_strategy,
+    read_config,
+)
+from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.run import config as config_lib, recipes
+
+FLAGS = flags.FLAGS
+
+_HELP = """Trains an MLP-Mixer and prints its accuracy.
+
+  python train.py                                  bundled digits, a minute
+  python train.py --recipe=cifar10_scratch data.data_dir=~/data
+  python train.py --recipe=digits optim.lr=1e-3 train.epochs=30 --workdir=runs/b
+  python train.py --config=runs/b/config.json --workdir=runs/c
+
+The same command on the same workdir goes on where it stopped, also after a
+crash. On SIGTERM or Ctrl-C the run is saved. The program exits with 75 then,
+and when another worker died: give the same command again.
+
+Recipes (--recipe):
+{recipes}
+
+Fields (section.field=value, with the defaults that recipes change):
+{fields}
+"""
+
+
+def help_text() -> str:
+    """Returns what --help prints above the flags."""
+    lines = [
+        f"  {name:<22} {(recipe.__doc__ or '').splitlines()[0]}"
+        for name, recipe in recipes.RECIPES.items()
+    ]
+    return _HELP.format(
+        recipes="\n".join(lines), fields=config_lib.field_help()
+    )
+
+
+def define_flags() -> list[str]:
+    """Defines the flags of this program and returns their names."""
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run; runs/<recipe> by default."
+    )
+    return [*define_config_flags(), "workdir", *define_device_flags()]
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and overrides, trains, prints the accuracy."""
+    from keras_mixer.engines import distribute
+    from keras_mixer.training import loop as trainer, preemption
+
+    config = read_config(argv[1:])
+    name = config.recipe or pathlib.Path(FLAGS.config).stem
+    try:
+        result = trainer.fit(
+            config,
+            workdir=FLAGS.workdir or pathlib.Path("runs", name),
+            strategy=make_strategy(),
+            keep_alive=KEPT,
+        )
+    except (trainer.Stopped, distribute.WorkerLostError) as stopped:
+        print(stopped, flush=True)
+        sys.exit(preemption.EXIT_CODE)
+    print(
+        f"{result['split']} accuracy at step {result['step']:,}: "
+        f"{result['accuracy']:.4f}"
+    )
+
+
+def run() -> None:
+    """Entry point."""
+    run_program(main, names=define_flags(), help_text=help_text())

@@ -1,0 +1,1 @@
+"""What a run is: config and recipes; on the disk: workdir, checkpoints."""

@@ -1,0 +1,55 @@
+"""Small files of a run, read and written without any library."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+
+
+class WorkdirError(ValueError):
+    """The workdir holds another run, or cannot be used."""
+
+
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file or folder is on the disk, not only in memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file that is there whole, and on the disk, or not at all.
+
+    The folders that lead to it are made.
+    """
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    sync(temporary)
+    os.replace(temporary, target)
+    sync(target.parent)
+
+
+def read_other_model(workdir: pathlib.Path) -> str | None:
+    """Returns what made the model of a run that is no Mixer, None if it is one.
+
+    `trainer.fit` writes it where it is given a `build_model`.
+
+    Raises:
+      WorkdirError: The file that says it is damaged.
+    """
+    try:
+        text = (workdir / OTHER_MODEL).read_text()
+        return str(json.loads(text)["build_model"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"Cannot read {workdir / OTHER_MODEL} "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error

@@ -1,0 +1,171 @@
+"""What a run is on disk: its config, its classes, its result."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from keras_mixer.run import checkpoint, config as config_lib
+from keras_mixer.run.config import Config
+from keras_mixer.run.files import (
+    OTHER_MODEL,
+    WorkdirError,
+    read_other_model,
+    write_json,
+)
+
+
+def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of a run.
+
+    Raises:
+      WorkdirError: It lies in a bucket, where nothing can be locked or renamed.
+    """
+    # pathlib makes gs:/bucket of gs://bucket, which would be a local folder.
+    if re.match(r"[a-z][a-z0-9]+:/", os.fspath(workdir)):
+        raise WorkdirError(
+            "A workdir must be a folder of a file system, because checkpoints "
+            "are renamed and locked in it. Train into one on this machine's "
+            "disk, or on a disk that all hosts share (NFS, Filestore), and "
+            f"copy it: gcloud storage cp -r. Received: {os.fspath(workdir)}"
+        )
+    return pathlib.Path(workdir)
+
+
+def read_result(
+    workdir: pathlib.Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    other_model: str | None = None,
+) -> dict[str, Any] | None:
+    """Returns the result of a finished run of `config`, None if it is not.
+
+    Args:
+      workdir: Folder of the run.
+      config: Resolved.
+      class_names: In the order of the labels.
+      other_model: What makes the model where that is no Mixer.
+
+    Raises:
+      WorkdirError: The workdir holds something other than a run of `config`
+        on these classes, or cannot be read.
+    """
+    try:
+        if not (workdir / "config.json").exists():
+            left = workdir.iterdir() if workdir.exists() else []
+            if any(p.suffix != ".tmp" and p.name != "lock" for p in left):
+                raise WorkdirError(
+                    f"{workdir} is not empty and holds no run (no "
+                    "config.json). Give a --workdir that is new or empty."
+                )
+            return None
+        changes = _changes(workdir, config, class_names, other_model)
+        metrics = workdir / "metrics.jsonl"
+        begun = (metrics.exists() and metrics.stat().st_size) or (
+            checkpoint.Checkpoints(workdir).steps
+        )
+        if changes and begun:
+            raise WorkdirError(
+                f"{workdir} holds a run of another config. Give this run a "
+                "--workdir of its own. What differs (there -> here): "
+                + "; ".join(changes)
+            )
+        result = workdir / "result.json"
+        return dict(json.loads(result.read_text())) if result.exists() else None
+    except OSError as error:
+        raise WorkdirError(
+            f"Cannot read the workdir {workdir}: {error.strerror}"
+        ) from error
+
+
+def _changes(
+    workdir: pathlib.Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    other_model: str | None,
+) -> list[str]:
+    """Lists what differs between the run in `workdir` and this one."""
+    theirs = config_lib.load(workdir / "config.json")
+    # The same data set may lie elsewhere on another machine, and the error
+    # about broken images says to change their limit. What is measured beside
+    # the training does not change it.
+    theirs = dataclasses.replace(
+        theirs,
+        fewshot=config.fewshot,
+        data=dataclasses.replace(
+            theirs.data,
+            data_dir=config.data.data_dir,
+            max_broken=config.data.max_broken,
+        ),
+    )
+    changes = config_lib.differences(config, theirs)
+    classes = workdir / "classes.json"
+    if classes.exists() and read_classes(classes) != class_names:
+        changes.append("the names of the classes (classes.json)")
+    made_by = read_other_model(workdir)
+    if made_by != other_model:
+        changes.append(
+            f"the model: {made_by or 'a Mixer'} -> {other_model or 'a Mixer'}"
+        )
+    return changes
+
+
+def read_classes(path: pathlib.Path) -> tuple[str, ...]:
+    return tuple(json.loads(path.read_text()))
+
+
+@contextlib.contextmanager
+def claim(
+    workdir: pathlib.Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    other_model: str | None = None,
+) -> Iterator[None]:
+    """Writes what the run is into its workdir, and keeps others out.
+
+    Args:
+      workdir: Folder of the run.
+      config: Resolved.
+      class_names: In the order of the labels.
+      other_model: What makes the model where that is no Mixer.
+
+    Raises:
+      WorkdirError: It cannot be written, or another process trains in it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / "lock").open("w")
+    except OSError as error:
+        raise _not_writable(workdir, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(
+                f"Another process trains in {workdir}. Wait for it or stop "
+                "it, or give this run a --workdir of its own."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            config_lib.save(config, workdir / "config.json")
+            write_json(workdir / "classes.json", list(class_names))
+            other = workdir / OTHER_MODEL
+            if other_model is not None:
+                write_json(other, {"build_model": other_model})
+            else:  # of a run that has not begun
+                other.unlink(missing_ok=True)
+        except OSError as error:
+            raise _not_writable(workdir, error) from error
+        yield
+
+
+def _not_writable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
+    return WorkdirError(
+        f"Cannot write to the workdir {workdir}: {error.strerror}"
+    )

@@ -1,0 +1,312 @@
+"""A config's model, schedule and optimizer; models of runs and releases."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_mixer import models, weights as weights_lib
+from keras_mixer.engines import optim
+from keras_mixer.run import checkpoint, config as config_lib
+from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.run.files import WorkdirError
+from keras_mixer.run.workdir import read_classes
+
+# (config, classes) -> a model of images in [-1, 1] that returns logits.
+BuildModel = Callable[[Config, int], keras.Model]
+
+
+def dimensions(config: config_lib.ModelConfig) -> models.Variant:
+    """Returns the variant with the dimensions that the config sets.
+
+    Raises:
+      ConfigError: The variant is custom, and a dimension is missing.
+    """
+    fields = [field.name for field in dataclasses.fields(models.Variant)]
+    chosen = {
+        name: getattr(config, name)
+        for name in fields
+        if getattr(config, name) is not None
+    }
+    if config.variant != "custom":
+        return dataclasses.replace(models.get_variant(config.variant), **chosen)
+    missing = [name for name in fields if name not in chosen]
+    if missing:
+        raise ConfigError(
+            "model.variant=custom needs all five dimensions; missing: "
+            + ", ".join(f"model.{name}" for name in missing)
+        )
+    return models.Variant(**chosen)
+
+
+def initial_weights(config: Config) -> weights_lib.Parameters | None:
+    """Reads what `init.weights` names; None where it is null.
+
+    Raises:
+      ValueError: It does not exist, or cannot be read.
+    """
+    weights = config.init.weights
+    if weights is None:
+        return None
+    return weights_lib.get(weights, config.model.variant)
+
+
+def resolve_model(
+    config: Config, initial: weights_lib.Parameters | None
+) -> Config:
+    """Fills in what follows from the initial weights.
+
+    The expansion to a larger image (paper, App. C) sets tokens_mlp_dim, and
+    weights of timm the exact GELU; a run is read back by these.
+
+    Raises:
+      ValueError: The image size is none that the weights can be fitted to.
+    """
+    if initial is None:
+        return config
+    size = config.model.image_size
+    assert size is not None
+    dims = dimensions(config.model)
+    _, fitted = models.fit_weights(
+        initial,
+        dims,
+        (size // dims.patch_size, size // dims.patch_size),
+        config.init.resize_tokens,
+    )
+    model = dataclasses.replace(
+        config.model, gelu="exact" if initial.exact_gelu else "tanh"
+    )
+    if fitted != dims:
+        model = dataclasses.replace(model, tokens_mlp_dim=fitted.tokens_mlp_dim)
+    return dataclasses.replace(config, model=model)
+
+
+def build_mixer(
+    config: Config,
+    num_classes: int,
+    *,
+    initial: weights_lib.Parameters | None = None,
+) -> keras.Model:
+    """Builds the model of a resolved config; it returns logits.
+
+    Args:
+      config: The resolved config.
+      num_classes: Width of the head.
+      initial: Weights to start from; random by default.
+
+    Raises:
+      ValueError: The image size does not fit the patches, or a dimension is
+        missing.
+    """
+    options = config.model
+    assert options.image_size is not None
+    dims = dimensions(options)
+    last = config.train.last_blocks
+    if last is not None and last > dims.num_blocks:
+        raise ConfigError(
+            f"train.last_blocks must be at most {dims.num_blocks}, the blocks "
+            f"of the model. Received: {last}"
+        )
+    model = models.Mixer(
+        dims,
+        input_shape=(options.image_size, options.image_size, 3),
+        weights=initial,
+        head=config.init.head,
+        resize_tokens=config.init.resize_tokens,
+        classes=num_classes,
+        classifier_activation=None,
+        dropout=options.dropout,
+        stoch_depth=options.stoch_depth,
+        stoch_depth_rescale=options.stoch_depth_rescale,
+        gelu_approximate=options.gelu == "tanh",
+        head_bias_init=config.train.head_bias_init,
+        remat=options.remat,
+        dtype={"float32": "float32", "bfloat16": "mixed_bfloat16"}[
+            options.precision
+        ],
+    )
+    if last is not None:
+        trained = {"head", *(["pre_head_layer_norm"] if last else [])}
+        first = dims.num_blocks - last
+        trained |= {f"MixerBlock_{i}" for i in range(first, dims.num_blocks)}
+        for layer in model.layers:
+            layer.trainable = layer.name in trained
+    return model
+
+
+def _require_trainable_alone(model: keras.Model) -> None:
+    """Raises ValueError for a model with state that the step cannot keep.
+
+    The step changes what has a gradient, and nothing else: the moving means of
+    BatchNormalization would be assigned inside of the compiled step, by every
+    replica on its own.
+    """
+    others = [v.path for v in model.non_trainable_variables]
+    if others:
+        raise ValueError(
+            f"{model.name!r} has variables that are not trained by gradients, "
+            f"and that the training step does not keep: {others[0]} and "
+            f"{len(others) - 1} others. Moving means and the seeds of Dropout "
+            "are such: take GroupNormalization or LayerNormalization in place "
+            "of BatchNormalization, and no Dropout."
+        )
+
+
+class Training(NamedTuple):
+    """A model, its optimizer, and the learning rate of each step."""
+
+    model: keras.Model
+    optimizer: Any
+    schedule: optim.WarmupDecay
+
+
+def build_training(
+    config: Config,
+    num_classes: int,
+    *,
+    initial: weights_lib.Parameters | None = None,
+    build_model: BuildModel | None = None,
+) -> Training:
+    """Builds all that an update of the weights needs.
+
+    Args:
+      config: The resolved config.
+      num_classes: Width of the head.
+      initial: Weights to start from; random by default.
+      build_model: Makes another model than a Mixer.
+    """
+    if build_model is None:
+        model = build_mixer(config, num_classes, initial=initial)
+    else:
+        model = build_model(config, num_classes)
+        _require_trainable_alone(model)
+    assert config.train.steps is not None
+    schedule = optim.make_schedule(config.optim, total_steps=config.train.steps)
+    optimizer = optim.make_optimizer(
+        config.optim, schedule=schedule, variables=model.trainable_variables
+    )
+    return Training(model, optimizer, schedule)
+
+
+def require_tensorflow() -> None:
+    """Raises ConfigError under another backend, which tf.distribute lacks."""
+    if keras.backend.backend() != "tensorflow":
+        raise ConfigError(
+            "Training and its checkpoints need KERAS_BACKEND=tensorflow. "
+            f"Received: {keras.backend.backend()!r} (from KERAS_BACKEND or "
+            "~/.keras/keras.json)"
+        )
+
+
+def assign(
+    variables: Mapping[str, Any], values: Mapping[str, np.ndarray], source: str
+) -> None:
+    """Sets variables from a checkpoint, each once, after all were checked.
+
+    Raises:
+      CheckpointError: Names or shapes differ. Nothing has been set.
+    """
+    differ = sorted(set(variables) ^ set(values)) or [
+        f"{name} {values[name].shape} for {tuple(variable.shape)}"
+        for name, variable in variables.items()
+        if values[name].shape != tuple(variable.shape)
+    ]
+    if differ:
+        raise checkpoint.CheckpointError(
+            f"The checkpoint of {source} is of another model or optimizer: "
+            f"{', '.join(differ[:5])}"
+        )
+    for name, variable in variables.items():
+        variable.assign(values[name])
+
+
+class Trained(NamedTuple):
+    """What a run trained: a model (images in [-1, 1] to logits) and the rest.
+
+    `source` names the workdir and the step.
+    """
+
+    model: keras.Model
+    config: Config
+    class_names: tuple[str, ...]
+    source: str
+    step: int
+
+
+def load_trained(
+    workdir: str | os.PathLike[str], which: str | int = "latest"
+) -> Trained:
+    """Loads what a run trained.
+
+    Args:
+      workdir: Folder of the run.
+      which: "latest", "best" (on its validation split), or a step.
+
+    Raises:
+      WorkdirError: The folder is not a workdir.
+      WeightsError: It has no such checkpoint, or one that cannot be read.
+    """
+    workdir = pathlib.Path(workdir)
+    for name in ("config.json", "classes.json"):
+        if not (workdir / name).exists():
+            raise WorkdirError(
+                f"{workdir} is not the workdir of a run: it has no {name}."
+            )
+    config = config_lib.load(workdir / "config.json")
+    class_names = read_classes(workdir / "classes.json")
+    parameters = weights_lib.read_workdir(workdir, which)
+    model = build_mixer(config, len(class_names))
+    weights_lib.load(model, parameters)
+    assert parameters.step is not None
+    return Trained(
+        model, config, class_names, parameters.source, parameters.step
+    )
+
+
+def load_model(
+    workdir: str | os.PathLike[str], which: str | int = "latest"
+) -> tuple[keras.Model, Config, tuple[str, ...]]:
+    """Returns the model, config and class names of `load_trained`."""
+    return load_trained(workdir, which)[:3]
+
+
+def load_weights(
+    weights: str, config: Config
+) -> tuple[keras.Model, Config, str, bool]:
+    """Builds the model of released weights or of a file.
+
+    Args:
+      weights: A released name, or a .npz or .safetensors file.
+      config: Of the model; `init` is filled in.
+
+    Returns:
+      The model (images in [-1, 1] to logits; without a head in the file the
+      logits are 0), the config with what follows from the weights, the name
+      of their source, and whether they have a head.
+
+    Raises:
+      ValueError: There are no such weights, or they do not fit.
+    """
+    if (pathlib.Path(weights) / "config.json").exists():
+        raise WorkdirError(
+            f"{weights} is the workdir of a run, which knows its model: give "
+            f"--workdir={weights} in place of --weights and --model."
+        )
+    if weights.endswith(".h5"):
+        raise WorkdirError(
+            f"{weights} says nothing of its classes. Load it into its model "
+            "and write a .npz: keras_mixer.weights.save_npz(model, path)"
+        )
+    parameters = weights_lib.get(weights, config.model.variant)
+    classes = parameters.num_classes
+    init = dataclasses.replace(
+        config.init, weights=weights, head="keep" if classes else "fresh"
+    )
+    config = dataclasses.replace(config, init=init)
+    config = resolve_model(config, parameters)
+    model = build_mixer(config, classes or 1, initial=parameters)
+    return model, config, parameters.source, classes is not None

@@ -1,0 +1,150 @@
+"""Contact sheets: pictures of what the model really gets."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_mixer import data
+from keras_mixer.data.augment import images
+from keras_mixer.engines import step as step_lib
+from keras_mixer.evaluation import pictures
+from keras_mixer.run.config import Config
+
+_CELL = 1.5  # inches
+_COLUMNS = 8
+_SHORT = 12  # characters of a caption that fit in a large font
+
+
+def draw(
+    config: Config,
+    splits: data.Splits,
+    *,
+    count: int = 32,
+    step: int = 0,
+    evaluation: bool = False,
+) -> Any:
+    """Draws the images of a batch, with their classes above them.
+
+    Args:
+      config: Of the run, resolved by `data.resolve`.
+      splits: From `data.open_splits`.
+      count: Images, at most.
+      step: Updates before the batch that is shown.
+      evaluation: Show the evaluation split, as it is evaluated, instead.
+
+    Returns:
+      A matplotlib figure with `count` axes, or as many as the batch has.
+
+    Raises:
+      ConfigError: matplotlib is not installed, or the config cannot be used.
+      DataError: Too many images are broken.
+    """
+    if evaluation:
+        shown, captions = first_evaluated(config, splits, count=count)
+        split, what = splits.evaluation, config.augment.eval_policy
+    else:
+        shown, captions = first_images(config, splits, count=count, step=step)
+        split, what = splits.train, config.augment.policy
+        if config.mixup.p:
+            what += f", mixup {config.mixup.p}"
+    return _draw(shown, captions, f"{split.name}: {what}")
+
+
+def first_images(
+    config: Config, splits: data.Splits, *, count: int, step: int
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the first images of a training batch, and their captions.
+
+    Returns:
+      float32 [n, side, side, 3] in [-1, 1], and as many texts.
+    """
+    split, size = splits.train, config.train.batch_size
+    # A shard of the batch is drawn as the whole one, and decoded alone.
+    unit = math.gcd(size, data.MIXING_GROUP)
+    fit = [n for n in range(unit, count + 1, unit) if size % n == 0]
+    shard = max(fit, default=unit)
+    assert config.model.image_size is not None
+    batches = data.train_batches(
+        split,
+        batch_size=size,
+        image_size=config.model.image_size,
+        policy=config.augment.policy,
+        seed=config.train.seed,
+        start_step=step,
+        shuffle_buffer=config.data.shuffle_buffer,
+        num_shards=size // shard,
+        mixup=config.mixup,
+        broken=data.BrokenImages(split, limit=config.data.max_broken),
+    )
+    batch = step_lib.split_partners(next(iter(batches)))
+    image, _ = step_lib.make_inputs(batch, split.num_classes, 0.0)
+    values = {key: value.numpy() for key, value in batch.items()}
+    return image.numpy()[:count], [
+        _caption(_labels({k: v[i] for k, v in values.items()}), split)
+        for i in range(min(len(image), count))
+    ]
+
+
+def first_evaluated(
+    config: Config, splits: data.Splits, *, count: int
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the same of the evaluation split's first images."""
+    split = splits.evaluation
+    assert config.model.image_size is not None
+    batches = data.eval_batches(
+        split,
+        batch_size=min(count, split.num_examples),
+        image_size=config.model.image_size,
+        policy=config.augment.eval_policy,
+        broken=data.BrokenImages(split, limit=config.data.max_broken),
+    )
+    batch = next(iter(batches))
+    labels = np.where(np.asarray(batch["mask"]) > 0, batch["label"], -1)
+    return images.to_value_range(batch["image"]).numpy(), [
+        _caption([(label, 1.0)], split) for label in labels
+    ]
+
+
+def _labels(example: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
+    """Returns the classes of a training example with their shares."""
+    label = example["label"]
+    if label.ndim:  # of a layer that mixed a batch
+        order = np.argsort(-label, kind="stable")
+        return [(i, label[i]) for i in order if label[i] > 0] or [(-1, 1.0)]
+    if "share" not in example or example["partner_label"] < 0:
+        return [(int(label), 1.0)]
+    share = float(example["share"])
+    return [(int(label), share), (int(example["partner_label"]), 1 - share)]
+
+
+def _caption(labels: list[tuple[int, float]], split: Any) -> str:
+    """Names the classes of an image: "cat", or "cat 0.71" and "dog 0.29"."""
+    names = [
+        split.class_names[i][:20] if i >= 0 else "broken" for i, _ in labels
+    ]
+    if len(labels) == 1 or labels[0][0] < 0:
+        return names[0]
+    return "\n".join(
+        f"{name} {share:.2f}"
+        for name, (_, share) in zip(names, labels, strict=True)
+    )
+
+
+def _draw(shown: np.ndarray, captions: list[str], title: str) -> Any:
+    """Draws images [n, side, side, 3] in [-1, 1] as a grid."""
+    columns = min(_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    figure = pictures.new_figure(
+        figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5)
+    )
+    longest = max(len(line) for text in captions for line in text.split("\n"))
+    size = 10 if longest <= _SHORT else 7
+    figure.suptitle(title, fontsize=max(size, 8))
+    for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.set_axis_off()
+        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
+        axes.set_title(caption, fontsize=size, pad=3)
+    return figure

@@ -1,0 +1,223 @@
+"""What the variants cost: counted, by formula, and measured."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from keras_mixer import models
+from keras_mixer.analysis import cost, cost_figure, cost_process, flops
+from keras_mixer.evaluation import paper
+from keras_mixer.run.config import ConfigError
+
+# PAPER: parameters with 1000 classes, GFLOP per image at 224 pixels.
+PAPER = {
+    "S/32": (19_104_624, 2.00),
+    "S/16": (18_528_264, 7.55),
+    "S/8": (20_646_504, 29.75),
+    "B/32": (60_293_428, 6.48),
+    "B/16": (59_880_472, 25.20),
+    "L/32": (206_939_264, 22.51),
+    "L/16": (208_196_168, 89.10),
+    "H/14": (432_350_952, 241.98),
+}
+SETTINGS = cost.Settings(
+    ("inference", "training"), batch=2, seconds=0, time_limit=60, xla=False
+)
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_parameters_and_flops_of_every_variant(name):
+    variant = models.get_variant(name)
+    formula = flops.by_formula(variant, 224, 1000)
+    assert formula.parameters == PAPER[name][0]
+    assert round(formula.flops / 1e9, 2) == PAPER[name][1]
+    assert flops.in_graph(variant, 224, 1000) == formula
+
+
+def test_higher_resolution_expands_token_mixing():
+    variant = models.get_variant("S/32")
+    wide = flops.at_size(variant, 448, expand=True)
+    assert wide.tokens_mlp_dim == 4 * variant.tokens_mlp_dim
+    assert flops.in_graph(wide, 448, 10) == flops.by_formula(wide, 448, 10)
+    assert flops.at_size(variant, 448, expand=False) == variant
+    assert flops.at_size(variant, 320, expand=True) == variant
+    with pytest.raises(ConfigError, match="320 and 352"):
+        flops.at_size(variant, 330, expand=True)
+
+
+def test_the_papers_costs_stand_beside_the_accuracies():
+    for one in paper.COSTS:
+        assert paper.find(
+            one.variant,
+            one.pretraining,
+            "imagenet2012",
+            "validation",
+            one.image_size,
+        )
+    speeds = {c.images_per_second for c in paper.find_costs("B/16", 224)}
+    assert speeds == {1384}
+    assert paper.find_costs("S/8", 224) == ()
+    row = cost._of_paper("L/16", 448)
+    assert row["paper_images_per_second_per_core"] == 105
+    assert row["paper_core_days_imagenet21k"] == 410
+    assert row["paper_top1_imagenet21k"] == 0.8415
+    assert row["paper_top1_jft300m"] is None
+
+
+def test_bad_flags(tmp_path):
+    assert cost.parse_variants("all") == tuple(models.VARIANTS)
+    assert cost.parse_variants("S/32, B/16") == ("S/32", "B/16")
+    with pytest.raises(ValueError, match="B/17"):
+        cost.parse_variants("B/17")
+    with pytest.raises(ConfigError, match="each once"):
+        cost.parse_variants("S/32,S/32")
+    assert cost.parse_modes("none") == ()
+    with pytest.raises(ConfigError, match="inference, training"):
+        cost.parse_modes("sleeping")
+    with pytest.raises(ConfigError, match="No variant"):
+        cost.count(("S/32", "S/16"), (100,), expand=True, say=print)
+    other = tmp_path / "other.json"
+    other.write_text('{"rows": []}')
+    with pytest.raises(ConfigError, match=r"other\.json"):
+        cost.read_measured(other)
+    assert cost.read_measured(tmp_path / "none.json") == {}
+
+
+def fake_rows():
+    rows = []
+    for name in ("S/32", "H/14"):
+        variant = models.get_variant(name)
+        found = flops.by_formula(variant, 224, 1000)
+        rows.append(
+            {
+                "variant": name,
+                "image_size": 224,
+                "tokens": variant.num_tokens(224, 224),
+                "tokens_mlp_dim": variant.tokens_mlp_dim,
+                "parameters": found.parameters,
+                "gflop": found.flops / 1e9,
+                **cost._of_paper(name, 224),
+            }
+        )
+    return rows
+
+
+def test_measuring_is_resumed_and_says_what_does_not_fit(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **options):
+        asked = json.loads(command[-1])
+        calls.append((asked["variant"], asked["mode"]))
+        if asked["mode"] == "training" and asked["variant"] == "S/32":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        found = {"peak_mib": 100.0, "images_per_second": 5.0}
+        return subprocess.CompletedProcess(
+            command, 0, f"noise\n{json.dumps(found)}\n", ""
+        )
+
+    class Memory:
+        available = 3 * 2**30  # H/14: 1.6 GiB of weights, 6.4 to train
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(cost.psutil, "virtual_memory", Memory)
+    known, said, saves = {}, [], []
+    rows = fake_rows()
+    cost.measure(
+        rows,
+        SETTINGS,
+        known,
+        save=lambda: saves.append(len(known)),
+        say=said.append,
+    )
+    assert calls == [
+        ("S/32", "inference"),
+        ("S/32", "training"),
+        ("H/14", "inference"),
+    ]
+    assert saves == [1, 2]
+    statuses = [[row[mode]["status"] for mode in cost.MODES] for row in rows]
+    assert statuses[0] == ["measured", "not run: over 60 s"]
+    assert statuses[1][0] == "measured"
+    assert statuses[1][1].startswith("does not fit: at least 6.4 GiB, 3.0")
+    assert "left" in said[0]
+
+    calls.clear()
+    again = fake_rows()
+    cost.measure(again, SETTINGS, known, save=lambda: None, say=said.append)
+    assert calls == [("S/32", "training")]
+    assert again[0]["inference"]["peak_mib"] == 100
+    other = SETTINGS._replace(batch=3)
+    cost.measure(again, other, known, save=lambda: None, say=said.append)
+    assert ("S/32", "inference") in calls  # of other settings nothing is known
+    assert "2 measurements of other models, settings" in " ".join(said)
+
+    cost.write_csv(tmp_path / "a.csv", rows, SETTINGS)
+    text = (tmp_path / "a.csv").read_text()
+    assert "does not fit" in text
+    table = cost.summary(rows, SETTINGS)
+    assert "11489" in table
+    assert "jft300m 1010" in table
+    files = cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
+    assert all(file.stat().st_size > 1000 for file in files)
+
+
+def test_what_was_measured_is_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        cost_figure.pictures, "save_all", lambda f, _: figures.append(f)
+    )
+    rows = fake_rows()
+    cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
+    assert len(figures[0].axes) == 3, "nothing was measured"
+    small, large = rows
+    small["inference"] = {"peak_mib": 100.0, "images_per_second": 5.0}
+    small["training"] = {"status": "does not fit"}
+    large["training"] = {"peak_mib": 900.0, "images_per_second": 0.5}
+    cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
+    points = [
+        {
+            c.get_label().partition(",")[0]: np.ravel(c.get_offsets()).tolist()
+            for c in axes.collections
+        }
+        for axes in figures[1].axes[3:]
+    ]
+    assert points == [
+        {
+            "inference": [small["gflop"], 5.0],
+            "training": [large["gflop"], 0.5],
+        },
+        {
+            "inference": [small["parameters"], 100.0],
+            "training": [large["parameters"], 900.0],
+        },
+        {
+            "inference": [small["gflop"], 100.0],
+            "training": [large["gflop"], 900.0],
+        },
+    ]
+
+
+def test_a_process_that_fails_says_why():
+    row = {**fake_rows()[0], "variant": "S/33"}
+    found = cost._measure_one(row, "inference", SETTINGS)
+    assert found["status"].startswith("failed (1)")
+    assert "S/33" in found["status"]
+
+
+def test_memory_is_that_of_the_model(monkeypatch):
+    """Measured in this process: at least the weights, or all four copies."""
+    row = {**fake_rows()[0], "image_size": 32}
+    weights = flops.by_formula(models.get_variant("S/32"), 32, 1000).parameters
+    weights *= 4 / 2**20
+    peaks = {}
+    for mode, copies in (("inference", 1), ("training", 4)):
+        found = cost._measure_one(row, mode, SETTINGS)
+        assert found["status"] == "measured", found
+        assert found["calls"] >= 2
+        assert found["images_per_second"] > 0
+        assert found["peak_mib"] > copies * weights
+        peaks[mode] = found["peak_mib"]
+    assert peaks["training"] > peaks["inference"]
+    assert cost_process.peak_bytes() > 50 * 2**20

@@ -1,0 +1,263 @@
+"""`python -m keras_mixer.export` as a user runs it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mixer
+from keras_mixer import export, models
+from keras_mixer.export import classifier, fresh
+from keras_mixer.programs import export as program
+from keras_mixer.training import assembly
+from tests.conftest import ROOT
+from tests.export.test_saved_model import (
+    CLASSES,
+    NAMES,
+    SIDE,
+    VARIANT,
+    call,
+    in_python,
+    make_model,
+    picture,
+)
+from tests.training.test_loop import SMALL
+
+DIMENSIONS = [
+    f"model.{name}={getattr(VARIANT, name)}"
+    for name in models.Variant.__dataclass_fields__
+]
+
+
+@pytest.fixture(scope="module")
+def keras_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("keras")
+
+
+def run_program(*command, cwd, home, fails=False):
+    process = subprocess.run(
+        [sys.executable, "-m", "keras_mixer.export", *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "KERAS_HOME": str(home)},
+    )
+    assert (process.returncode != 0) == fails, process.stderr[-3000:]
+    return process
+
+
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, keras_home):
+    """Runs the program in this process, and believes what it writes."""
+    monkeypatch.setattr(fresh, "check", lambda *_, **__: {"nothing": 0.0})
+    monkeypatch.setenv("KERAS_HOME", str(keras_home))
+    monkeypatch.chdir(tmp_path)
+    names = program.define_flags()
+
+    def run(*command):
+        program.main(program.FLAGS(["export", *map(str, command)]))
+
+    yield run
+    for name in names:
+        delattr(program.FLAGS, name)
+    program.FLAGS.unparse_flags()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Workdir of a run with checkpoints at the steps 4, 8 and 12."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / "train.py",
+            f"--workdir={run}",
+            *SMALL,
+            "train.loss=sigmoid",
+            "model.precision=bfloat16",
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return run
+
+
+def test_the_program_exports_a_run(trained, tmp_path, keras_home):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    out = run_program(
+        f"--workdir={run}",
+        f"--output={tmp_path / 'served'}",
+        "--checkpoint=8",
+        "--top_k=3",
+        "data.eval_split=test[:70]",
+        cwd=tmp_path,
+        home=keras_home,
+    ).stdout
+    path = tmp_path / "served" / "1"
+    assert f"Exported {run} (step 8) to {path}" in out
+    card = export.read_card(path)
+    assert card["provenance"]["step"] == 8
+    assert card["provenance"]["config"]["train"]["steps"] == 12
+    assert card["provenance"]["overrides"] == ["data.eval_split=test[:70]"]
+    assert card["probabilities"] == "sigmoid"
+    assert card["class_names"] == [str(i) for i in range(10)]
+    assert card["accuracy"]["split"] == "digits test[:70]"
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert card["accuracy"]["after"]["count"] == 70
+    assert any(line["kind"] == "eval" for line in lines)
+    served = tf.saved_model.load(str(path))
+    got = call(served, "serving_default", picture()[None])
+    assert got["top_k_names"].shape == (1, 3)
+    of_step = {}
+    for step in (8, "latest"):
+        model, _, _ = assembly.load_model(run, step)
+        model = classifier.make_classifier(model).model  # in float32
+        of_step[step] = in_python(model, [picture()], "resize")
+    np.testing.assert_allclose(got["logits"], of_step[8], atol=1e-4)
+    assert np.abs(of_step[8] - of_step["latest"]).max() > 1e-2
+    shutil.rmtree(run)
+    again = call(served, "serving_default", picture()[None])
+    np.testing.assert_array_equal(got["logits"], again["logits"])
+
+
+def test_the_flags_reach_the_version(trained, run_here, tmp_path):
+    names = [f"digit {i} é" for i in range(10)]
+    # With the mark that some editors begin UTF-8 with.
+    (tmp_path / "names.txt").write_text("\n".join(names), "utf-8-sig")
+    run_here(
+        f"--workdir={trained}",
+        "--output=served",
+        "--class_names=names.txt",
+        "--precision=bfloat16",
+        "--accuracy_split=test[:40]",
+    )
+    path = tmp_path / "served" / "1"
+    card = export.read_card(path)
+    assert card["provenance"]["step"] == 12
+    assert card["provenance"]["overrides"] == []
+    assert card["class_names"] == names
+    assert card["model"]["precision"] == "bfloat16"
+    assert card["accuracy"]["split"] == "digits test[:40]"
+    for when in ("before", "after"):
+        assert card["accuracy"][when]["count"] == 40
+    served = tf.saved_model.load(str(path))
+    got = call(served, "serving_default", picture()[None])
+    best = got["top_k_indices"].numpy()[0]
+    assert [x.decode() for x in got["top_k_names"].numpy()[0]] == [
+        names[i] for i in best
+    ]
+
+
+def test_a_keras_file_does_not_say_its_classes(run_here, tmp_path):
+    model = make_model()
+    model.save_weights(tmp_path / "mine.weights.h5")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
+    command = (
+        "--weights=mine.weights.h5",
+        "--model=custom",
+        "--output=served",
+        "model.image_size=32",
+        *DIMENSIONS,
+    )
+    with pytest.raises(ValueError, match="1000 classes .*one line per class"):
+        run_here(*command)
+    assert not (tmp_path / "served").exists()
+    run_here(*command, "--class_names=names.txt")
+    card = export.read_card(tmp_path / "served" / "1")
+    assert card["model"]["classes"] == CLASSES
+    provenance = card["provenance"]
+    assert provenance["config"]["model"]["image_size"] == 32
+    with pytest.raises(ValueError, match="There is no file of weights"):
+        run_here(*command, "--weights=other.weights.h5")
+
+
+def test_the_program_exports_a_file_of_weights(tmp_path, keras_home):
+    model = make_model()
+    keras_mixer.weights.save_npz(model, tmp_path / "mine.npz")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
+    run_program(
+        "--weights=mine.npz",
+        "--model=custom",
+        "--output=served",
+        "--class_names=names.txt",
+        *DIMENSIONS,
+        cwd=tmp_path,
+        home=keras_home,
+    )
+    card = export.read_card(tmp_path / "served" / "1")
+    assert card["preprocessing"]["policy"] == "resize_small(37)|central_crop"
+    provenance = card["provenance"]
+    assert provenance["source"] == "mine.npz"
+    assert provenance["overrides"] == DIMENSIONS
+    config = provenance["config"]
+    assert config["model"]["variant"] == "custom"
+    assert config["model"]["image_size"] == SIDE
+    assert config["augment"]["eval_policy"] == card["preprocessing"]["policy"]
+    served = tf.saved_model.load(str(tmp_path / "served" / "1"))
+    file = tf.io.encode_png(picture()).numpy()
+    got = call(served, "serve_bytes", [file])["logits"]
+    want = in_python(model, [file], card["preprocessing"]["policy"])
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_help_teaches(tmp_path, keras_home):
+    out = run_program("--help", cwd=tmp_path, home=keras_home, fails=True)
+    for part in (
+        "--workdir=runs/digits --output=served",
+        "--weights=imagenet1k --model=B/16",
+        "serve_bytes",
+        "--accuracy_split",
+        "--[no]tflite",
+    ):
+        assert part in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("--output=x",), "Received: neither"),
+        (
+            ("--output=x", "--workdir=", "--weights="),
+            "Received: neither",
+        ),
+        (
+            ("--output=x", "--workdir=a", "--weights=sam", "--model=B/16"),
+            "Received: workdir and weights",
+        ),
+        (("--output=x", "--weights=x.npz"), "Received: no --model"),
+        (
+            ("--output=x", "--weights=sam", "--model=B/16", "--checkpoint=3"),
+            "--checkpoint=3 with --weights",
+        ),
+        (("--workdir=/nowhere", "--output=x"), "/nowhere is not the workdir"),
+        (
+            ("--weights=imagenet1", "--model=B/16", "--output=x"),
+            "Did you mean 'imagenet1k'",
+        ),
+        (
+            ("--weights=gsam", "--model=B/16", "--output=x", "optim.lr=1"),
+            "cannot be changed for an export",
+        ),
+        (
+            ("--workdir=x", "--output=x", "--precision=float16"),
+            "float32|bfloat16",
+        ),
+    ],
+)
+def test_errors_are_one_line(command, message, tmp_path, keras_home):
+    process = run_program(*command, cwd=tmp_path, home=keras_home, fails=True)
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_policy_of_released_weights_is_theirs():
+    for release in keras_mixer.weights.RELEASES:
+        side = round(release.image_size * program._CROPPED)
+        assert release.eval_policy == f"resize_small({side})|central_crop"

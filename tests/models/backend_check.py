@@ -1,0 +1,61 @@
+"""Run in a process of its own with KERAS_BACKEND set; prints one JSON line.
+
+python -m tests.models.backend_check WEIGHTS.npz LOGITS.npy [--block-tensorflow]
+"""
+
+import importlib.abc
+import json
+import sys
+
+
+class _NoTensorFlow(importlib.abc.MetaPathFinder):
+    """Makes TensorFlow look as if it were not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "tensorflow":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return
+
+
+if "--block-tensorflow" in sys.argv:
+    sys.meta_path.insert(0, _NoTensorFlow())
+
+import keras
+import numpy as np
+
+import keras_mixer
+
+imported = "tensorflow" in sys.modules
+model = keras_mixer.MixerS32(classifier_activation=None)
+from tests import reference
+
+images = reference.random_images(2, 224, 224, 3)
+with np.load(sys.argv[1]) as weights:
+    for variable in model.weights:
+        variable.assign(weights[reference.checkpoint_key(variable.path)])
+logits = keras.ops.convert_to_numpy(model(images))
+np.save(sys.argv[2], logits)
+
+small = keras_mixer.MixerS16(
+    classes=4, input_shape=(32, 32, 3), stoch_depth=0.1, dropout=0.1
+)
+small.compile("adam", "sparse_categorical_crossentropy")
+labels = np.array([0, 1, 2, 3])
+history = small.fit(
+    reference.random_images(4, 32, 32, 3), labels, epochs=2, verbose=0
+)
+half = keras_mixer.MixerS16(
+    classes=4, input_shape=(32, 32, 3), dtype="mixed_bfloat16"
+)
+probabilities = half(reference.random_images(2, 32, 32, 3))
+print(
+    json.dumps(
+        {
+            "backend": keras.backend.backend(),
+            "tensorflow_imported": imported,
+            "tensorflow_imported_at_the_end": "tensorflow" in sys.modules,
+            "losses": history.history["loss"],
+            "half_output": keras.backend.standardize_dtype(probabilities.dtype),
+        }
+    )
+)

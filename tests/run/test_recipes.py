@@ -1,0 +1,105 @@
+"""Every recipe resolves and trains a step at reduced size."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mixer import models, weights
+from keras_mixer.run import config as config_lib, recipes
+from keras_mixer.training import loop as trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image folder of noise, 12 images in 3 classes, 40 x 48 pixels."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = root / f"class_{i % 3}" / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
+        path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+    return root
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_one_step(name, folder, tmp_path, strategy_of):
+    recipe = recipes.get_recipe(name)
+    assert recipe.recipe == name
+    patch = recipe.model.patch_size or int(recipe.model.variant.split("/")[1])
+    config = config_lib.override(
+        recipe,
+        [
+            f"data.name=folder:{folder}",
+            "data.train_split=train[:8]",
+            "data.eval_split=train[8:]",
+            "data.val_split=null",
+            f"model.image_size={2 * patch}",
+            "model.num_blocks=2",
+            "model.hidden_dim=8",
+            "model.tokens_mlp_dim=4",
+            "model.channels_mlp_dim=8",
+            "augment.eval_policy="
+            + recipe.augment.eval_policy.replace("256", str(2 * patch + 4)),
+            "train.batch_size=4",
+            "train.steps=1",
+            "train.xla=false",
+            "optim.warmup_steps=null",
+        ],
+    )
+    if recipe.init.weights:
+        dims = models.Variant(patch, 2, 8, 4, 8)
+        model = models.Mixer(dims, input_shape=(patch, patch, 3), classes=5)
+        weights.save_npz(model, tmp_path / "weights.npz")
+        config = config_lib.override(
+            config, [f"init.weights={tmp_path / 'weights.npz'}"]
+        )
+    result = trainer.fit(
+        config, workdir=tmp_path / "run", strategy=strategy_of(2)
+    )
+    assert (result["step"], result["count"]) == (1, 4)
+    assert np.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_docstrings_say_how_to_run_it(name):
+    doc = recipes.RECIPES[name].__doc__
+    assert "Command: python train.py" in doc
+    if name != recipes.DEFAULT_RECIPE:
+        assert f"--recipe={name}" in doc
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in recipes.RECIPES if n.startswith(("jft", "imagenet21k"))],
+)
+def test_what_nobody_can_download_is_asked_for(name, tmp_path, strategy_of):
+    with pytest.raises(config_lib.ConfigError, match="data.name="):
+        trainer.fit(
+            recipes.get_recipe(name),
+            workdir=tmp_path / "run",
+            strategy=strategy_of(1),
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "size"),
+    [
+        ("finetune_cifar10", 10_000, 224),
+        ("finetune_cifar100", 10_000, 224),
+        ("finetune_pets", 500, 224),
+        ("finetune_flowers", 500, 224),
+        ("finetune_imagenet", 20_000, 224),
+        ("finetune_imagenet_448", 20_000, 448),
+    ],
+)
+def test_fine_tuning_is_the_papers(name, steps, size):
+    """PAPER: fine-tuning, sect. 3 and App. A.2."""
+    config = recipes.get_recipe(name)
+    optim, train = config.optim, config.train
+    assert (optim.name, optim.momentum, optim.clip_norm) == ("sgd", 0.9, 1.0)
+    assert (optim.schedule, optim.weight_decay) == ("cosine", 0.0)
+    assert optim.lr in (0.003, 0.01, 0.03, 0.06)
+    assert (train.batch_size, train.steps) == (512, steps)
+    assert (config.model.image_size, config.init.head) == (size, "fresh")
+    assert config.train.last_blocks is None
