@@ -63,6 +63,36 @@ def strategy_of():
     return make
 
 
+@pytest.fixture(scope="session")
+def digits_workdir(tmp_path_factory) -> pathlib.Path:
+    """A finished run on the digits: 40 steps, a checkpoint every 10.
+
+    It has a validation split, and so a best checkpoint. For reading alone: a
+    test that changes a workdir makes a copy of it.
+    """
+    from keras_mixer.run import config, recipes
+    from keras_mixer.training import loop
+
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    overrides = [
+        "data.train_split=train[:80%]",
+        "data.val_split=train[80%:]",
+        "model.num_blocks=2",
+        "train.steps=40",
+        "train.log_every=10",
+        "train.eval_every=20",
+        "train.checkpoint_every=10",
+        "train.keep_checkpoints=3",
+        "optim.warmup_steps=4",
+    ]
+    loop.fit(
+        config.override(recipes.digits(), overrides),
+        workdir=workdir,
+        strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+    )
+    return workdir
+
+
 @pytest.fixture
 def trusting(monkeypatch):
     """Exports without the fresh process, for tests of something else."""

@@ -118,7 +118,6 @@ def test_no_circle():
 )
 def test_models_need_keras_alone(module):
     allowed = {"keras", "numpy", "keras_mixer", *sys.stdlib_module_names}
-    # Imported when a file of timm or a checkpoint is read.
     seen, left = set(), {module}
     while left:
         path = MODULES[name := left.pop()]
@@ -130,6 +129,7 @@ def test_models_need_keras_alone(module):
                 libraries |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 libraries.add((node.module or "").split(".")[0])
+        # Imported when a file of timm or a checkpoint is read.
         if name in ("weights.formats", "run.checkpoint"):
             libraries -= {"safetensors"}
         assert libraries <= allowed, name
@@ -164,7 +164,9 @@ def test_public_names():
         _ = keras_mixer.nonsense
 
 
-@pytest.mark.parametrize("imports", ["keras_mixer, keras", "keras, keras_mixer"])
+@pytest.mark.parametrize(
+    "imports", ["keras_mixer, keras", "keras, keras_mixer"]
+)
 def test_importing_the_package_registers_its_layers(imports):
     """Keras loads a saved model after `import keras_mixer` alone."""
     line = run_python(
