@@ -1,7 +1,6 @@
-"""Learning-rate schedules, and Keras optimizers that clip over all replicas."""
+"""Learning-rate schedules and optimizers."""
 
 import math
-import threading
 from typing import Any
 
 import keras
@@ -76,42 +75,16 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-class _ClipsOverReplicas:
-    """Mixed into a Keras optimizer: one reduction, then one clipping.
+class _TakesSums:
+    """Mixed into a Keras optimizer: its gradients are summed over replicas.
 
-    Keras' own `global_clipnorm` clips each replica's gradients before they
-    are summed, so that 1, 2 and 4 replicas train three different models
-    (Keras 3.15). Here the gradients are summed first, inside the one method
-    in which Keras reduces them, and then clipped by the norm of the sum.
-
+    `step.apply_gradients` sums and clips them; Keras would sum them once more.
     `_all_reduce_sum_gradients` is private to Keras; `make_optimizer` fails
     loudly where it is missing.
     """
 
-    clip_norm: float | None = None
-    # MirroredStrategy traces each replica in a thread of its own.
-    _traced: Any = threading.local()
-
-    @property
-    def gradient_norm(self) -> tf.Tensor:
-        """The norm of the summed gradients, before clipping.
-
-        To be read by the traced step that has just called `apply`.
-        """
-        return self._traced.gradient_norm
-
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        reduced = super()._all_reduce_sum_gradients(  # type: ignore[misc]
-            grads_and_vars
-        )
-        grads, variables = zip(*reduced, strict=True)
-        norm = tf.linalg.global_norm(grads)
-        self._traced.gradient_norm = norm
-        if self.clip_norm is not None:
-            grads, _ = tf.clip_by_global_norm(
-                grads, self.clip_norm, use_norm=norm
-            )
-        return list(zip(grads, variables, strict=True))
+        return grads_and_vars
 
 
 class _StoresMean:
@@ -142,11 +115,11 @@ class _StoresMean:
             super().assign_add(variable, value)  # type: ignore[misc]
 
 
-class _AdamW(_ClipsOverReplicas, _StoresMean, keras.optimizers.Adam):
+class _AdamW(_TakesSums, _StoresMean, keras.optimizers.Adam):
     pass
 
 
-class _SGD(_ClipsOverReplicas, _StoresMean, keras.optimizers.SGD):
+class _SGD(_TakesSums, _StoresMean, keras.optimizers.SGD):
     pass
 
 
@@ -179,7 +152,8 @@ def make_optimizer(
       variables: The model's trainable variables.
 
     Returns:
-      A Keras optimizer, built, with the attribute `gradient_norm`.
+      A Keras optimizer, built, whose `apply` takes gradients that are summed
+      over the replicas.
 
     Raises:
       RuntimeError: This Keras does not reduce gradients where expected.
@@ -188,8 +162,8 @@ def make_optimizer(
         raise RuntimeError(
             f"Keras {keras.__version__} with the backend "
             f"{keras.backend.backend()!r} does not reduce gradients in "
-            "Optimizer._all_reduce_sum_gradients, where keras_mixer clips "
-            "them. Train with KERAS_BACKEND=tensorflow and a Keras version "
+            "Optimizer._all_reduce_sum_gradients, which keras_mixer replaces. "
+            "Train with KERAS_BACKEND=tensorflow and a Keras version "
             "that setup.cfg allows."
         )
     decay = config.weight_decay or None
@@ -210,7 +184,6 @@ def make_optimizer(
             weight_decay=decay,
             name="sgd",
         )
-    optimizer.clip_norm = config.clip_norm
     optimizer.mu_dtype = config.mu_dtype
     if decay:
         optimizer.exclude_from_weight_decay(

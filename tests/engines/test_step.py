@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras_mixer import data
 from keras_mixer.engines import optim, step
 from keras_mixer.training import assembly
-from tests.training.test_loop import RANDOM, small
+from tests.training.common import RANDOM, small
 
 
 def collectives(function):
