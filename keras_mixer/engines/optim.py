@@ -13,8 +13,9 @@ from keras_mixer.run.config import OptimConfig
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0, then linear, cosine or no decay.
 
-    The factor of both parts is multiplied, as in big_vision's utils.py: at
-    step s of T with warm-up W, `min(1, s / W) * decay((s - W) / (T - W))`.
+    The factors of warm-up and decay are multiplied, as in big_vision's
+    utils.py: at step s of T with warm-up W, the rate is
+    `lr * min(1, s / W) * decay((s - W) / (T - W))`.
 
     Args:
       lr: Peak learning rate.
@@ -90,9 +91,9 @@ class _TakesSums:
 class _StoresMean:
     """Mixed into a Keras optimizer: its running mean may be in bfloat16.
 
-    That is Adam's mean of the gradients or SGD's momentum, which optax calls
-    mu. Adam's mean of the squares stays float32: it changes by a thousandth
-    of itself in a step, which bfloat16 would round to nothing.
+    The running mean is Adam's mean of the gradients or SGD's momentum; optax
+    calls it mu. Adam's mean of the squares stays float32: it changes by a
+    thousandth of itself in a step, which bfloat16 would round to nothing.
     """
 
     mu_dtype = "float32"
@@ -108,7 +109,7 @@ class _StoresMean:
 
     def assign_add(self, variable: Any, value: Any) -> None:
         if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
-            # The sum in float32 is rounded, not also what is added.
+            # Rounds the float32 sum once, and not what is added as well.
             value = tf.cast(variable, tf.float32) + tf.cast(value, tf.float32)
             self.assign(variable, value)  # type: ignore[attr-defined]
         else:
@@ -142,9 +143,9 @@ def make_optimizer(
     Weight decay is decoupled, multiplied by the scheduled learning rate and
     applied to kernels alone (big_vision, configs/mlp_mixer_i1k.py).
 
-    Deviates from optax, which the authors used, in two small ways of Keras:
-    Adam's epsilon is added before the bias correction of the second moment,
-    and SGD's velocity contains the learning rate of the step it came from.
+    Deviates from optax, which the authors used, as Keras does: Adam's epsilon
+    is added before the bias correction of the second moment, and SGD's velocity
+    contains the learning rate of the step that a gradient came from.
 
     Args:
       config: The resolved `optim` section.

@@ -44,18 +44,6 @@ def dimensions(config: config_lib.ModelConfig) -> models.Variant:
     return models.Variant(**chosen)
 
 
-def initial_weights(config: Config) -> weights_lib.Parameters | None:
-    """Reads what `init.weights` names; None where it is null.
-
-    Raises:
-      ValueError: It does not exist, or cannot be read.
-    """
-    weights = config.init.weights
-    if weights is None:
-        return None
-    return weights_lib.get(weights, config.model.variant)
-
-
 def resolve_model(
     config: Config, initial: weights_lib.Parameters | None
 ) -> Config:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import types
 import zlib
@@ -31,7 +32,6 @@ class Run:
       strategy: Where it computes.
       splits: What it reads.
       fewshot_sets: What the few-shot accuracy is measured on.
-      broken: The broken images of the training split.
       initial: Weights to start from; None: random.
       build_model: Makes another model than a Mixer; None: a Mixer.
       result: What result.json holds if the run is finished, else None.
@@ -42,7 +42,6 @@ class Run:
     strategy: tf.distribute.Strategy
     splits: data.Splits
     fewshot_sets: Sequence[data.FewshotData]
-    broken: data.BrokenImages
     initial: weights_lib.Parameters | None
     build_model: assembly.BuildModel | None
     result: dict[str, Any] | None
@@ -76,7 +75,9 @@ class Run:
         other_model = _name_of(build_model)
         splits = data.open_splits(config)
         config = data.resolve(config, splits.train)
-        initial = assembly.initial_weights(config)
+        initial = None
+        if config.init.weights is not None:
+            initial = weights_lib.get(config.init.weights, config.model.variant)
         config = assembly.resolve_model(config, initial)
         result = workdir_lib.read_result(
             path, config, splits.train.class_names, other_model
@@ -92,7 +93,6 @@ class Run:
             strategy,
             splits,
             fewshot_sets,
-            _broken_images(config, path, strategy, "train", splits.train),
             initial,
             build_model,
             result,
@@ -125,9 +125,17 @@ class Run:
 
     def broken_images(self, role: str, split: data.Split) -> data.BrokenImages:
         """Opens the list of a split's broken images."""
-        return _broken_images(
-            self.config, self.workdir, self.strategy, role, split
+        file = self.workdir / f"broken_{role}.txt"
+        return data.BrokenImages(
+            split,
+            limit=self.config.data.max_broken,
+            file=file if self.is_chief else None,
         )
+
+    @functools.cached_property
+    def broken(self) -> data.BrokenImages:
+        """The broken images of the training split."""
+        return self.broken_images("train", self.splits.train)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -204,21 +212,6 @@ class Run:
             f"{model.count_params():,} parameters; "
             f"{distribute.describe(self.strategy)}; workdir {self.workdir}"
         )
-
-
-def _broken_images(
-    config: Config,
-    workdir: pathlib.Path,
-    strategy: tf.distribute.Strategy,
-    role: str,
-    split: data.Split,
-) -> data.BrokenImages:
-    file = workdir / f"broken_{role}.txt"
-    return data.BrokenImages(
-        split,
-        limit=config.data.max_broken,
-        file=file if distribute.is_chief(strategy) else None,
-    )
 
 
 def _check(
