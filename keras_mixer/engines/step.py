@@ -23,6 +23,8 @@ TrainSteps = Callable[
     [Any, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 ]
 Batch = dict[str, tf.Tensor]
+# (part of a batch, step) -> its share of the mean loss and of its gradients.
+GradientFn = Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 def maybe_compile(
@@ -79,14 +81,8 @@ def make_inputs(
     )
 
 
-def make_loss_and_gradients(
-    model: keras.Model, config: Config
-) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
-    """Returns the forward and backward pass over a part of the global batch.
-
-    Its arguments are what `split_partners` returns and the step. It returns the
-    part's share of the mean loss and of the gradients.
-    """
+def make_loss_and_gradients(model: keras.Model, config: Config) -> GradientFn:
+    """Returns the forward and backward pass, over what `split_partners` makes."""
     loss_fn = objective.LOSSES[config.train.loss]
     run = config.train
 
@@ -112,10 +108,8 @@ def make_loss_and_gradients(
 
 
 def accumulated(
-    function: Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]],
-    parts: int,
-    variables: list[Any],
-) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
+    function: GradientFn, parts: int, variables: list[Any]
+) -> GradientFn:
     """Computes loss and gradients in parts, one after another, and sums them.
 
     Only the activations of one part are in memory at a time.
@@ -127,22 +121,16 @@ def accumulated(
         batch: Batch, step: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         cut = {
-            key: tf.reshape(
-                value, [parts, value.shape[0] // parts, *value.shape[1:]]
-            )
-            for key, value in batch.items()
+            key: tf.reshape(x, [parts, x.shape[0] // parts, *x.shape[1:]])
+            for key, x in batch.items()
         }
         sums = [tf.zeros(v.shape, tf.float32) for v in variables]
         total = tf.zeros([], tf.float32)
 
         def add(i: tf.Tensor, total: tf.Tensor, sums: Any) -> Any:
-            part = {key: value[i] for key, value in cut.items()}
-            loss, gradients = function(part, step)
-            return (
-                i + 1,
-                total + loss,
-                [a + b for a, b in zip(sums, gradients, strict=True)],
-            )
+            loss, gradients = function({k: x[i] for k, x in cut.items()}, step)
+            sums = [a + b for a, b in zip(sums, gradients, strict=True)]
+            return i + 1, total + loss, sums
 
         _, total, sums = tf.while_loop(
             lambda i, *_: i < parts,
@@ -171,7 +159,7 @@ def apply_gradients(
     Args:
       gradients: Of this replica.
       variables: What they are the gradients of.
-      optimizer: What `optim.make_optimizer` returns.
+      optimizer: From `optim.make_optimizer`.
       clip_norm: Largest norm of the sum; None: any.
 
     Returns:
@@ -195,12 +183,7 @@ def make_replica_step(
 
     Its argument is the replica's part of a batch from `data.train_batches`. It
     returns the part's share of the loss and the norm of the summed gradients.
-
-    Args:
-      model: The model.
-      optimizer: What `optim.make_optimizer` returns.
-      config: The resolved config.
-      xla: Whether to compile the forward and backward pass on their own.
+    `xla` compiles the forward and backward pass on their own.
     """
     gradient_fn = accumulated(
         maybe_compile(make_loss_and_gradients(model, config), xla),
@@ -245,18 +228,11 @@ def make_train_steps(
         norms = tf.TensorArray(tf.float32, size=count)
         for i in tf.range(count):
             loss, norm = strategy.run(step_fn, args=(next(iterator),))
-            losses = losses.write(
-                i, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-            )
+            losses = losses.write(i, strategy.reduce("SUM", loss, axis=None))
             # The same number on every replica: the norm of the sum.
-            norms = norms.write(
-                i, strategy.reduce(tf.distribute.ReduceOp.MEAN, norm, axis=None)
-            )
+            norms = norms.write(i, strategy.reduce("MEAN", norm, axis=None))
         stops = strategy.run(lambda: tf.cast(stop, tf.float32))
-        return (
-            losses.stack(),
-            norms.stack(),
-            strategy.reduce(tf.distribute.ReduceOp.SUM, stops, axis=None),
-        )
+        stops = strategy.reduce("SUM", stops, axis=None)
+        return losses.stack(), norms.stack(), stops
 
     return train_steps

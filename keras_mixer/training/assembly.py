@@ -190,14 +190,10 @@ def train_batches(
     start_step: int = 0,
     broken: data.BrokenImages | None = None,
 ) -> Any:
-    """Returns an iterator over the batches of a run, for `make_train_steps`.
+    """Returns an iterator over batches, for `make_train_steps`.
 
-    Args:
-      config: The resolved config.
-      split: What is trained on.
-      strategy: Where; each host makes the batches of its own replicas.
-      start_step: Updates that are skipped.
-      broken: How many images may be broken; none without it.
+    Each host makes the batches of its own replicas, from `start_step` on.
+    Without `broken` the first broken image is an error.
     """
 
     def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -295,13 +291,6 @@ def load_trained(
     return Trained(
         model, config, class_names, parameters.source, parameters.step
     )
-
-
-def load_model(
-    workdir: str | os.PathLike[str], which: str | int = "latest"
-) -> tuple[keras.Model, Config, tuple[str, ...]]:
-    """Returns the model, config and class names of `load_trained`."""
-    return load_trained(workdir, which)[:3]
 
 
 def load_weights(

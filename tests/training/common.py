@@ -47,7 +47,7 @@ def small(*overrides):
 
 
 def weights_of(workdir):
-    model, _, _ = assembly.load_model(workdir)
+    model = assembly.load_trained(workdir).model
     return [np.asarray(w) for w in model.weights]
 
 

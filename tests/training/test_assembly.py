@@ -69,7 +69,7 @@ def test_every_model_field_reaches_the_model():
 
 def test_a_loaded_model_scores_as_the_run_did(finished, strategy_of):
     workdir, result, _ = finished
-    model, loaded_config, class_names = assembly.load_model(workdir)
+    model, loaded_config, class_names, *_ = assembly.load_trained(workdir)
     assert class_names == tuple(str(i) for i in range(10))
     assert loaded_config == config_lib.load(workdir / "config.json")
     scores = evaluate.make_evaluator(
@@ -90,7 +90,7 @@ def test_load_model_errors(finished, tmp_path):
     with pytest.raises(
         workdir_lib.WorkdirError, match="not the workdir of a run"
     ):
-        assembly.load_model(tmp_path)
+        assembly.load_trained(tmp_path)
     workdir = tmp_path / "run"
     shutil.copytree(finished.workdir, workdir)
     for which, message in (
@@ -98,14 +98,14 @@ def test_load_model_errors(finished, tmp_path):
         ("best", "no validation split"),
     ):
         with pytest.raises(weights_lib.WeightsError, match=message):
-            assembly.load_model(workdir, which)
+            assembly.load_trained(workdir, which)
     for path in (workdir / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(weights_lib.WeightsError, match="100 bytes in place"):
-        assembly.load_model(workdir)
+        assembly.load_trained(workdir)
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(weights_lib.WeightsError, match="no checkpoint yet"):
-        assembly.load_model(workdir)
+        assembly.load_trained(workdir)
 
 
 def test_a_checkpoint_of_another_model_is_refused(
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_model_is_refused(
             config_lib.override(config_lib.load(config), [change]), config
         )
         with pytest.raises(weights_lib.WeightsError, match=message):
-            assembly.load_model(tmp_path)
+            assembly.load_trained(tmp_path)
         (tmp_path / "result.json").unlink(missing_ok=True)
         with pytest.raises(checkpoint.CheckpointError, match="another model"):
             trainer.fit(
@@ -147,7 +147,7 @@ def test_training_starts_from_given_weights(
     weights = pretrained
     if source == "npz":
         weights = tmp_path / "mixer.npz"
-        weights_lib.save_npz(assembly.load_model(pretrained)[0], weights)
+        weights_lib.save_npz(assembly.load_trained(pretrained).model, weights)
     result = trainer.fit(
         small(f"init.weights={weights}", "optim.lr=0"),
         workdir=tmp_path / "run",
@@ -168,9 +168,9 @@ def test_training_starts_at_a_higher_resolution(
     for _ in range(2):  # the second time it is finished
         trainer.fit(config, workdir=tmp_path / "run", strategy=strategy_of(1))
     assert "is finished" in capsys.readouterr().out
-    large, resolved, _ = assembly.load_model(tmp_path / "run")
+    large, resolved, *_ = assembly.load_trained(tmp_path / "run")
     assert resolved.model.tokens_mlp_dim == 4 * 8
-    small_model, _, _ = assembly.load_model(pretrained)
+    small_model = assembly.load_trained(pretrained).model
     image = reference.random_images(1, 16, 16, 3)
     crops = image.reshape(2, 8, 2, 8, 3).swapaxes(1, 2).reshape(4, 8, 8, 3)
     want = np.asarray(small_model(crops)).mean(0, keepdims=True)
@@ -187,8 +187,8 @@ def test_a_fresh_head_is_zero_and_the_rest_is_kept(
         config, workdir=tmp_path / "run", strategy=strategy_of(1)
     )
     assert result["loss"] == pytest.approx(math.log(10), rel=1e-5)
-    model, _, _ = assembly.load_model(tmp_path / "run")
-    before, _, _ = assembly.load_model(pretrained)
+    model = assembly.load_trained(tmp_path / "run").model
+    before = assembly.load_trained(pretrained).model
     for ours, theirs in zip(model.weights, before.weights, strict=True):
         want = np.zeros_like(theirs) if "head/" in ours.path[:5] else theirs
         np.testing.assert_array_equal(ours, want, err_msg=ours.path)
@@ -235,7 +235,7 @@ def test_initial_weights_that_are_not_there(tmp_path, strategy_of):
 def test_a_model_takes_the_weights_of_a_workdir(pretrained):
     """As keras.applications' models take a file; also without the head."""
     images = reference.random_images(2, 8, 8, 3)
-    trained, _, _ = assembly.load_model(pretrained)
+    trained = assembly.load_trained(pretrained).model
     dims = keras_mixer.models.Variant(2, 2, 16, 8, 16)
     options = {"weights": str(pretrained), "classifier_activation": None}
     model = keras_mixer.Mixer(dims, input_shape=(8, 8, 3), **options)
@@ -256,8 +256,8 @@ def test_partial_training(pretrained, tmp_path, strategy_of, last_blocks):
         f"init.weights={pretrained}", f"train.last_blocks={last_blocks}"
     )
     trainer.fit(config, workdir=tmp_path / "run", strategy=strategy_of(1))
-    after, _, _ = assembly.load_model(tmp_path / "run")
-    before, _, _ = assembly.load_model(pretrained)
+    after = assembly.load_trained(tmp_path / "run").model
+    before = assembly.load_trained(pretrained).model
     ours = weights_lib.from_model(after, "a").values
     theirs = weights_lib.from_model(before, "b").values
     changed = {

@@ -109,7 +109,7 @@ def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
         "model.precision=bfloat16", "model.hidden_dim=64", "train.steps=60"
     )
     trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
-    model, _, _ = assembly.load_model(tmp_path)
+    model = assembly.load_trained(tmp_path).model
     assert model.get_layer("MixerBlock_0").compute_dtype == "bfloat16"
     assert {w.dtype for w in model.weights} == {"float32"}
     assert model.output.dtype == "float32"
@@ -205,7 +205,7 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
     assert (best["step"], best["accuracy"]) == (want, validation[want])
     assert best["split"] == "train[200:270]"
     assert checkpoint.Checkpoints(tmp_path).steps == sorted({want, 40})
-    model, _, _ = assembly.load_model(tmp_path, "best")
+    model = assembly.load_trained(tmp_path, "best").model
     scores = evaluate.make_evaluator(
         model,
         data.open_split("digits", "test[:70]"),
