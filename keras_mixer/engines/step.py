@@ -82,7 +82,7 @@ def make_inputs(
 
 
 def make_loss_and_gradients(model: keras.Model, config: Config) -> GradientFn:
-    """Returns the forward and backward pass, over what `split_partners` makes."""
+    """Returns the forward and backward pass of what `split_partners` makes."""
     loss_fn = objective.LOSSES[config.train.loss]
     run = config.train
 
