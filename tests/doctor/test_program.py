@@ -98,14 +98,15 @@ def examine(*arguments, path=ROOT, **environment):
 
 def test_an_import_that_aborts(tmp_path):
     """As with the wrong libtpu: no traceback, no Python, only a signal."""
-    fake = tmp_path / "tensorflow"
-    fake.mkdir()
-    (fake / "__init__.py").write_text(
-        "import os, sys\n"
-        "print('not available in this library', file=sys.stderr)\n"
-        "sys.stderr.flush()\n"
-        "os.abort()\n"
-    )
+    for name in ("tensorflow", "keras", "absl"):  # none in its own process
+        fake = tmp_path / name
+        fake.mkdir()
+        (fake / "__init__.py").write_text(
+            "import os, sys\n"
+            "print('not available in this library', file=sys.stderr)\n"
+            "sys.stderr.flush()\n"
+            "os.abort()\n"
+        )
     info = tmp_path / "libtpu-0.0.52.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
