@@ -6,20 +6,26 @@ the TPU compiler, which needs no TPU. `traffic` reads the compiled program,
 table.
 """
 
-from keras_mixer.preflight.chips import CHIPS, Topology, parse_topology
-from keras_mixer.preflight.compiler import PreflightError
-from keras_mixer.preflight.lowering import Subject, resolve
-from keras_mixer.preflight.report import Figures, find_largest, measure, to_text
+import importlib
+from typing import Any
 
-__all__ = [
-    "CHIPS",
-    "Figures",
-    "PreflightError",
-    "Subject",
-    "Topology",
-    "find_largest",
-    "measure",
-    "parse_topology",
-    "resolve",
-    "to_text",
-]
+# Imported when they are first used: `lowering` needs TensorFlow.
+_MODULE_OF = {
+    "CHIPS": "chips",
+    "Figures": "report",
+    "PreflightError": "compiler",
+    "Subject": "lowering",
+    "Topology": "chips",
+    "find_largest": "report",
+    "measure": "report",
+    "parse_topology": "chips",
+    "resolve": "lowering",
+    "to_text": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    return getattr(module, name)
