@@ -50,14 +50,14 @@ class Row:
 
 
 def row_of(model: str, step: str, program: compiler.Program) -> Row:
-    schedule = traffic.read(program.text)
+    counted = traffic.count(program.text)
     return Row(
         model,
         step,
         program.flops,
-        schedule.hbm_bytes,
+        counted.hbm_bytes,
         program.temp_bytes,
-        schedule.estimated_cycles / TOPOLOGY.chip.clock,
+        counted.estimated_cycles / TOPOLOGY.chip.clock,
     )
 
 

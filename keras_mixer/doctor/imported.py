@@ -36,7 +36,7 @@ def check_import(machine: Machine, answer: Answer) -> Finding:
 
 
 def check_reduction(machine: Machine, answer: Answer) -> Finding:
-    """`optim.py` clips gradients inside a private method of Keras."""
+    """`engines/optim.py` clips gradients inside a private method of Keras."""
     keras = answer.said.get("keras")
     if keras is None:
         return error(

@@ -89,11 +89,10 @@ def ask(
         return Answer(
             {}, f"has not ended after {timeout:.0f} s", _last_lines(words)
         )
-    lines = process.stdout.strip().splitlines()
     try:
-        said = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        said = {}
+        said = json.loads(process.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        said = None
     if not isinstance(said, dict):
         said = {}
     ended = _how_it_ended(process.returncode)

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_mixer.evaluation import paper
 from keras_mixer.preflight import chips, compiler, lowering, traffic
+from keras_mixer.run import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,21 +128,21 @@ def measure(
 
 
 def _cost_of(program: compiler.Program, chip: chips.Chip, size: int) -> Cost:
-    schedule = traffic.read(program.text)
+    counted = traffic.count(program.text)
     # The compiler counts the body of a loop once. If there is a loop
     # (train.accumulate), all but the optimizer's part is in its body.
-    flops = program.flops * schedule.longest_loop
+    flops = program.flops * counted.longest_loop
     arithmetic = flops / chip.flops
-    memory = schedule.hbm_bytes / chip.hbm_bandwidth
+    memory = counted.hbm_bytes / chip.hbm_bandwidth
     return Cost(
         temp_bytes=program.temp_bytes,
         code_bytes=program.code_bytes,
         flops=flops,
-        bytes_accessed=program.bytes_accessed * schedule.longest_loop,
-        hbm_traffic_bytes=schedule.hbm_bytes,
+        bytes_accessed=program.bytes_accessed * counted.longest_loop,
+        hbm_traffic_bytes=counted.hbm_bytes,
         arithmetic_seconds=arithmetic,
         memory_seconds=memory,
-        estimated_seconds=schedule.estimated_cycles / chip.clock,
+        estimated_seconds=counted.estimated_cycles / chip.clock,
         images_per_second_per_chip_bound=size / max(arithmetic, memory),
     )
 
@@ -177,8 +178,8 @@ def find_largest(
       The figures of the largest batch that fits, to 8 examples per device or
       an eighth; None if not even the smallest does.
     """
-    train = subject.config.train
-    unit = 8 * train.accumulate
+    parts = subject.config.train.accumulate
+    unit = 8 * parts
     capacity = topology.chip.hbm_bytes
     points: dict[int, int] = {}
     fitting, low, high = None, 0, None
@@ -191,20 +192,14 @@ def find_largest(
         size = _next_size(points, unit, low, high, capacity)
         while not low and high is not None and size >= high:
             size //= 2  # below the usual multiples
-        if size < train.accumulate:
+        if size < parts:
             break
         batch = size * topology.devices
         say(f"Trying {size} per device, {batch} in all ...")
-        found = measure(
-            dataclasses.replace(
-                subject,
-                config=dataclasses.replace(
-                    subject.config,
-                    train=dataclasses.replace(train, batch_size=batch),
-                ),
-            ),
-            topology,
+        config = config_lib.override(
+            subject.config, [f"train.batch_size={batch}"]
         )
+        found = measure(dataclasses.replace(subject, config=config), topology)
         used = found.hbm_used_bytes
         if not found.fits or used is None:
             high = size

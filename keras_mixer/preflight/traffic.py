@@ -79,45 +79,20 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Execution:
-    """An instruction as a step executes it.
+class Traffic:
+    """What a scheduled program does in a step.
 
     Attributes:
-      name: Of the instruction.
-      times: How often it runs per step.
-      read: Bytes that it reads from HBM each time.
-      written: Bytes that it writes to HBM each time.
-      cycles: The compiler's own estimate of its time. It estimates 0 for some,
-        such as copies that run beside other instructions.
+      hbm_bytes: Bytes moved to and from HBM.
+      estimated_cycles: The compiler's own estimate of the instructions' time.
+        It has none for some, such as copies that run beside others.
+      longest_loop: How often the body of the longest loop runs; 1 without
+        loops.
     """
 
-    name: str
-    times: int
-    read: int
-    written: int
-    cycles: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """What a step executes."""
-
-    executions: tuple[Execution, ...]
-
-    @property
-    def hbm_bytes(self) -> int:
-        """Bytes moved to and from HBM."""
-        return sum((e.read + e.written) * e.times for e in self.executions)
-
-    @property
-    def estimated_cycles(self) -> int:
-        """The compiler's own estimate of the step's time."""
-        return sum(e.cycles * e.times for e in self.executions)
-
-    @property
-    def longest_loop(self) -> int:
-        """How often the body of the longest loop runs; 1 without loops."""
-        return max(e.times for e in self.executions)
+    hbm_bytes: int
+    estimated_cycles: int
+    longest_loop: int
 
 
 def _buffers(text: str) -> tuple[Buffer, ...]:
@@ -259,8 +234,8 @@ def _walk(
             yield from _walk(body, computations, times * trips)
 
 
-def read(text: str) -> Schedule:
-    """Reads what a step executes off a scheduled HLO module.
+def count(text: str) -> Traffic:
+    """Counts what a scheduled HLO module does, loops as often as they run.
 
     Args:
       text: The module as XLA prints it after scheduling, with layouts.
@@ -271,15 +246,10 @@ def read(text: str) -> Schedule:
     """
     entry, computations = _parse(text)
     shapes = {i.name: i.results for body in computations.values() for i in body}
-    executions = []
+    moved = cycles = longest = 0
     for instruction, times in _walk(entry, computations, 1):
-        cycles = _CYCLES.search(instruction.attributes)
-        executions.append(
-            Execution(
-                instruction.name,
-                times,
-                *_move(instruction, shapes),
-                int(cycles[1]) if cycles else 0,
-            )
-        )
-    return Schedule(tuple(executions))
+        moved += sum(_move(instruction, shapes)) * times
+        if estimate := _CYCLES.search(instruction.attributes):
+            cycles += int(estimate[1]) * times
+        longest = max(longest, times)
+    return Traffic(moved, cycles, longest)

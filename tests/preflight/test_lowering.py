@@ -10,7 +10,14 @@ from tests.preflight.subjects import tiny
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["mixup.p=0.0"], ["mixup.p=0.0", "augment.policy=keras_cv.CutMix()"]],
+    [
+        [],
+        ["mixup.p=0.0"],
+        pytest.param(
+            ["mixup.p=0.0", "augment.policy=keras_cv.CutMix()"],
+            marks=pytest.mark.slow,  # imports keras-cv
+        ),
+    ],
 )
 def test_the_spec_of_a_batch_is_that_of_the_data(overrides):
     config = tiny("model.image_size=8", *overrides)
