@@ -61,7 +61,7 @@ def test_a_step_compiles(monkeypatch, subject, lowered):
     figures = report.measure(subject, chips.parse_topology("v5e:2x4"))
     check(figures)
     assert figures.weights_bytes == 4 * figures.parameters
-    # Two moments of each weight, the number of the step, a learning rate.
+    # Two moments of each weight, and the number of the step (int64).
     assert figures.optimizer_bytes == 8 * figures.parameters + 8
 
 
