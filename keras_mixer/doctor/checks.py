@@ -158,7 +158,7 @@ def check_requirements(machine: Machine) -> Finding:
     if not wrong:
         return ok(f"{len(machine.requirements)} requirements are met")
     return error(
-        "keras_mixer needs other versions: "
+        "unmet requirements: "
         + ", ".join(f"{wanted} ({have})" for wanted, have in wrong.items()),
         _TPU_INSTALL
         if "tensorflow-tpu" in machine.installed
@@ -194,7 +194,7 @@ def check_backend(machine: Machine) -> Finding:
         return ok("Keras' backend is tensorflow")
     source = "KERAS_BACKEND" if named else "~/.keras/keras.json"
     return error(
-        f"{source} says {backend}: models work with it, training does not",
+        f"{source} selects {backend}: models work with it, training does not",
         "export KERAS_BACKEND=tensorflow",
     )
 
@@ -204,7 +204,7 @@ def check_legacy_keras(machine: Machine) -> Finding:
     if value.lower() not in ("1", "true"):
         return ok("TF_USE_LEGACY_KERAS is not set")
     return warning(
-        f"TF_USE_LEGACY_KERAS={value} makes tf.keras Keras 2 (tf_keras "
+        f"TF_USE_LEGACY_KERAS={value} turns tf.keras into Keras 2 (tf_keras "
         f"{machine.installed.get('tf-keras', 'is not installed')})",
         "unset TF_USE_LEGACY_KERAS",
     )

@@ -44,7 +44,7 @@ def check_reduction(machine: Machine, answer: Answer) -> Finding:
             "pip install --force-reinstall 'keras>=3.15,<4'",
         )
     if answer.said.get("reduces_gradients"):
-        return ok(f"Keras {keras} reduces gradients where they are clipped")
+        return ok(f"Keras {keras} has the method that clips gradients")
     return error(
         f"Keras {keras} with the backend {answer.said.get('backend')} has no "
         "Optimizer._all_reduce_sum_gradients, which keras_mixer needs to clip "
@@ -77,7 +77,9 @@ def check_tpus(machine: Machine, answer: Answer) -> Finding:
     if not machine.tpu_files or "tensorflow-tpu" not in machine.installed:
         return ok("no TPU for TensorFlow to see")
     if "TPU_SYSTEM" in answer.kinds():
-        return ok("TensorFlow has the TPU's library; a step shows the rest")
+        return ok(
+            "TensorFlow has the TPU's library; the step shows if it works"
+        )
     if machine.environment.get("TPU_LOAD_LIBRARY") == "0":
         return ok("TPU_LOAD_LIBRARY=0 leaves the TPU to TensorFlow's servers")
     return error(

@@ -39,6 +39,15 @@ SEEN = Answer(
         "devices": [{"kind": "CPU", "name": "CPU:0", "details": {}}],
     }
 )
+STEP = {
+    "precision": "bfloat16",
+    "xla": False,
+    "losses": [2.303, 2.1],
+    "gradient_norms": [1.0, 0.9],
+    "finite": True,
+    "first_seconds": 1.0,
+    "step_seconds": 0.1,
+}
 
 
 def on(machine, installed=(), without=(), environment=(), **changes):

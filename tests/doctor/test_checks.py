@@ -131,14 +131,14 @@ BAD = [
         "backend",
         on(GOOD, environment={"KERAS_BACKEND": "jax"}),
         "error",
-        "KERAS_BACKEND says jax",
+        "KERAS_BACKEND selects jax",
         "export KERAS_BACKEND=tensorflow",
     ),
     (
         "backend",
         on(GOOD, keras_json="torch"),
         "error",
-        "keras.json says torch",
+        "keras.json selects torch",
         "export KERAS_BACKEND=tensorflow",
     ),
     (

@@ -4,7 +4,7 @@ import pytest
 
 from keras_mixer.doctor import imported
 from keras_mixer.doctor.probe import Answer
-from tests.doctor.machines import GOOD, SEEN, TPU, on, seeing
+from tests.doctor.machines import GOOD, SEEN, STEP, TPU, on, seeing
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,6 @@ def test_hidden_devices_are_no_error():
     assert imported.check_gpus(hidden, SEEN).level == "ok"
     served = on(TPU, environment={"TPU_LOAD_LIBRARY": "0"})
     assert imported.check_tpus(served, SEEN).level == "ok"
-
-
-STEP = {
-    "precision": "bfloat16",
-    "xla": False,
-    "losses": [2.303, 2.1],
-    "gradient_norms": [1.0, 0.9],
-    "finite": True,
-    "first_seconds": 1.0,
-    "step_seconds": 0.1,
-}
 
 
 def test_a_step():

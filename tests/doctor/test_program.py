@@ -11,8 +11,7 @@ from keras_mixer.doctor import machine, probe
 from keras_mixer.doctor.probe import Answer
 from keras_mixer.programs import doctor as program
 from tests.conftest import ROOT
-from tests.doctor.machines import GOOD, SEEN, on
-from tests.doctor.test_imported import STEP
+from tests.doctor.machines import GOOD, SEEN, STEP, on
 
 
 @pytest.fixture
