@@ -50,13 +50,14 @@ class Row:
 
 
 def row_of(model: str, step: str, program: compiler.Program) -> Row:
+    counted = traffic.count(program.text)
     return Row(
         model,
         step,
         program.flops,
-        traffic.hbm_bytes(program.text),
+        counted.hbm_bytes,
         program.temp_bytes,
-        traffic.estimated_cycles(program.text) / TOPOLOGY.chip.clock,
+        counted.estimated_cycles / TOPOLOGY.chip.clock,
     )
 
 
@@ -192,14 +193,14 @@ def ours(model: str, *overrides: str) -> Row:
     )
     run = preflight.resolve(config, classes=None, examples=None)
     found = preflight.measure(run, TOPOLOGY)
-    assert found.fits
+    assert found.cost is not None
     return Row(
         model,
         " ".join(["keras_mixer", *overrides]),
-        found.flops,
-        found.hbm_traffic_bytes,
-        found.temp_bytes,
-        found.estimated_seconds,
+        found.cost.flops,
+        found.cost.hbm_traffic_bytes,
+        found.cost.temp_bytes,
+        found.cost.estimated_seconds,
     )
 
 

@@ -1,7 +1,7 @@
-"""What is wrong with this machine, and what mends it.
+"""What is wrong with this machine, and the command that mends it.
 
-`machine` reads what is installed without importing it, `checks` judges it,
-`probe` imports TensorFlow and `smoke` trains a step, both in processes of
-their own: the wrong libtpu aborts the process that imports TensorFlow. The
-program is `python -m keras_mixer.doctor`.
+`machine` reads what is installed without importing it. `checks` judges that.
+`probe` imports TensorFlow and `smoke` trains a step, each in a process of its
+own, because the wrong libtpu aborts the process that imports TensorFlow.
+`imported` judges their answers. The program is `python -m keras_mixer.doctor`.
 """

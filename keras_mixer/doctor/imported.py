@@ -1,11 +1,13 @@
-"""Checks of what a process said that imported TensorFlow."""
+"""Checks of what TensorFlow said in a process of its own."""
 
 from collections.abc import Callable
+from typing import Any
 
 from keras_mixer.doctor.checks import (
     Finding,
     check_libtpu,
     check_tensorflow,
+    error,
     ok,
 )
 from keras_mixer.doctor.machine import TPU_LOCK, Machine
@@ -16,40 +18,37 @@ def check_import(machine: Machine, answer: Answer) -> Finding:
     if answer.ended is None:
         return ok(f"TensorFlow {answer.said['tensorflow']} imports")
     other = machine.environment.get("TPU_LIBRARY_PATH")
+    builds = machine.builds()
     libtpu = other or machine.installed.get("libtpu")
-    culprit = " with ".join(
-        [*([f"libtpu {libtpu}"] if libtpu else []), *machine.builds()]
+    culprits = [*([f"libtpu {libtpu}"] if libtpu else []), *builds]
+    names = " ".join(f"'{build.replace(' ', '==')}'" for build in builds)
+    ways_out = (
+        "unset TPU_LIBRARY_PATH" if other else "",
+        check_tensorflow(machine).way_out,
+        check_libtpu(machine).way_out,
+        f"pip install --force-reinstall --no-deps {names}",
     )
-    known = [check_tensorflow(machine), check_libtpu(machine)]
-    names = " ".join(f"'{x.replace(' ', '==')}'" for x in machine.builds())
-    ways_out = [
-        *(["unset TPU_LIBRARY_PATH"] if other else []),
-        *(finding.way_out for finding in known if finding.way_out),
-        f"pip install --force-reinstall --no-deps {names or '-e .'}",
-    ]
-    return Finding(
-        "error",
-        f"import tensorflow {answer.ended}: {culprit or 'not installed'}"
-        + (f". Its last words: {answer.words}" if answer.words else ""),
-        ways_out[0],
+    return error(
+        f"import tensorflow {answer.ended}: "
+        f"{' with '.join(culprits) or 'not installed'}{answer.last_words()}",
+        next(filter(None, ways_out)),
     )
 
 
 def check_reduction(machine: Machine, answer: Answer) -> Finding:
-    """`optim.py` clips gradients inside a private method of Keras."""
+    """`engines/optim.py` clips gradients inside a private method of Keras."""
     keras = answer.said.get("keras")
     if keras is None:
-        return Finding(
-            "error",
+        return error(
             f"import keras failed: {answer.said.get('keras_error')}",
             "pip install --force-reinstall 'keras>=3.15,<4'",
         )
     if answer.said.get("reduces_gradients"):
-        return ok(f"Keras {keras} reduces gradients where they are clipped")
-    return Finding(
-        "error",
+        return ok(f"Keras {keras} has the method that clips gradients")
+    return error(
         f"Keras {keras} with the backend {answer.said.get('backend')} has no "
-        "Optimizer._all_reduce_sum_gradients, in which keras_mixer clips",
+        "Optimizer._all_reduce_sum_gradients, which keras_mixer needs to clip "
+        "gradients",
         "export KERAS_BACKEND=tensorflow; pip install 'keras>=3.15,<3.16'",
     )
 
@@ -64,11 +63,10 @@ def check_gpus(machine: Machine, answer: Answer) -> Finding:
     if hidden in ("", "-1"):
         return ok(f"CUDA_VISIBLE_DEVICES={hidden} hides the GPUs")
     what = ", ".join(machine.gpus or machine.nvidia_files)
-    return Finding(
-        "error",
-        f"there is an NVIDIA GPU ({what}), and TensorFlow sees none",
-        "pip install 'tensorflow[and-cuda]>=2.20,<2.22' (on the CPU on "
-        "purpose: export CUDA_VISIBLE_DEVICES=-1)",
+    return error(
+        f"TensorFlow sees no GPU; this machine has {what}",
+        "pip install 'tensorflow[and-cuda]>=2.20,<2.22' (to use the CPU "
+        "instead: export CUDA_VISIBLE_DEVICES=-1)",
     )
 
 
@@ -79,15 +77,16 @@ def check_tpus(machine: Machine, answer: Answer) -> Finding:
     if not machine.tpu_files or "tensorflow-tpu" not in machine.installed:
         return ok("no TPU for TensorFlow to see")
     if "TPU_SYSTEM" in answer.kinds():
-        return ok("TensorFlow has the TPU's library; a step shows the rest")
+        return ok(
+            "TensorFlow has the TPU's library; the step shows if it works"
+        )
     if machine.environment.get("TPU_LOAD_LIBRARY") == "0":
         return ok("TPU_LOAD_LIBRARY=0 leaves the TPU to TensorFlow's servers")
-    return Finding(
-        "error",
-        f"TensorFlow sees no TPU of {', '.join(machine.tpu_files)}"
-        + (f". Its last words: {answer.words}" if answer.words else ""),
-        f"sudo lsof -w {machine.tpu_files[0]} names a process that has it; "
-        f"without one: sudo rm {TPU_LOCK}",
+    return error(
+        f"TensorFlow sees no TPU; this machine has "
+        f"{', '.join(machine.tpu_files)}{answer.last_words()}",
+        f"`sudo lsof -w {machine.tpu_files[0]}` names a process that has it; "
+        f"if there is none: sudo rm {TPU_LOCK}",
     )
 
 
@@ -97,3 +96,37 @@ CHECKS: tuple[Callable[[Machine, Answer], Finding], ...] = (
     check_gpus,
     check_tpus,
 )
+
+
+def judge_step(answer: Answer) -> list[Finding]:
+    """Returns a finding for each precision in which steps were trained."""
+    failed = answer.said.get("error") or (
+        answer.ended and f"the process {answer.ended}{answer.last_words()}"
+    )
+    if failed:
+        return [
+            error(
+                f"no step could be trained: {failed}",
+                "mend the errors above first; if there are none, the message "
+                "says what is missing",
+            )
+        ]
+    return [_judge_precision(step) for step in answer.said["steps"]]
+
+
+def _judge_precision(step: dict[str, Any]) -> Finding:
+    text = (
+        f"{step['precision']}: loss {step['losses'][0]:.3f}, "
+        f"{step['first_seconds']:.1f} s to compile and train one step, "
+        f"then {step['step_seconds'] * 1e3:.1f} ms a step"
+    )
+    if not step["xla"]:
+        text += ", without XLA, which this TensorFlow does not have for CPUs"
+    if step["finite"]:
+        return ok(text)
+    return error(
+        f"{text}; losses {step['losses']} and gradient norms "
+        f"{step['gradient_norms']} are not all finite",
+        "pip install --force-reinstall with the versions of setup.cfg "
+        "(on a TPU: requirements-tpu.txt)",
+    )

@@ -15,11 +15,10 @@ from collections.abc import Mapping
 
 from keras_mixer.engines import hosts
 
-_NVIDIA_FILES = ("nvidia[0-9]*", "nvidiactl")
-# Where libtpu says that a process has the chips.
+# The file that libtpu locks while a process has the chips.
 TPU_LOCK = pathlib.Path("/tmp/libtpu_lockfile")
 
-# Builds of TensorFlow: each writes the same files.
+# Builds of TensorFlow. All of them write the same files.
 BUILDS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")
 # Variables by which Google's machines name a TPU.
 TPU_VARIABLES = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")
@@ -32,20 +31,19 @@ class Machine:
     """What the checks judge.
 
     Attributes:
-      python: Version.
+      python: Python's version.
       installed: Versions of the distributions, by normalised name.
-      requirements: What keras_mixer asks for, as in setup.cfg.
-      environment: Its variables.
-      keras_json: The backend that ~/.keras/keras.json names, if it does.
+      requirements: What keras_mixer requires, as in setup.cfg.
+      environment: Environment variables.
+      keras_json: The backend in ~/.keras/keras.json, if there is one.
       tpu_files: Device files of TPUs.
       nvidia_files: Device files of NVIDIA's driver.
-      gpus: What nvidia-smi says of each GPU: name, memory.
-      tpu_lock: "absent", "free", "held" or "forbidden".
+      gpus: Name and memory of each GPU, from nvidia-smi.
+      tpu_lock: What `lock_state` returns for TPU_LOCK.
       cores: CPU cores that this process may use.
-      memory: Bytes of the machine's memory, and those available; None where
-        the system does not tell.
-      free_memory: The latter.
-      free_disk: Bytes that are free in the current folder.
+      memory: Bytes of memory; None where the system does not tell.
+      free_memory: Bytes of memory that are available; None as above.
+      free_disk: Bytes that are free on the current folder's disk.
     """
 
     python: tuple[int, ...] = sys.version_info[:3]
@@ -60,45 +58,36 @@ class Machine:
     cores: int = 1
     memory: int | None = None
     free_memory: int | None = None
-    free_disk: int | None = None
-
-    def version(self, name: str) -> tuple[int, ...] | None:
-        """Returns the numbers of a distribution's version; None if absent."""
-        text = self.installed.get(name)
-        if text is None:
-            return None
-        release = re.match(r"\d+(\.\d+)*", text)
-        return tuple(map(int, release[0].split("."))) if release else ()
+    free_disk: int = 0
 
     def builds(self) -> list[str]:
-        """Returns the installed builds of TensorFlow, with versions."""
-        return [
-            f"{name} {self.installed[name]}"
-            for name in BUILDS
-            if name in self.installed
-        ]
+        """Returns the installed builds of TensorFlow: "tensorflow 2.21.0"."""
+        have = self.installed
+        return [f"{name} {have[name]}" for name in BUILDS if name in have]
 
     def has_tpu(self) -> bool:
-        """Whether there are chips of a TPU, or the environment names one."""
-        # A GPU that is passed through has a file of VFIO's as well.
+        """Whether this machine has a TPU, or the environment names one."""
+        # A GPU that is passed through also has a file of VFIO.
         files = [f for f in self.tpu_files if "accel" in f] or (
             self.tpu_files and not self.nvidia_files
         )
         return bool(files) or any(map(self.environment.get, TPU_VARIABLES))
 
 
-def look(environment: Mapping[str, str] | None = None) -> Machine:
+def look() -> Machine:
     """Returns what this machine has."""
-    environment = dict(os.environ if environment is None else environment)
     memory = _meminfo()
     return Machine(
         python=sys.version_info[:3],
         installed=_installed(),
         requirements=_requirements(),
-        environment=environment,
-        keras_json=_keras_json(environment),
+        environment=dict(os.environ),
+        keras_json=_keras_json(),
         tpu_files=hosts.tpu_files(),
-        nvidia_files=_nvidia_files(),
+        # nvidia0, nvidia1, ..., nvidiactl
+        nvidia_files=tuple(
+            sorted(map(str, pathlib.Path("/dev").glob("nvidia[0-9c]*")))
+        ),
         gpus=_gpus(),
         tpu_lock=lock_state(TPU_LOCK),
         cores=len(os.sched_getaffinity(0))
@@ -115,18 +104,23 @@ def normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def numbers_of(version: str) -> tuple[int, ...]:
+    """Returns the numbers that a version begins with: (2, 20) of "2.20rc1"."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()
+
+
 def _installed() -> dict[str, str]:
     found: dict[str, str] = {}
-    # Of several of one name the first is the one that is imported.
+    # Python imports the first of several distributions of one name.
     for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
+        if name := distribution.metadata["Name"]:
             found.setdefault(normalise(name), distribution.version)
     return found
 
 
 def _requirements() -> tuple[str, ...]:
-    """Returns what setup.cfg asks for, or an installation's own list."""
+    """Returns what setup.cfg, or else the installed package, requires."""
     setup = configparser.ConfigParser()
     setup.read(_ROOT / "setup.cfg")
     if setup.get("metadata", "name", fallback="") == "keras-mixer":
@@ -138,19 +132,14 @@ def _requirements() -> tuple[str, ...]:
         return ()
 
 
-def _keras_json(environment: Mapping[str, str]) -> str | None:
-    home = environment.get("KERAS_HOME") or pathlib.Path("~/.keras")
+def _keras_json() -> str | None:
+    home = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras")
     try:
-        text = (pathlib.Path(home).expanduser() / "keras.json").read_text()
+        text = (home.expanduser() / "keras.json").read_text()
         backend = json.loads(text).get("backend")
     except (OSError, ValueError, AttributeError, RuntimeError):
         return None
     return str(backend) if backend else None
-
-
-def _nvidia_files() -> tuple[str, ...]:
-    found = [p for x in _NVIDIA_FILES for p in pathlib.Path("/dev").glob(x)]
-    return tuple(sorted(map(str, found)))
 
 
 def _gpus() -> tuple[str, ...]:
@@ -169,10 +158,11 @@ def _gpus() -> tuple[str, ...]:
 
 
 def lock_state(path: pathlib.Path) -> str:
-    """Returns whether a process holds libtpu's lock.
+    """Returns the state of libtpu's lock.
 
-    "absent", "free", "held", or "forbidden": another user's, which libtpu
-    cannot open either.
+    Returns:
+      "absent", "free", "held" by another process, or "forbidden": the file
+      belongs to another user, and libtpu could not open it either.
     """
     try:
         with path.open("r+") as file:

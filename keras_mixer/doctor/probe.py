@@ -1,6 +1,6 @@
 """Asks other processes, which may die of what they try.
 
-Run as a program, this imports TensorFlow and says in JSON what it sees.
+Run as a program, this file imports TensorFlow and prints as JSON what it sees.
 """
 
 import dataclasses
@@ -10,10 +10,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-# TensorFlow's own words, below its warnings.
+# Keeps TensorFlow's errors and drops its warnings.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+_ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,37 +36,45 @@ class Answer:
         """Returns the kind of each device that TensorFlow sees."""
         return [device["kind"] for device in self.said.get("devices", [])]
 
+    def last_words(self) -> str:
+        """Returns the end of a message: what the process wrote to stderr."""
+        return f". Its last words: {self.words}" if self.words else ""
 
-def ask_tensorflow(environment: dict[str, str]) -> Answer:
+
+def ask_tensorflow(environment: Mapping[str, str]) -> Answer:
     """Imports TensorFlow in a process of its own.
 
     Args:
       environment: Variables to add to this process's own.
     """
-    # By its file and without that file's folder on the path: a package that
-    # imports Keras would import TensorFlow before this can say so.
+    # -P keeps this file's folder off the path.
     return ask([sys.executable, "-P", __file__], 300, environment)
 
 
 def ask_for_step(
-    arguments: list[str], timeout: float, environment: dict[str, str]
+    devices: Mapping[str, Any], timeout: float, environment: Mapping[str, str]
 ) -> Answer:
-    """Trains a step in a process of its own."""
-    program = [sys.executable, "-m", "keras_mixer.doctor.smoke", *arguments]
-    # Also from elsewhere than the checkout it is this package that is asked.
-    root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
-    path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Trains a few steps in a process of its own.
+
+    Args:
+      devices: Arguments of `smoke.main`.
+      timeout: Seconds that the process may take.
+      environment: Variables to add to this process's own.
+    """
+    program = [sys.executable, "-m", "keras_mixer.doctor.smoke"]
+    # The process finds this package from any folder.
+    path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return ask(
-        program, timeout, {**environment, "PYTHONPATH": os.pathsep.join(path)}
+        [*program, json.dumps(devices)],
+        timeout,
+        {**environment, "PYTHONPATH": os.pathsep.join(path)},
     )
 
 
 def ask(
-    command: list[str],
-    timeout: float,
-    environment: dict[str, str] | None = None,
+    command: list[str], timeout: float, environment: Mapping[str, str]
 ) -> Answer:
-    """Runs a program that says a JSON object in its last line."""
+    """Runs a program that prints a JSON object in its last line."""
     try:
         process = subprocess.run(
             command,
@@ -72,28 +82,23 @@ def ask(
             text=True,
             errors="replace",
             timeout=timeout,
-            env={**_QUIET, **os.environ, **(environment or {})},
+            env={**_QUIET, **os.environ, **environment},
         )
     except subprocess.TimeoutExpired as late:
-        error = late.stderr or b""
-        text = (
-            error if isinstance(error, str) else error.decode("utf8", "replace")
-        )
+        words = (late.stderr or b"").decode("utf8", "replace")
         return Answer(
-            {}, f"has not ended after {timeout:.0f} s", last_words(text)
+            {}, f"has not ended after {timeout:.0f} s", _last_lines(words)
         )
-    words = last_words(process.stderr)
-    lines = process.stdout.strip().splitlines()
     try:
-        said = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        said = {}
+        said = json.loads(process.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        said = None
     if not isinstance(said, dict):
         said = {}
     ended = _how_it_ended(process.returncode)
     if ended is None and not said:
         ended = "says nothing"
-    return Answer(said, ended, words)
+    return Answer(said, ended, _last_lines(process.stderr))
 
 
 def _how_it_ended(code: int) -> str | None:
@@ -109,14 +114,14 @@ def _how_it_ended(code: int) -> str | None:
     return f"{verb} ({name})"
 
 
-def last_words(text: str, lines: int = 2) -> str:
-    """Returns the last lines that are not empty, shortened."""
+def _last_lines(text: str) -> str:
+    """Returns the last two lines that are not empty, shortened."""
     kept = [line.strip() for line in text.splitlines() if line.strip()]
-    return " | ".join(line[:300] for line in kept[-lines:])
+    return " | ".join(line[:300] for line in kept[-2:])
 
 
 def see() -> dict[str, Any]:
-    """Imports TensorFlow and Keras, and returns what they say."""
+    """Imports TensorFlow and Keras; returns their versions and devices."""
     import tensorflow as tf
 
     said: dict[str, Any] = {"tensorflow": tf.__version__, "devices": []}

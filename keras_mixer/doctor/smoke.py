@@ -1,42 +1,24 @@
 """Trains a few steps of a tiny Mixer, with the trainer's own parts.
 
-Run as a program by the doctor; the last line of its output is a JSON object.
+The doctor runs this as a program. Its argument is a JSON object, the arguments
+of `main`; the last line of its output is another, what `main` returns.
 """
 
-import argparse
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.engines import distribute, hosts, step as step_lib
-from keras_mixer.run import (
-    config as config_lib,
-    recipes,
-)
+from keras_mixer.engines import distribute, step as step_lib
+from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.training import assembly
 
 _TIMED_STEPS = 5
-
-
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say where to compute, as train.py has them."""
-    parser.add_argument("--strategy", default="auto", choices=hosts.STRATEGIES)
-    parser.add_argument("--virtual_devices", type=int, default=None)
-    parser.add_argument("--tpu", default=None)
-
-
-def precisions_of(strategy: tf.distribute.Strategy) -> tuple[str, ...]:
-    """Returns what runs would compute in: on a TPU also bfloat16."""
-    if distribute.is_tpu(strategy):
-        return ("float32", "bfloat16")
-    return ("float32",)
 
 
 def train_steps(
@@ -45,13 +27,13 @@ def train_steps(
     """Trains the recipe `digits` for one step, and then for some more.
 
     Args:
-      strategy: Where.
+      strategy: Where to train.
       precision: `model.precision` of the config.
 
     Returns:
-      `precision`, `xla`, `losses` and `gradient_norms` of all steps,
-      `first_seconds` of the first step (tracing and compiling) and
-      `step_seconds` of a later one.
+      `precision`, `xla`, `losses` and `gradient_norms` of all steps, whether
+      these are `finite`, `first_seconds` of the first step (tracing and
+      compiling) and `step_seconds` of a later one.
     """
     replicas = strategy.num_replicas_in_sync
     config = config_lib.override(
@@ -110,31 +92,35 @@ def train_steps(
     }
 
 
-def main(arguments: Sequence[str]) -> dict[str, Any]:
-    """Makes the strategy that the flags ask for, and trains on it."""
-    parser = argparse.ArgumentParser()
-    add_device_arguments(parser)
-    flags = parser.parse_args(arguments)
+def main(
+    *, strategy: str, virtual_devices: int | None, tpu: str | None
+) -> dict[str, Any]:
+    """Makes the strategy that train.py's flags of these names ask for.
+
+    Returns:
+      `strategy` by name, the `reason` for it, its `description`, and the
+      `steps` that it trained in each precision: on a TPU also in bfloat16.
+    """
     assembly.require_tensorflow()
-    virtual = flags.virtual_devices is not None
-    if virtual:
-        distribute.split_cpu(flags.virtual_devices)
-    given = {"cpu": virtual, "tpu": flags.tpu}
-    chosen = distribute.choose_strategy(flags.strategy, **given)
-    strategy = distribute.make_strategy(flags.strategy, **given)
+    virtual = virtual_devices is not None
+    if virtual_devices is not None:
+        distribute.split_cpu(virtual_devices)
+    chosen = distribute.choose_strategy(strategy, cpu=virtual, tpu=tpu)
+    made = distribute.make_strategy(strategy, cpu=virtual, tpu=tpu)
+    precisions = ["float32", *(["bfloat16"] if distribute.is_tpu(made) else [])]
     return {
         "strategy": chosen.name,
         "reason": chosen.reason,
-        "description": distribute.describe(strategy),
-        "steps": [train_steps(strategy, p) for p in precisions_of(strategy)],
+        "description": distribute.describe(made),
+        "steps": [train_steps(made, precision) for precision in precisions],
     }
 
 
 if __name__ == "__main__":
     try:
-        told = main(sys.argv[1:])
-    except Exception as error:  # all of it is for the doctor to tell
+        told = main(**json.loads(sys.argv[1]))
+    except Exception as error:  # the doctor reports it
         told = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(told), flush=True)
-    # Without freeing iterators over several CPUs, which hung now and then.
+    # Freeing iterators over several CPUs hung now and then.
     os._exit(0)

@@ -1,7 +1,7 @@
-"""What the environment says of other hosts and of TPUs.
+"""What the environment and /dev say about other hosts and TPUs.
 
-Read without TensorFlow, so that `python -m keras_mixer.doctor` can say it
-where TensorFlow cannot be imported.
+Nothing here imports TensorFlow: `python -m keras_mixer.doctor` needs it where
+TensorFlow cannot be imported.
 """
 
 import contextlib
@@ -9,13 +9,13 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-_GOOGLE = "0x1ae0"  # of PCI devices
+_GOOGLE = "0x1ae0"  # as a vendor of PCI devices
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 class DistributeError(ValueError):
-    """The machine or the batch does not fit the strategy that was asked for."""
+    """The machine or the batch does not fit the chosen strategy."""
 
 
 TF_CONFIG_HELP = (
@@ -27,7 +27,7 @@ TF_CONFIG_HELP = (
 def cluster_of_tf_config(
     environment: Mapping[str, str],
 ) -> dict[str, list[str]]:
-    """Returns the workers and chief that TF_CONFIG names, by kind of task.
+    """Returns the addresses that TF_CONFIG names, by kind of task.
 
     Raises:
       DistributeError: TF_CONFIG cannot be read.
@@ -46,10 +46,10 @@ def cluster_of_tf_config(
 
 
 def tpu_of_environment(environment: Mapping[str, str]) -> str | None:
-    """Returns the TPU that TPU_NAME names, or the address of an old Colab's.
+    """Returns the TPU of TPU_NAME, or the address that old Colabs give.
 
-    "local" is this machine's own. TensorFlow would look up a TPU of that name
-    if the variable were left to it.
+    "local" is this machine's own TPU; TensorFlow itself would look up a TPU of
+    that name.
     """
     if name := environment.get("TPU_NAME"):
         return name
@@ -60,10 +60,10 @@ def tpu_of_environment(environment: Mapping[str, str]) -> str | None:
 
 
 def tpu_files() -> tuple[str, ...]:
-    """Returns the files by which Linux offers the chips of a TPU.
+    """Returns the device files of a TPU's chips.
 
-    /dev/accel0 ..., or VFIO's, which other devices that are handed to a
-    program or a virtual machine have as well: theirs have another vendor.
+    These are /dev/accel0 ... or files of VFIO. Other devices that are passed
+    through to a virtual machine have files of VFIO too, but another vendor.
     """
     found = list(pathlib.Path("/dev").glob("accel[0-9]*"))
     for file in pathlib.Path("/dev").glob("vfio/[0-9]*"):
@@ -74,7 +74,7 @@ def tpu_files() -> tuple[str, ...]:
 
 
 def _vendors_of(group: str, root: str = "/sys/kernel/iommu_groups") -> set[str]:
-    """Returns the PCI vendors of a VFIO group; empty if Linux hides them."""
+    """Returns the PCI vendors of a VFIO group; none if Linux hides them."""
     files = pathlib.Path(root, group, "devices").glob("*/vendor")
     with contextlib.suppress(OSError):
         return {file.read_text().strip() for file in files}
@@ -82,9 +82,9 @@ def _vendors_of(group: str, root: str = "/sys/kernel/iommu_groups") -> set[str]:
 
 
 def hosts_of_slice(environment: Mapping[str, str]) -> int:
-    """Returns how many machines share the TPU slice that this one is part of.
+    """Returns the number of machines in this machine's TPU slice.
 
-    Google's runtime names them on each machine; 1 where it does not.
+    Google's runtime names them on each machine; without it the number is 1.
     """
     names = environment.get("TPU_WORKER_HOSTNAMES", "")
     return max(1, len([name for name in names.split(",") if name.strip()]))

@@ -1,15 +1,14 @@
-"""What is known of the TPUs: the figures that a compiler does not tell.
+"""The TPUs' figures that a compiler does not tell.
 
 Sources: cloud.google.com/tpu/docs, system architecture of each version, read
 2026-11. Peaks are of dense bfloat16 products. A "device" is what TensorFlow
-sees and a replica computes on: a chip of v5e, v5p and v6e, a core of v2, v3
+sees and a replica computes on: a chip of v5e, v5p and v6e; a core of v2, v3
 and v4, which have two per chip.
 """
 
 import dataclasses
+import math
 import re
-
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +16,14 @@ class Chip:
     """A device of a TPU version.
 
     Attributes:
-      name: As in a topology's name, "v5e".
+      name: The version, as in the name of a topology: "v5e".
       flops: Peak, bfloat16 FLOP/s.
-      clock: Cycles per second of its matrix units; the peak follows from it.
-      hbm_bytes: Of its memory, what the compiler may use (as it says itself).
-      hbm_bandwidth: Of its memory, bytes/s.
-      interconnect: From its chip to others, over all links (four, in three
-        dimensions six) and one way, bytes/s.
-      dimensions: Of a topology: 2 (a torus of rows) or 3.
+      clock: Cycles per second of the matrix units; the peak follows from it.
+      hbm_bytes: Memory that the compiler says it may use.
+      hbm_bandwidth: Bytes/s of the memory.
+      interconnect: Bytes/s from one chip to others, one way, over all links:
+        four in two dimensions, six in three.
+      dimensions: Sides of a topology: 2 (a torus of rows) or 3.
       per_chip: Devices that share a chip.
     """
 
@@ -39,7 +38,7 @@ class Chip:
 
 
 def _gib(size: float) -> int:
-    return round(size * GIB)
+    return round(size * 2**30)
 
 
 CHIPS = {
@@ -67,10 +66,7 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
+        return math.prod(self.shape)
 
     @property
     def devices(self) -> int:
@@ -82,7 +78,7 @@ def parse_topology(text: str) -> Topology:
     """Reads a topology, such as v5e:2x4 or v4:2x2x1.
 
     Raises:
-      ValueError: The version is unknown or the shape has other dimensions.
+      ValueError: The version is unknown, or the shape does not suit it.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
@@ -103,11 +99,11 @@ def parse_topology(text: str) -> Topology:
 
 
 def all_reduce_seconds(num_bytes: int, topology: Topology) -> float:
-    """Returns the time of summing `num_bytes` over all devices, by formula.
+    """Returns how long the sum of `num_bytes` over all devices takes.
 
-    A ring moves 2 (n - 1) / n of the bytes out of each chip, over all of its
-    links; slices that are no whole torus, such as v5e:2x4, have fewer. Nothing
-    of it is hidden behind arithmetic here.
+    By formula: a ring moves 2 (n - 1) / n of the bytes out of each chip, over
+    all of its links. A slice that is not a whole torus, such as v5e:2x4, has
+    fewer links. No part of the sum overlaps with arithmetic here.
     """
     chips = topology.chips
     return 2 * (chips - 1) / chips * num_bytes / topology.chip.interconnect

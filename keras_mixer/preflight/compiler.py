@@ -1,9 +1,9 @@
 """The TPU compiler, on a machine without a TPU.
 
 JAX's `jax.experimental.topologies` describes TPUs that are not there, and the
-libtpu package has the compiler for them. What follows it is private to
-jaxlib: the way from a TensorFlow program's HLO text to that compiler. All of
-it is in this file, and tried with the versions below alone.
+libtpu package has the compiler for them. The way from the HLO text of a
+TensorFlow program to that compiler is private to jaxlib. All of it is in this
+file, and was tried with the versions below only.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ JAX_VERSION = "0.10.2"
 LIBTPU_VERSION = "0.0.42"
 INSTALL = "pip install 'keras-mixer[preflight]' (jax and libtpu)"
 
-# What libtpu would ask of a machine with a TPU, or of the cloud's metadata.
+# What libtpu would otherwise read from a TPU or from the cloud's metadata.
 _ENVIRONMENT = {
     "TPU_LOAD_LIBRARY": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -33,7 +33,7 @@ _ENVIRONMENT = {
 
 
 class PreflightError(ValueError):
-    """The TPU compiler is not here, or refuses the program."""
+    """The TPU compiler is not installed, or refuses the program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,51 +41,36 @@ class OutOfMemory:
     """The compiler's answer to a program that does not fit.
 
     Attributes:
-      used: Bytes of HBM that it would take; None if it did not say.
-      capacity: Bytes that it may take.
-      message: The compiler's own words.
+      hbm_bytes: What the program needs; None if the compiler did not say.
     """
 
-    used: int | None
-    capacity: int | None
-    message: str
+    hbm_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program, of one device.
+    """A compiled program for one device.
 
     Attributes:
       text: The scheduled HLO module.
-      flops: As the compiler counts them.
-      bytes_accessed: The same, of all memory, on the chip or not.
-      argument_bytes: Weights, optimizer and a batch.
-      output_bytes: What it returns beside what replaces an argument.
-      temp_bytes: Activations, gradients and everything else, at the peak.
-      code_bytes: The program itself.
+      flops: FLOPs as the compiler counts them: the body of a loop once.
+      bytes_accessed: Counted likewise, of all memory, on the chip or not.
+      hbm_bytes: Memory at the peak: weights, optimizer, a batch, results that
+        do not replace any of these, and the two below.
+      temp_bytes: Of it, activations, gradients and everything else.
+      code_bytes: Of it, the program itself.
     """
 
     text: str
     flops: float
     bytes_accessed: float
-    argument_bytes: int
-    output_bytes: int
+    hbm_bytes: int
     temp_bytes: int
     code_bytes: int
 
-    @property
-    def hbm_bytes(self) -> int:
-        """What lies in HBM at the peak."""
-        return (
-            self.argument_bytes
-            + self.output_bytes
-            + self.temp_bytes
-            + self.code_bytes
-        )
-
 
 def require() -> None:
-    """Raises PreflightError if the compiler is not here, or another one."""
+    """Raises PreflightError unless the compiler is installed as tried."""
     found = {}
     for package in ("jax", "jaxlib", "libtpu"):
         try:
@@ -99,29 +84,22 @@ def require() -> None:
         found["libtpu"].startswith(LIBTPU_VERSION)
     ):
         raise PreflightError(
-            "Preflight hands programs to the TPU compiler through private "
-            f"parts of jaxlib {JAX_VERSION}, which belongs to libtpu "
-            f"{LIBTPU_VERSION}. Installed: jax {found['jax']}, jaxlib "
-            f"{found['jaxlib']}, libtpu {found['libtpu']}. In an environment "
-            f"that is not the one for a TPU: {INSTALL}"
+            "Preflight reaches the TPU compiler through private parts of "
+            f"jaxlib {JAX_VERSION}, which belongs to libtpu {LIBTPU_VERSION}. "
+            f"Installed: jax {found['jax']}, jaxlib {found['jaxlib']}, libtpu "
+            f"{found['libtpu']}. In an environment that is not for a TPU: "
+            f"{INSTALL}"
         )
-
-
-def _import_jax() -> None:
-    """Imports jax for compiling alone."""
-    require()
-    for name, value in _ENVIRONMENT.items():
-        os.environ[name] = value
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
 
 
 def get_device(topology: Topology) -> Any:
     """Returns one device of a topology, to compile for."""
-    _import_jax()
+    require()
+    os.environ.update(_ENVIRONMENT)
+    import jax
     from jax.experimental import topologies
 
+    jax.config.update("jax_platforms", "cpu")
     bounds = [2, 2, 1]  # chips of a host
     for i, side in enumerate(topology.shape):
         if side % bounds[i]:
@@ -147,7 +125,8 @@ def _to_module(text: str) -> tuple[Any, Any]:
 
     hlo = importlib.import_module("jaxlib._hlo")  # has no stubs
 
-    # The way to StableHLO knows no copies; a reshape to the same shape is one.
+    # The conversion to StableHLO does not know `copy`; a reshape to the same
+    # shape does the same.
     module = hlo.hlo_module_from_text(text.replace(" copy(", " reshape("))
     stable = _jax.mlir.hlo_to_stablehlo(module.as_serialized_hlo_module_proto())
     context = mlir.make_ir_context()
@@ -155,32 +134,20 @@ def _to_module(text: str) -> tuple[Any, Any]:
         return ir.Module.parse(stable), context
 
 
-# How the compiler says it, when it has tried and when it need not try.
-_TOO_LARGE = (
-    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
-    re.compile(
-        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
-    ),
+# The compiler's words after it has tried, and when it does not even try.
+_TOO_LARGE = re.compile(
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm"
+    r"|\(([\d.]+)([KMGT]?)\) exceeds available HBM"
 )
-
-
-def _bytes_of(number: str, unit: str) -> int:
-    return int(float(number) * 2 ** (10 * " KMGT".index(unit or " ")))
 
 
 def read_out_of_memory(message: str) -> OutOfMemory | None:
     """Reads the compiler's error; None if it is about something else."""
-    for pattern in _TOO_LARGE:
-        found = pattern.search(message)
-        if found:
-            return OutOfMemory(
-                _bytes_of(found[1], found[2]),
-                _bytes_of(found[3], found[4]),
-                message,
-            )
-    if "RESOURCE_EXHAUSTED" in message:
-        return OutOfMemory(None, None, message)
-    return None
+    found = _TOO_LARGE.search(message)
+    if found:
+        number, unit = found[1] or found[3], found[2] or found[4] or " "
+        return OutOfMemory(int(float(number) * 2 ** (10 * " KMGT".index(unit))))
+    return OutOfMemory(None) if "RESOURCE_EXHAUSTED" in message else None
 
 
 def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
@@ -191,7 +158,7 @@ def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
       topology: The TPU.
 
     Raises:
-      PreflightError: The compiler is not here, or refuses the program for
+      PreflightError: The compiler is not installed, or refuses the program for
         another reason than its size.
     """
     device = get_device(topology)
@@ -222,9 +189,9 @@ def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
 
 
 def read(executable: Any) -> Program:
-    """Reads the figures of what the compiler returned, or jax's `compile`."""
+    """Reads the figures of an executable of the compiler, or of jax."""
     costs = executable.cost_analysis()
-    if hasattr(executable, "memory_analysis"):  # of jax itself
+    if hasattr(executable, "memory_analysis"):  # jax's own class
         memory, text = executable.memory_analysis(), executable.as_text()
     else:
         memory = executable.get_compiled_memory_stats()
@@ -233,8 +200,11 @@ def read(executable: Any) -> Program:
         text=text,
         flops=costs["flops"],
         bytes_accessed=costs["bytes accessed"],
-        argument_bytes=memory.argument_size_in_bytes,
-        output_bytes=(memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        hbm_bytes=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
     )

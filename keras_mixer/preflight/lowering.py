@@ -1,4 +1,4 @@
-"""The trainer's own step as a program that a compiler can read."""
+"""The trainer's own step, as a program that a compiler can read."""
 
 import concurrent.futures
 import concurrent.futures.process
@@ -16,31 +16,31 @@ from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 
-# Training examples and classes of what recipes name, so that no data set has
-# to be there. Sources: the catalogue of TensorFlow Datasets; image-net.org
-# (ImageNet-21k, fall 2011); Sun et al. 2017, arXiv 1707.02968 (JFT-300M).
+# Training examples, classes and side of the images (None: they differ) of the
+# recipes' data sets, so that no data set has to be here. Sources: the catalogue
+# of TensorFlow Datasets; image-net.org (ImageNet-21k, fall 2011); Sun et al.
+# 2017, arXiv 1707.02968 (JFT-300M).
 _KNOWN = {
-    "digits": (1437, 10),
-    "cifar10": (50_000, 10),
-    "cifar100": (50_000, 100),
-    "imagenet2012": (1_281_167, 1000),
-    "oxford_iiit_pet": (3680, 37),
-    "oxford_flowers102": (1020, 102),
-    "imagenet21k": (14_197_122, 21_841),
-    "jft": (300_000_000, 18_291),
+    "digits": (1437, 10, 8),
+    "cifar10": (50_000, 10, 32),
+    "cifar100": (50_000, 100, 32),
+    "imagenet2012": (1_281_167, 1000, None),
+    "oxford_iiit_pet": (3680, 37, None),
+    "oxford_flowers102": (1020, 102, None),
+    "imagenet21k": (14_197_122, 21_841, None),
+    "jft": (300_000_000, 18_291, None),
 }
-_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A resolved config, and what it was resolved with.
+class Subject:
+    """What preflight examines: a config that was resolved without its data.
 
     Attributes:
-      config: With durations in steps and the image size.
+      config: Has durations in steps, and an image size.
       num_classes: Width of the head.
-      num_examples: Of the training split; None if nobody knows, and the
-        length of the run is then unknown, too.
+      num_examples: Size of the training split; None if it is unknown, and
+        with it the length of the run.
     """
 
     config: Config
@@ -49,9 +49,9 @@ class Run:
 
 
 def _examples_of(split: str, whole: int | None) -> int | None:
-    """Returns how many examples a split expression takes of a whole split.
+    """Returns how many examples of a whole split a split expression takes.
 
-    None if that cannot be told from the expression.
+    None if the expression does not tell.
     """
     found = re.fullmatch(r"\w+(?:\[(\d+%?)?:(\d+%?)?\])?", split)
     if whole is None or found is None:
@@ -65,17 +65,17 @@ def _examples_of(split: str, whole: int | None) -> int | None:
 
 def resolve(
     config: Config, *, classes: int | None, examples: int | None
-) -> Run:
+) -> Subject:
     """Resolves a config without its data set.
 
     Args:
-      config: Of a recipe.
-      classes: Width of the head; by default that of the data set.
-      examples: Of the training split; by default those of the data set.
+      config: The config of a recipe.
+      classes: Width of the head; by default the classes of the data set.
+      examples: Size of the training split; by default that of the data set.
 
     Raises:
-      ConfigError: The data set is none that is known here, and something has
-        to be said about it.
+      ConfigError: The data set is unknown here, and `classes` or the image
+        size is missing.
       ValueError: There is no such variant.
     """
     if config.model.variant != "custom":
@@ -83,62 +83,58 @@ def resolve(
     name = config.data.name.partition(":")[0]
     if not name:
         name = "jft" if config.recipe.startswith("jft") else "imagenet21k"
-    known_examples, known_classes = _KNOWN.get(name, (None, None))
-    known_examples = _examples_of(config.data.train_split, known_examples)
+    whole, known_classes, side = _KNOWN.get(name, (None, None, None))
     classes = classes or known_classes
     if classes is None:
         raise ConfigError(
-            f"Preflight does not open data sets, and does not know "
-            f"data.name={config.data.name}: --classes=<number>. Known: "
+            "Preflight does not open data sets, and does not know "
+            f"data.name={config.data.name}: give --classes=<number>. Known: "
             f"{', '.join(_KNOWN)}"
         )
-    examples = examples or known_examples
-    length = config
+    examples = examples or _examples_of(config.data.train_split, whole)
     if examples is None and config.train.steps is None:
-        # The length of the run changes nothing but its days.
-        length = config_lib.override(config, ["train.steps=100000"])
-    resolved = config_lib.resolve(length, num_examples=examples or 1)
+        # The length of the run changes nothing but the days that it takes.
+        config = config_lib.override(config, ["train.steps=100000"])
+    resolved = config_lib.resolve(config, num_examples=examples or 1)
     if resolved.model.image_size is None:
-        side = _SIZES.get(name)
         if side is None:
             raise ConfigError(
-                "Preflight does not open data sets: choose the side of the "
+                "Preflight does not open data sets: give the side of the "
                 "images, model.image_size=224"
             )
         resolved = config_lib.override(resolved, [f"model.image_size={side}"])
-    unknown = length is not config
-    return Run(resolved, classes, None if unknown else examples)
+    return Subject(resolved, classes, examples)
 
 
 def split_batch(config: Config, devices: int) -> int:
-    """Returns a device's part of the batch.
+    """Returns the number of examples of a batch that each device gets.
 
     Raises:
-      ConfigError: It is no whole number, or does not divide into the parts of
-        train.accumulate.
+      ConfigError: The batch does not divide into the devices and, on each,
+        into the parts of train.accumulate.
     """
     batch, parts = config.train.batch_size, config.train.accumulate
-    if batch % (devices * parts):
-        low = batch // (devices * parts) * devices * parts
+    unit = devices * parts
+    if batch % unit:
+        low = batch // unit * unit
         raise ConfigError(
             f"A batch of {batch} does not divide into {devices} devices"
             + (f" x {parts} parts (train.accumulate)" if parts > 1 else "")
-            + f". Nearest: {low or devices * parts} and "
-            f"{low + devices * parts}"
+            + f". Nearest: {low or unit} and {low + unit}"
         )
     return batch // devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One update of one replica, to be compiled.
+    """One update of one replica, ready to be compiled.
 
     Attributes:
       text: The HLO module, before any optimisation.
-      parameters: Weights that are trained.
-      weights_bytes: Of all weights.
-      optimizer_bytes: Of the optimizer's state.
-      gradient_bytes: What the replicas sum.
+      parameters: Number of the weights that are trained.
+      weights_bytes: Bytes of all weights.
+      optimizer_bytes: Bytes of the optimizer's state.
+      gradient_bytes: Bytes that the replicas sum.
     """
 
     text: str
@@ -154,30 +150,32 @@ def _bytes_of(variables: Any) -> int:
     )
 
 
-def lower_train_step(run: Run, *, size: int) -> Step:
+def lower_train_step(subject: Subject, *, size: int) -> Step:
     """Lowers one update of one replica.
 
-    It is the function that `trainer.fit` gives to each replica: mixup,
-    forward and backward pass, clipping, optimizer. The sum over the replicas
-    is that of one.
+    It is the function that the trainer gives to each replica: mixup, forward
+    and backward pass, clipping, optimizer. The sum over the replicas is the
+    sum over one.
 
     Args:
-      run: What to train.
+      subject: What to train.
       size: Examples of the replica.
     """
-    config = run.config
+    config = subject.config
     assert config.model.image_size is not None
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     with strategy.scope():
-        model, optimizer, _ = assembly.build_training(config, run.num_classes)
+        model, optimizer, _ = assembly.build_training(
+            config, subject.num_classes
+        )
     spec = data.train_batch_spec(
         config.augment.policy,
         size=size,
         image_size=config.model.image_size,
-        num_classes=run.num_classes,
+        num_classes=subject.num_classes,
         mixup=config.mixup,
     )
-    # A TPU compiles all of it, so nothing inside asks for that once more.
+    # xla=False: `program` compiles all of the step already.
     replica_step = step_lib.make_replica_step(
         model, optimizer, config, xla=False
     )
@@ -197,21 +195,21 @@ def lower_train_step(run: Run, *, size: int) -> Step:
     )
 
 
-def lower_apart(run: Run, *, size: int) -> Step:
+def lower_apart(subject: Subject, *, size: int) -> Step:
     """Calls `lower_train_step` in a process of its own.
 
-    It takes the weights and the optimizer along when it ends, 5 GB for H/14,
+    The end of the process frees the weights and the optimizer, 5 GB for H/14,
     which TensorFlow would keep while the next batch is tried.
 
     Raises:
-      ConfigError: The process was killed, as for want of memory.
+      ConfigError: The process was killed, for example for lack of memory.
     """
     context = multiprocessing.get_context("spawn")
     try:
         with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(lower_train_step, run, size=size).result()
+            return pool.submit(lower_train_step, subject, size=size).result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise ConfigError(
-            "The process that traces the step was killed. It needs some 16 "
-            "bytes for each parameter of the model; is there memory enough?"
+            "The process that traces the step was killed. Make sure that "
+            "about 16 bytes of memory are free per parameter of the model."
         ) from error

@@ -1,16 +1,14 @@
 """Counts what a compiled program moves to and from a chip's main memory.
 
 XLA's own "bytes accessed" includes the memory on the chip (128 MiB of VMEM on
-a v5e), which is an order of magnitude faster. Here the scheduled program is
-read instruction by instruction: buffers whose layout names another memory
-space, such as `S(1)`, stay on the chip; all others are in HBM, and an
-instruction reads its operands and writes its results there. Of a fusion that
-reads a part of an operand the whole is counted.
+a v5e), which is an order of magnitude faster. This module reads the scheduled
+program instruction by instruction. Buffers whose layout names another memory
+space, such as `S(1)`, stay on the chip. All others are in HBM, where an
+instruction reads its operands and writes its results. If a fusion reads a part
+of an operand, the whole operand counts.
 """
 
-import collections
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -36,22 +34,11 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
-# They name or regroup buffers and move nothing.
-_FREE = frozenset(
-    {
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "opt-barrier",
-        "partition-id",
-        "replica-id",
-        # Their bodies move, not they.
-        "while",
-        "call",
-    }
+# These name or regroup buffers and move nothing. The bodies of `while` and
+# `call` move, and are counted on their own.
+_FREE = re.compile(
+    "parameter|constant|tuple|get-tuple-element|bitcast|after-all|opt-barrier|"
+    "partition-id|replica-id|while|call|.*-done"
 )
 
 
@@ -92,13 +79,20 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Moved:
-    """What one instruction moves to and from HBM, in bytes, per step."""
+class Traffic:
+    """What a scheduled program does in a step.
 
-    instruction: Instruction
-    read: int
-    written: int
-    times: int
+    Attributes:
+      hbm_bytes: Bytes moved to and from HBM.
+      estimated_cycles: The compiler's own estimate of the instructions' time.
+        It has none for some, such as copies that run beside others.
+      longest_loop: How often the body of the longest loop runs; 1 without
+        loops.
+    """
+
+    hbm_bytes: int
+    estimated_cycles: int
+    longest_loop: int
 
 
 def _buffers(text: str) -> tuple[Buffer, ...]:
@@ -117,7 +111,7 @@ def _buffers(text: str) -> tuple[Buffer, ...]:
 
 
 def _end_of(text: str, start: int) -> int:
-    """Returns the place behind the bracket that closes the one at `start`."""
+    """Returns the index after the bracket that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] in "({[") - (text[place] in ")}]")
@@ -140,19 +134,12 @@ def _parse_instruction(name: str, text: str) -> Instruction:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """Reads an HLO module; the last one is kept, as several counts ask for it.
-
-    Args:
-      text: The module as XLA prints it, with layouts.
+def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
+    """Reads an HLO module.
 
     Returns:
       The name of the entry computation, and the instructions of each
       computation by name, in their order.
-
-    Raises:
-      ValueError: There is no entry computation.
     """
     computations: dict[str, list[Instruction]] = {}
     entry = None
@@ -181,11 +168,11 @@ def _move(
     operands = [b for name in instruction.operands for b in shapes[name]]
     results = instruction.results
     kind = instruction.opcode
-    if kind in _FREE or kind.endswith("-done"):
+    if _FREE.fullmatch(kind):
         return 0, 0
     if kind in ("copy-start", "slice-start"):
-        # (destination, source, a flag) of a copy and ((sources), destination,
-        # ...) of a slice: as much is read as written, whichever side is HBM.
+        # A copy returns (destination, source, a flag); a slice ((sources),
+        # destination, ...). Either reads as many bytes as it writes.
         if kind == "copy-start":
             destination, source = results[0], results[1]
         else:
@@ -207,21 +194,16 @@ def _trips(
 ) -> int:
     """Returns how often a loop runs.
 
-    The compiler says so, or its condition does: the loop of a step counts up
-    from 0 (train.accumulate) while it is less than a constant.
-
-    Raises:
-      ValueError: Neither does.
+    Either the compiler says so, or the loop's condition does: the loop of a
+    step (train.accumulate) counts up from 0 to a constant.
     """
     known = _TRIP_COUNT.search(loop.attributes)
     if known:
         return int(known[1])
     name = _CONDITION.search(loop.attributes)
     condition = computations.get(name[1], []) if name else []
-    by_name = {i.name: i for i in condition}
-    compare = condition[-1] if condition else None
-    if compare and "direction=LT" in compare.attributes:
-        limit = by_name[compare.operands[1]]
+    if condition and "direction=LT" in condition[-1].attributes:
+        limit = {i.name: i for i in condition}[condition[-1].operands[1]]
         found = re.match(r"(\d+)\)", limit.attributes)
         if limit.opcode == "constant" and found:
             return int(found[1])
@@ -238,7 +220,7 @@ def _walk(
     for instruction in computations[name]:
         if instruction.opcode == "conditional":
             raise ValueError(
-                "The compiled program has a branch that data decide "
+                "The compiled program has a branch that depends on data "
                 f"({instruction.name}), so that its memory traffic cannot be "
                 "counted."
             )
@@ -252,60 +234,22 @@ def _walk(
             yield from _walk(body, computations, times * trips)
 
 
-def moved(text: str) -> list[Moved]:
-    """Returns what each instruction of a scheduled HLO module moves.
+def count(text: str) -> Traffic:
+    """Counts what a scheduled HLO module does, loops as often as they run.
 
     Args:
-      text: The module as XLA prints it after scheduling.
+      text: The module as XLA prints it after scheduling, with layouts.
 
     Raises:
-      ValueError: The module cannot be read.
+      ValueError: The module cannot be read, or how often an instruction runs
+        depends on data.
     """
-    entry, computations = parse(text)
+    entry, computations = _parse(text)
     shapes = {i.name: i.results for body in computations.values() for i in body}
-    found = []
+    moved = cycles = longest = 0
     for instruction, times in _walk(entry, computations, 1):
-        read, written = _move(instruction, shapes)
-        if read or written:
-            found.append(Moved(instruction, read, written, times))
-    return found
-
-
-def hbm_bytes(text: str) -> int:
-    """Returns the bytes that a scheduled HLO module moves, both ways."""
-    return sum((m.read + m.written) * m.times for m in moved(text))
-
-
-def longest_loop(text: str) -> int:
-    """Returns how often the body of the longest loop runs; 1 without loops."""
-    entry, computations = parse(text)
-    return max(times for _, times in _walk(entry, computations, 1))
-
-
-def estimated_cycles(text: str) -> int:
-    """Returns the compiler's own estimate of the instructions' time.
-
-    Instructions that it does not estimate, such as copies beside others, count
-    nothing.
-    """
-    entry, computations = parse(text)
-    return sum(
-        int(found[1]) * times
-        for instruction, times in _walk(entry, computations, 1)
-        for found in [_CYCLES.search(instruction.attributes)]
-        if found
-    )
-
-
-def by_source(text: str) -> dict[str, int]:
-    """Returns the bytes by the part of the model that they are moved for.
-
-    The parts are the names that TensorFlow gave the instructions, without the
-    numbers of blocks, largest first.
-    """
-    totals: collections.Counter[str] = collections.Counter()
-    for m in moved(text):
-        name = re.search(r'op_name="([^"]*)"', m.instruction.attributes)
-        part = re.sub(r"_\d+", "", name[1]) if name else "(no name)"
-        totals[part] += (m.read + m.written) * m.times
-    return dict(totals.most_common())
+        moved += sum(_move(instruction, shapes)) * times
+        if estimate := _CYCLES.search(instruction.attributes):
+            cycles += int(estimate[1]) * times
+        longest = max(longest, times)
+    return Traffic(moved, cycles, longest)

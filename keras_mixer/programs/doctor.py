@@ -96,53 +96,6 @@ def say_machine(machine: machine_lib.Machine) -> None:
         print(f"  {text}")
 
 
-def judge_step(answer: probe.Answer) -> list[Finding]:
-    """Returns what the training of a step says."""
-    if answer.ended is not None or "error" in answer.said:
-        what = answer.said.get("error") or (
-            f"the process {answer.ended}. Its last words: {answer.words}"
-        )
-        return [
-            Finding(
-                "error",
-                f"no step could be trained: {what}",
-                "mend the errors above first; otherwise the message says "
-                "what is missing",
-            )
-        ]
-    findings = []
-    for step in answer.said["steps"]:
-        text = (
-            f"{step['precision']}: loss {step['losses'][0]:.3f}, "
-            f"{step['first_seconds']:.1f} s to compile and train one step, "
-            f"then {step['step_seconds'] * 1e3:.1f} ms a step"
-        )
-        if not step["xla"]:
-            text += ", without XLA, which this TensorFlow has not for CPUs"
-        findings.append(
-            checks.ok(text)
-            if step["finite"]
-            else Finding(
-                "error",
-                f"{text}; losses {step['losses']} and gradient norms "
-                f"{step['gradient_norms']} are not all finite",
-                "pip install --force-reinstall with the versions of setup.cfg "
-                "(on a TPU: requirements-tpu.txt)",
-            )
-        )
-    return findings
-
-
-def device_arguments(flags: argparse.Namespace) -> list[str]:
-    """Returns the flags that say where to compute, for another program."""
-    given = {
-        "strategy": flags.strategy,
-        "virtual_devices": flags.virtual_devices,
-        "tpu": flags.tpu,
-    }
-    return [f"--{k}={v}" for k, v in given.items() if v is not None]
-
-
 def examine(flags: argparse.Namespace) -> dict[str, Any]:
     """Checks and tries everything, and prints it; returns what --json gets."""
     machine = machine_lib.look()
@@ -170,13 +123,16 @@ def examine(flags: argparse.Namespace) -> dict[str, Any]:
     step: dict[str, Any] = {}
     if answer.ended is None:
         print("A step of training", flush=True)
-        trained = probe.ask_for_step(
-            device_arguments(flags), flags.timeout, extra
-        )
+        devices = {
+            "strategy": flags.strategy,
+            "virtual_devices": flags.virtual_devices,
+            "tpu": flags.tpu,
+        }
+        trained = probe.ask_for_step(devices, flags.timeout, extra)
         step = trained.said
         if "description" in step:
             print(f"  {step['description']}, because {step['reason']}")
-        for finding in judge_step(trained):
+        for finding in imported.judge_step(trained):
             add("step", finding)
     levels = [finding.level for _, finding in found]
     return {

@@ -1,11 +1,9 @@
 """Will it fit, and how fast: `python -m keras_mixer.preflight`."""
 
-import dataclasses
 import functools
 import pathlib
 import sys
 import time
-from typing import Any
 
 from absl import flags
 
@@ -108,7 +106,7 @@ def main(argv: list[str]) -> None:
     measure = functools.partial(preflight.measure, apart=True)
     figures = measure(run, topology)
     print(preflight.to_text(figures, run))
-    content: dict[str, Any] = dataclasses.asdict(figures)
+    content = figures.to_json()
     if FLAGS.largest or not figures.fits:
         largest = preflight.find_largest(
             run, topology, figures, say, measure=measure
@@ -118,7 +116,7 @@ def main(argv: list[str]) -> None:
         else:
             print("\nThe largest batch that fits:")
             print(preflight.to_text(largest, run))
-        content["largest"] = largest and dataclasses.asdict(largest)
+        content["largest"] = largest and largest.to_json()
     if target is not None:
         files.write_json(target, content)
 

@@ -1,0 +1,113 @@
+"""Configs without their data, and the step that becomes a program."""
+
+import pytest
+
+from keras_mixer import data, preflight
+from keras_mixer.preflight import lowering
+from keras_mixer.run import config as config_lib, recipes
+from tests.preflight.subjects import tiny
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["mixup.p=0.0"],
+        pytest.param(
+            ["mixup.p=0.0", "augment.policy=keras_cv.CutMix()"],
+            marks=pytest.mark.slow,  # imports keras-cv
+        ),
+    ],
+)
+def test_the_spec_of_a_batch_is_that_of_the_data(overrides):
+    config = tiny("model.image_size=8", *overrides)
+    split = data.open_split("digits", "train")
+    batches = data.train_batches(
+        split,
+        batch_size=32,
+        image_size=8,
+        policy=config.augment.policy.replace(
+            "inception_crop|flip|randaugment(2, 15)", "resize"
+        ),
+        seed=0,
+        num_shards=2,
+        shards=(0,),
+        mixup=config.mixup,
+    )
+    spec = data.train_batch_spec(
+        config.augment.policy,
+        size=16,
+        image_size=8,
+        num_classes=10,
+        mixup=config.mixup,
+    )
+    assert spec == dict(batches.element_spec)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_recipes_are_resolved_without_their_data(name):
+    subject = preflight.resolve(
+        recipes.get_recipe(name), classes=None, examples=None
+    )
+    assert subject.config.train.steps and subject.config.model.image_size
+    assert subject.num_classes > 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.name=mine"], "--classes"),
+        (["data.name=folder:/x"], "folder:/x.*--classes"),
+    ],
+)
+def test_unknown_data_is_asked_for(overrides, message):
+    with pytest.raises(config_lib.ConfigError, match=message):
+        preflight.resolve(tiny(*overrides), classes=None, examples=None)
+
+
+def test_unknown_length_is_no_obstacle():
+    config = tiny("data.name=mine")
+    subject = preflight.resolve(config, classes=7, examples=None)
+    assert (subject.num_classes, subject.num_examples) == (7, None)
+    subject = preflight.resolve(config, classes=7, examples=6400)
+    assert subject.config.train.steps == 300 * 6400 // 64
+
+
+def test_a_variant_that_is_not_there():
+    with pytest.raises(ValueError, match="B/15"):
+        preflight.resolve(tiny("model.variant=B/15"), classes=1, examples=1)
+
+
+@pytest.mark.parametrize(
+    ("split", "count"),
+    [
+        ("train", 1000),
+        ("train[:99%]", 990),
+        ("train[10%:]", 900),
+        ("train[5%:15%]", 100),
+        ("train[:64]", 64),
+        ("train[900:2000]", 100),
+        ("train+test", None),
+    ],
+)
+def test_examples_of_a_split(split, count):
+    assert lowering._examples_of(split, 1000) == count
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts", "devices", "message"),
+    [(12, 1, 8, "8 and 16"), (64, 3, 8, "3 parts.*48 and 72"), (4, 1, 8, "8")],
+)
+def test_batches_that_do_not_divide(batch, parts, devices, message):
+    config = tiny(f"train.batch_size={batch}", f"train.accumulate={parts}")
+    with pytest.raises(config_lib.ConfigError, match=message):
+        lowering.split_batch(config, devices)
+
+
+def test_the_step_is_one_that_a_tpu_can_compile(lowered):
+    """XLA refuses what a TPU would: unknown shapes, operations of the host."""
+    assert lowered.text.startswith("HloModule")
+    assert "custom-call" not in lowered.text  # nothing of the host
+    assert "<=" not in lowered.text  # static shapes
+    assert lowered.weights_bytes == 4 * lowered.parameters
+    assert lowered.gradient_bytes == 4 * lowered.parameters
