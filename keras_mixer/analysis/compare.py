@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,6 @@ curves, compare.json the differences and the last values.
 """
 
 _STYLES = ("-", "--", ":", "-.")
-_DOTS = {"marker": "o", "ms": 3}
 
 
 class Evaluation(NamedTuple):
@@ -46,8 +45,8 @@ class Evaluation(NamedTuple):
       name: For people.
       step: Of the checkpoint.
       accuracy: For few shots the mean of `accuracies`.
-      line: For few shots the data and l2, which lines in the picture have.
-      shots: Examples of each class; 0 where all were trained on.
+      line: For few shots the data and l2: what a line of the picture shares.
+      shots: Examples of each class; 0 if not few-shot.
       accuracies: One for each support set.
     """
 
@@ -148,9 +147,9 @@ def _read_evaluations(
     for file in outputs:
         try:
             whole = json.loads(pathlib.Path(file).read_text())
-            workdir, read_row = whole.get("workdir"), _READERS[whole["task"]]
+            task, workdir = whole["task"], whole.get("workdir")
             rows = [
-                read_row(row, whole.get("step"))
+                _read_row(task, row, whole.get("step"))
                 for row in whole.get("results", [whole])
             ]
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -176,29 +175,19 @@ def _read_evaluations(
     return found
 
 
-def _read_classification(row: Mapping[str, Any], step: int) -> Evaluation:
-    name = f"eval.py: accuracy on {row['data']} {row['split']}"
-    return Evaluation(name, step, float(row["accuracy"]))
-
-
-def _read_fewshot(row: Mapping[str, Any], step: int) -> Evaluation:
+def _read_row(task: str, row: Mapping[str, Any], step: int) -> Evaluation:
+    """Reads a row of the results that eval.py writes."""
+    accuracy = float(row["accuracy"])
+    if task == "classification":
+        name = f"eval.py: accuracy on {row['data']} {row['split']}"
+        return Evaluation(name, step, accuracy)
+    if task != "fewshot":
+        raise LookupError(f"task {task!r}")
     data = f"{row['train_split']} / {row['test_split']}"
     shots, l2_reg = row["shots"], row["l2_reg"]
-    return Evaluation(
-        f"eval.py: {curves.fewshot_name(data, shots, l2_reg)}",
-        step,
-        float(row["accuracy"]),
-        f"{data}, l2 {l2_reg:g}",
-        shots,
-        row["accuracies"],
-    )
-
-
-# Task of eval.py -> reads a row of its results.
-_READERS = {
-    "classification": _read_classification,
-    "fewshot": _read_fewshot,
-}
+    name = f"eval.py: {curves.fewshot_name(data, shots, l2_reg)}"
+    line = f"{data}, l2 {l2_reg:g}"
+    return Evaluation(name, step, accuracy, line, shots, row["accuracies"])
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -316,97 +305,86 @@ def draw(output: pathlib.Path, runs: Sequence[Compared]) -> list[pathlib.Path]:
     while they trained, and over the shots, where eval.py measured any.
     """
     splits = list(dict.fromkeys(s for run in runs for s in run.curves.accuracy))
-    on = f" on {splits[0]}" if len(splits) == 1 else ""
-    losses = [{"": run.curves.loss} for run in runs]
-    accuracies = [run.curves.accuracy for run in runs]
     fewshot = [run.curves.fewshot for run in runs]
-    shots = [_fewshot_lines(run) for run in runs]
-    panels: list[tuple[str, Sequence[Mapping[str, Any]], bool, dict]] = [
-        ("training loss", losses, False, {}),
-        # The axis has the name of the only split, the legend those of several.
-        (f"accuracy{on}", accuracies, len(splits) > 1, _DOTS),
-    ]
-    if any(fewshot):
-        panels.append(("few-shot accuracy", fewshot, True, _DOTS))
-    count = len(panels) + any(shots)
+    shots = [_over_shots(run) for run in runs]
+    count = 2 + any(fewshot) + any(shots)
     figure = pictures.new_figure(figsize=(4.6 * count, 4.2))
-    all_axes = figure.subplots(1, count)
-    for axes, (label, lines, named, dots) in zip(
-        all_axes, panels, strict=False
-    ):
-        for curve, style in _styled(runs, lines, named=named):
-            axes.plot(*curve, **style, **dots)
-        axes.set(xlabel="updates", ylabel=label)
+    loss, accuracy, *others = figure.subplots(1, count)
+    _draw_lines(loss, runs, [{"": run.curves.loss} for run in runs])
+    loss.set(xlabel="updates", ylabel="training loss")
+    # The label of the axis names a single split, the legend names several.
+    on = f" on {splits[0]}" if len(splits) == 1 else ""
+    accuracies = [run.curves.accuracy for run in runs]
+    named = len(splits) > 1
+    _draw_lines(accuracy, runs, accuracies, named=named, marker="o", ms=3)
+    accuracy.set(xlabel="updates", ylabel=f"accuracy{on}")
+    if any(fewshot):
+        _draw_lines(others[0], runs, fewshot, named=True, marker="o", ms=3)
+        others[0].set(xlabel="updates", ylabel="few-shot accuracy")
     if any(shots):
-        _draw_shots(all_axes[-1], runs, shots)
-    for axes in all_axes:
+        axes = others[-1]
+        _draw_lines(axes, runs, shots, named=True, marker="o", ms=3)
+        label = "examples of each class (shots)"
+        axes.set(xlabel=label, ylabel="few-shot accuracy", xscale="log")
+        ticks = {one.shots for run in runs for one in run.evaluations} - {0}
+        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+        axes.minorticks_off()
+    for axes in (loss, accuracy, *others):
         pictures.style(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return pictures.save_all(figure, output)
 
 
-def _styled(
+def _draw_lines(
+    axes: Any,
     runs: Sequence[Compared],
-    several: Sequence[Mapping[str, Any]],
+    several: Sequence[Mapping[str, Sequence[Any]]],
     *,
-    named: bool,
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yields lines with their looks: a colour for a run, a dash for a kind.
+    named: bool = False,
+    **looks: Any,
+) -> None:
+    """Draws lines: a colour for each run, a line style for each kind.
 
     Args:
+      axes: Where.
       runs: In order.
-      several: Kind -> line, of each run.
+      several: Kind -> x and y, and perhaps deviations of y, for each run.
       named: Whether the legend names the kinds.
+      **looks: Of matplotlib, for all lines.
     """
     kinds = list(dict.fromkeys(kind for lines in several for kind in lines))
     for i, (run, lines) in enumerate(zip(runs, several, strict=True)):
         for kind, line in lines.items():
-            yield (
-                line,
-                {
-                    "linestyle": _STYLES[kinds.index(kind) % len(_STYLES)],
-                    "color": f"C{i % 10}",
-                    "label": f"{run.name}: {kind}" if named else run.name,
-                },
-            )
+            style = {
+                "linestyle": _STYLES[kinds.index(kind) % len(_STYLES)],
+                "color": f"C{i % 10}",
+                "label": f"{run.name}: {kind}" if named else run.name,
+            }
+            if len(line) > 2:
+                axes.errorbar(*line, capsize=2, **style, **looks)
+            else:
+                axes.plot(*line, **style, **looks)
 
 
-def _fewshot_lines(run: Compared) -> dict[str, list[Evaluation]]:
-    """Returns what eval.py measured with few shots: line -> its points."""
-    found: dict[str, list[Evaluation]] = {}
-    for one in run.evaluations:
-        if one.shots:
-            found.setdefault(one.line, []).append(one)
+def _over_shots(run: Compared) -> dict[str, tuple[Any, Any, Any]]:
+    """Returns what eval.py measured with few shots.
+
+    Returns:
+      Data and l2 -> shots, accuracies, and standard deviations over the
+      support sets, as in eval.py's table (None if there is one set each).
+    """
+    found = [one for one in run.evaluations if one.shots]
+    lines: dict[str, list[Evaluation]] = {one.line: [] for one in found}
+    for one in sorted(found, key=lambda one: one.shots):
+        lines[one.line].append(one)
     return {
-        line: sorted(points, key=lambda one: one.shots)
-        for line, points in found.items()
-    }
-
-
-def _draw_shots(
-    axes: Any,
-    runs: Sequence[Compared],
-    several: Sequence[Mapping[str, Sequence[Evaluation]]],
-) -> None:
-    """Draws few-shot accuracy over the shots, with its deviation if known."""
-    shots = sorted({one.shots for run in runs for one in run.evaluations} - {0})
-    for points, style in _styled(runs, several, named=True):
-        # Over the support sets, as in eval.py's table.
-        deviations = [np.std(one.accuracies) for one in points]
-        has_deviations = any(len(one.accuracies) > 1 for one in points)
-        axes.errorbar(
+        line: (
             [one.shots for one in points],
             [one.accuracy for one in points],
-            yerr=deviations if has_deviations else None,
-            capsize=2,
-            **style,
-            **_DOTS,
+            [np.std(one.accuracies) for one in points]
+            if any(len(one.accuracies) > 1 for one in points)
+            else None,
         )
-    axes.set(
-        xlabel="examples of each class (shots)",
-        ylabel="few-shot accuracy",
-        xscale="log",
-    )
-    axes.set_xticks(shots, [f"{n}" for n in shots])
-    axes.minorticks_off()
+        for line, points in lines.items()
+    }
