@@ -82,7 +82,6 @@ def of_sgd(*overrides):
     return small(
         "train.log_every=1",
         "optim.name=sgd",
-        "optim.lr=0.3",
         "model.image_size=8",
         "model.patch_size=2",
         "augment.policy=pad_crop(1)",
@@ -115,13 +114,18 @@ def train_both(tmp_path, config, strategy):
 
 def test_mixer_is_invariant_to_permuted_patches(tmp_path, strategy_of):
     """The same trajectory from correspondingly permuted weights (Fig. 4)."""
-    config = of_sgd("train.steps=4", "model.num_blocks=1", "train.eval_every=4")
+    config = of_sgd(
+        "train.steps=4",
+        "train.eval_every=4",
+        "model.num_blocks=1",
+        "optim.lr=1.0",
+    )
     train_both(tmp_path, config, strategy_of(1))
 
 
 @pytest.mark.slow
 def test_mixer_is_not_invariant_to_permuted_pixels(tmp_path, strategy_of):
-    config = of_sgd("train.steps=10")
+    config = of_sgd("train.steps=10", "optim.lr=0.3")
     start, ours = train_both(tmp_path, config, strategy_of(1))
     assert np.ptp(ours.losses) > 0.05, "it learns"
     everywhere = permutations.Permutation(None, 11)
@@ -167,6 +171,21 @@ def test_bad_studies():
     )
     with pytest.raises(ConfigError, match="permutes by itself"):
         permutation.plan(config, models=("mixer",), seeds=(0,))
+
+
+def test_the_resnet():
+    """14 layers of weights, which gradients alone change."""
+    model = resnet.build(small("model.image_size=8"), 10)
+    inside = [
+        layer.kernel.shape
+        for layer in model.layers
+        if hasattr(layer, "kernel") and "shortcut" not in layer.name
+    ]
+    assert len(inside) == 14
+    assert inside[0] == (3, 3, 3, 16)
+    assert inside[-1] == (64, 10)
+    assert model.get_layer("avg_pool").input.shape == (None, 2, 2, 64)
+    assert model.non_trainable_variables == []
 
 
 @pytest.mark.slow
