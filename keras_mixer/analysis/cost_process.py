@@ -7,6 +7,8 @@ the memory that another model has left behind would count too.
 
 import json
 import os
+import pathlib
+import re
 import resource
 import sys
 import time
@@ -27,14 +29,10 @@ _CLASSES = 1000
 
 def _read_status(key: str) -> int | None:
     """Returns a line of /proc/self/status in bytes; None without Linux."""
-    try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith(f"{key}:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    status = pathlib.Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    found = re.search(rf"^{key}:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def peak_bytes() -> int:

@@ -4,11 +4,14 @@ A figure shows them at their own size, so that nothing is resampled.
 """
 
 import math
+import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from keras_mixer.evaluation import pictures
 
 _GREY = 0.35  # lines around the tiles
 _TARGET = 800  # pixels that a mosaic is wide, about
@@ -84,27 +87,28 @@ class Panel(NamedTuple):
 
 
 def draw(
-    figure: Any,
+    output: pathlib.Path,
     panels: Sequence[Panel],
     *,
     title: str,
     caption: str,
-    dots: int,
     columns: int = 3,
-) -> None:
+) -> list[pathlib.Path]:
     """Draws panels in rows, each pixel of an image on one of the figure.
 
     Args:
-      figure: Empty; its size is set here.
+      output: File of the picture.
       panels: What is drawn.
       title: Above all panels.
       caption: Below all panels.
-      dots: Pixels per inch.
       columns: Panels of a row.
+
+    Returns:
+      The files.
     """
-    figure.set_layout_engine("none")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
+    dots = pictures.DOTS_PER_INCH
     # Inches.
     margin, head = 0.25, 0.35
     above = 0.12 + 0.16 * max(p.title.count("\n") + 1 for p in panels)
@@ -119,7 +123,8 @@ def draw(
     )
     # Whole pixels: otherwise everything would be resampled.
     whole = tuple(round(side * dots) / dots for side in whole)
-    figure.set_size_inches(*whole)
+    figure = pictures.new_figure(figsize=whole)
+    figure.set_layout_engine("none")
     figure.text(
         0.5, 1 - 0.2 / whole[1], title, ha="center", va="center", fontsize=11
     )
@@ -128,13 +133,13 @@ def draw(
         high, wide = (n / dots for n in panel.picture.shape[:2])
         left = margin + column * (width + margin)
         top = head + row * (height + above + below) + above
-        image = _add_axes(figure, left, top, wide, high, dots)
+        image = _add_axes(figure, left, top, wide, high)
         image.imshow(panel.picture, interpolation="none", aspect="auto")
         image.set_axis_off()
         image.set_title(panel.title, fontsize=9, pad=5)
         if panel.bar is not None:
             left, top = left + wide * 0.2, top + high + 0.1
-            bar = _add_axes(figure, left, top, wide * 0.6, 0.1, dots)
+            bar = _add_axes(figure, left, top, wide * 0.6, 0.1)
             figure.colorbar(panel.bar, cax=bar, orientation="horizontal")
             bar.tick_params(labelsize=7)
     figure.text(
@@ -145,13 +150,15 @@ def draw(
         va="bottom",
         linespacing=1.3,
     )
+    return pictures.save_all(figure, output)
 
 
 def _add_axes(
-    figure: Any, left: float, top: float, wide: float, high: float, dots: int
+    figure: Any, left: float, top: float, wide: float, high: float
 ) -> Any:
     """Adds axes on whole pixels; inches from the upper left."""
     width, height = figure.get_size_inches()
+    dots = pictures.DOTS_PER_INCH
     left, top = (round(x * dots) / dots for x in (left, top))
     bottom = 1 - (top + high) / height
     return figure.add_axes((left / width, bottom, wide / width, high / height))

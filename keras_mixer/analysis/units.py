@@ -168,20 +168,16 @@ def pair(units: np.ndarray) -> Pairs:
     count = len(units)
     correlation = correlations(units)
     frequency = spectrum(units).frequency
-    first, second = np.triu_indices(count, 1)
-    free = np.ones(count, bool)
+    free = np.where(np.tri(count, dtype=bool), np.inf, correlation)  # i < j
     found: list[tuple[float, float, int, int]] = []
-    for k in np.argsort(correlation[first, second], kind="stable"):
-        i, j = int(first[k]), int(second[k])
-        if free[i] and free[j]:
-            free[[i, j]] = False
-            mean = float(frequency[i] + frequency[j]) / 2
-            found.append((mean, float(correlation[i, j]), i, j))
-            if len(found) == count // 2:
-                break
+    for _ in range(count // 2):
+        i, j = map(int, np.unravel_index(free.argmin(), free.shape))
+        free[[i, j]] = free[:, [i, j]] = np.inf
+        mean = float(frequency[i] + frequency[j]) / 2
+        found.append((mean, float(correlation[i, j]), i, j))
     found.sort()
     order = [unit for _, _, i, j in found for unit in (i, j)]
-    order += np.flatnonzero(free).tolist()
+    order += sorted(set(range(count)) - set(order))
     return Pairs(np.array(order), np.array([c for _, c, _, _ in found]))
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_mixer.analysis import mosaic, sweep, units as units_lib
-from keras_mixer.evaluation import pictures, report
+from keras_mixer.evaluation import report
 from keras_mixer.run import files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.weights import Parameters
@@ -46,10 +46,10 @@ def parse_layers(text: str, blocks: int) -> tuple[int, ...]:
       ConfigError: A value is no number, or the model has no such block.
     """
     allowed = f"numbers of blocks from 0 to {blocks - 1}"
-    found = sweep.parse_list(text, int, "--layers", allowed)
-    if not all(0 <= layer < blocks for layer in found):
-        raise ConfigError(f"--layers takes {allowed}. Received: {text!r}")
-    return found
+    numbers = range(blocks)
+    return sweep.parse_list(
+        text, lambda part: numbers.index(int(part)), "--layers", allowed
+    )
 
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:
@@ -164,13 +164,12 @@ def draw_units(
     ends = [_scale(layer.units) for layer in layers]
     if one_scale:
         ends = [max(ends)] * len(ends)
-    figure = pictures.new_figure()
     panels = [
         _units_panel(layer, end)
         for layer, end in zip(layers, ends, strict=True)
     ]
-    mosaic.draw(
-        figure,
+    return mosaic.draw(
+        output,
         panels,
         title="Hidden units of the token-mixing MLPs",
         caption=(
@@ -180,9 +179,7 @@ def draw_units(
             + ("the same for all layers" if one_scale else "one per layer")
             + f", {_PERCENTILE} % of the weights inside; 0 is white."
         ),
-        dots=pictures.DOTS_PER_INCH,
     )
-    return pictures.save_all(figure, output)
 
 
 def draw_stem(
@@ -199,9 +196,8 @@ def draw_stem(
         mosaic.compose(rgb, columns=columns),
         f"{count} kernels of {patch} x {patch} pixels",
     )
-    figure = pictures.new_figure()
-    mosaic.draw(
-        figure,
+    return mosaic.draw(
+        output,
         [panel],
         title="The stem: linear projection of the patches",
         caption=(
@@ -209,9 +205,7 @@ def draw_stem(
             f"Grey is 0, full colour ±{end:.3g} ({_PERCENTILE} % of the "
             "weights are inside)."
         ),
-        dots=pictures.DOTS_PER_INCH,
     )
-    return pictures.save_all(figure, output)
 
 
 def summary(layers: Sequence[Layer]) -> str:

@@ -9,7 +9,6 @@ from PIL import Image
 
 from keras_mixer import models, weights as weights_lib
 from keras_mixer.analysis import mosaic, units, weights_figures
-from keras_mixer.evaluation import pictures
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import loop as trainer
 from keras_mixer.weights import Parameters, WeightsError
@@ -173,15 +172,12 @@ def test_every_value_has_as_many_pixels_in_the_png(tmp_path):
     tiles = rng.random((7, 3, 5, 3))
     place = mosaic.layout(7, (3, 5), group=2)
     picture = mosaic.compose(tiles, group=2)
-    figure = pictures.new_figure()
     mosaic.draw(
-        figure,
+        tmp_path / "a.png",
         [mosaic.Panel(picture, "one\ntwo"), mosaic.Panel(picture, "three")],
         title="title",
         caption="caption " * 40,
-        dots=pictures.DOTS_PER_INCH,
     )
-    pictures.save(figure, tmp_path / "a.png")
     found = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     # A value of the first tile has its exact colour, on scale x scale pixels,
     # once in each panel.
