@@ -1,14 +1,14 @@
-"""How long one save of a checkpoint keeps the training from going on.
+"""How long saving a checkpoint holds up the training.
 
 Mixer-B/16 with its AdamW state (0.72 GB). Updates of all weights with fixed
-gradients, without forward and backward pass, follow one another; after one of
-them the state is saved. Three ways: this project's (a thread writes, hashes
-and syncs to the disk while the updates go on), the same but waited for, and
-tf.train.Checkpoint, written at once, which neither syncs nor hashes.
+gradients, without forward and backward pass, follow one another. After one of
+them the state is saved, in three ways: by this project (a thread writes, hashes
+and syncs to the disk while the updates continue); the same, but waited for;
+and with tf.train.Checkpoint, which writes at once and neither syncs nor hashes.
 
-"blocked" is the time until the save call returns; "in all" is how much longer
-the updates and the save took than the same updates alone, which includes what
-the thread takes from the processor (all of it where two cores do everything).
+"blocked" is the time until the save call returns. "in all" is how much longer
+the updates and the save took than the updates alone. It includes what the
+thread takes from the processor (all of it where the updates use both cores).
 
     python benchmarks/checkpoint_save.py --output=/path/on/a/local/disk
 """

@@ -1,15 +1,15 @@
-"""The same logits as timm's Mixers, from the files that timm's weights are in.
+"""The same logits as timm's Mixers, from files in timm's format.
 
 Each of timm's models gets random non-zero weights everywhere, LayerNorms and
 head included, and is saved as .safetensors. keras_mixer loads that file
 (`MixerB16(weights=path)`), and both models see the same images. Nothing is
 downloaded.
 
-The last column is the error of the same weights under the tanh approximation
-of GELU, which the authors' code applies and timm does not: what
-`gelu_approximate=True` would cost. A model fails when max|a - b| / max|b| of
-the logits is above 1e-4, or when it is not ten times below that column: then
-the comparison does not tell the two functions apart.
+The last column is the error of the same weights with `gelu_approximate=True`,
+the tanh approximation of GELU, which the authors' code applies and timm does
+not. A model fails if max|a - b| / max|b| of the logits is above 1e-4, or if it
+is not ten times below that column, because then the comparison does not tell
+the two functions apart.
 
     pip install -e .
     pip install torch torchvision \\
@@ -56,7 +56,7 @@ DEFAULT = "mixer_s32_224,mixer_s16_224,mixer_b16_224"
 
 
 class _Absent(type):
-    """A class that stands for a name of torchvision, and has any attribute."""
+    """A class that replaces a name of torchvision and has any attribute."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -72,7 +72,7 @@ class _AbsentModule(types.ModuleType):
 
 
 class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds torchvision and everything in it, with nothing behind the names."""
+    """Finds torchvision and every name in it, all of them empty."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] != "torchvision":
@@ -88,11 +88,11 @@ class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextlib.contextmanager
 def torchvision_may_be_absent() -> Iterator[None]:
-    """Lets timm be imported where torchvision is not installed.
+    """Lets timm be imported without torchvision.
 
     timm imports it for image transforms, data sets and frozen batch
-    normalization; its Mixers use none of them. There is not a torchvision for
-    every build of torch.
+    normalization, and its Mixers use none of them. Not every build of torch
+    has a torchvision.
     """
     if importlib.util.find_spec("torchvision") is not None:
         yield
@@ -103,16 +103,16 @@ def torchvision_may_be_absent() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-        # Others look for torchvision too, and take another way without it.
+        # Other packages look for torchvision too, and can do without it.
         for name in [n for n in sys.modules if n.startswith("torchvision")]:
             del sys.modules[name]
 
 
 def randomize(model: Any, seed: int) -> None:
-    """Sets every parameter of a torch model: random, and none of them zero.
+    """Sets every parameter of a torch model to random values.
 
-    Kernels keep the variance of their input, scales are around 1, biases
-    around 0: a wrong scale, bias or order shows in the logits.
+    Kernels keep the variance of their input, scales are around 1 and biases
+    around 0, so that a wrong scale, bias or order shows in the logits.
     """
     import torch
 
@@ -133,7 +133,7 @@ def timm_logits(
     """Saves one of timm's models to `path`; returns its logits [batch, 1000].
 
     Args:
-      name: As timm has it.
+      name: timm's name of the model.
       images: [batch, height, width, 3], values in [-1, 1].
       path: Where the .safetensors file goes.
       seed: Of the weights.
@@ -173,7 +173,7 @@ def compare(name: str, seed: int) -> tuple[float, float]:
         path = pathlib.Path(folder) / f"{name}.safetensors"
         want = timm_logits(name, images, path, seed)
         with warnings.catch_warnings():
-            # Nothing may be remarkable about timm's file in the default model.
+            # The default model must load timm's file without a warning.
             warnings.simplefilter("error", UserWarning)
             exact = keras_logits(name, images, path)
         with warnings.catch_warnings(record=True) as caught:
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{keras.backend.backend()}; {time.monotonic() - start:.0f} s"
     )
     if failed:
-        print(f"Other logits than timm's: {', '.join(failed)}")
+        print(f"Logits differ from timm's: {', '.join(failed)}")
     return 1 if failed else 0
 
 

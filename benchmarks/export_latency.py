@@ -1,8 +1,8 @@
-"""How long one image takes, served in one way and the other.
+"""How long one image takes, served in different ways.
 
-A Mixer with random weights at 224 px is exported with its TFLite files, into
-a temporary folder. Then these take turns, image by image, in one process and
-on all cores:
+A Mixer with random weights at 224 px is exported with its TFLite files into a
+temporary folder. Then these take turns, image by image, in one process and on
+all cores:
 
   model in Python      the Keras model in a tf.function, from pixels that fit
   Keras predict        model.predict on the same, as a notebook calls it
@@ -67,7 +67,7 @@ def ways(
     version: pathlib.Path,
     variants: dict[str, pathlib.Path],
 ) -> dict[str, Callable[[], Any]]:
-    """Returns what is measured, by name; each gives logits of one image.
+    """Returns name -> function that returns the logits of one image.
 
     Args:
       model: The Keras model.

@@ -1,11 +1,11 @@
 """Few-shot accuracy on classes of CIFAR-10 that the Mixer has never seen.
 
-A small Mixer (the recipe cifar10_scratch) learns five classes of CIFAR-10. The
-other five are then told apart by a linear regression from a few examples of
-each: on the features of that Mixer, on those of the same Mixer before its
-training, and on the raw pixels. Each Mixer is a call of train.py, each
-evaluation one of eval.py, with a workdir of its own, so that the script goes on
-where it was stopped.
+A small Mixer (the recipe cifar10_scratch) learns five classes of CIFAR-10. A
+linear regression then learns the other five from a few examples of each: on
+the features of that Mixer, on those of the same Mixer before its training, and
+on the raw pixels. Each training is a call of train.py and each evaluation a
+call of eval.py, with a workdir of its own. A stopped script continues when it
+is started again.
 
     python benchmarks/fewshot_cifar10.py --data_dir=~/tensorflow_datasets
 
@@ -41,7 +41,7 @@ def call(program: str, *arguments: str) -> None:
 def of_mixer(
     workdir: pathlib.Path, overrides: list[str], evaluation: list[str]
 ) -> list[dict]:
-    """Trains, unless it is, and returns the few-shot scores."""
+    """Trains unless that is done, and returns the few-shot scores."""
     if not (workdir / "result.json").exists():
         call(
             "train.py",

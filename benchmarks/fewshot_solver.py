@@ -4,16 +4,15 @@
     python benchmarks/fewshot_solver.py --classes=100 --dtype=float64
 
 Both solve the same regularised least squares: standardised features, targets
-of 1 and -1, one strength or five of regularisation. Ridge gets the features
-standardised, in the type of the features (its answer has that precision;
-keras_mixer solves in float64 whatever they are), and fits a new model for each
-strength, as it has to. "Weights" are those of each strength: keras_mixer makes
-them after its fit, and predicts without them where that is cheaper. Each
-measurement is a process of its own that says how much memory it took at most,
-features and libraries included.
+of 1 and -1, one strength of regularisation or five. Ridge gets standardised
+features in their original type, so its answer has that precision; keras_mixer
+always solves in float64. Ridge has to fit a new model for each strength.
+"Weights" are those of each strength: keras_mixer computes them after its fit,
+and predicts without them where that is cheaper. Each measurement runs in its
+own process, which reports its peak memory, features and libraries included.
 
-By default 10 000 classes x 5 shots of 1280 float32 features, and 50 000 test
-examples. Prints a table of seconds.
+By default there are 10 000 classes x 5 shots of 1280 float32 features, and
+50 000 test examples. Prints a table of seconds.
 """
 
 import argparse
@@ -92,7 +91,7 @@ def solve_ridge(options: argparse.Namespace, strengths: tuple) -> dict:
         accuracies.append(right / len(y_test))
     return {
         "fit": fit,
-        "weights": 0.0,  # they are what it fits
+        "weights": 0.0,  # the fit includes them
         "predict": predict,
         "accuracy": accuracies,
     }

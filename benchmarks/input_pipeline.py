@@ -4,32 +4,33 @@
     python benchmarks/input_pipeline.py --folder=DIR --soak=20
 
 The pipelines run on one core, one thread each, over the same JPEGs in the same
-order, and take turns of five batches. Time is seconds of CPU, from when nothing
-is worked on ahead until it is so again: so every row pays for as many batches
-as it is asked for, and other programs on the machine disturb the ratios little.
-All rows keep freed memory, as a training does. Without a folder 64 pictures are
-drawn, with the pixels and bytes of ImageNet's.
+order, and take turns of five batches. Time is seconds of CPU, from one moment
+when nothing is worked on ahead to the next. So every row pays for as many
+batches as it is asked for, and other programs on the machine hardly disturb the
+ratios. All rows keep freed memory, as a training does. Without a folder, 64
+pictures are drawn with the pixels and bytes of ImageNet's.
 
-The limit is the least that makes a random crop of a JPEG; it cuts the same
-boxes as our policies. It is run three ways: on bytes in memory and on files,
+The limit is the least work that makes a random crop of a JPEG. It cuts the same
+boxes as our policies. It runs in three ways: on bytes in memory and on files,
 one image after the other, and on files as users write a pipeline, with a
 parallel map, a batch and a prefetch.
 
-The last rows are all that a training waits for: `data.train_batches`, which
-reads files, too.
+The last rows are everything that a training waits for: `data.train_batches`,
+which also reads files.
 
 keras-cv's and timm's rows make the same number of pixels from the same files,
-as their users do: keras-cv augments batches, timm works on PIL images, decodes
-them whole and resizes with antialiasing. Of the two operations that
-`rand-m15-n2` draws, timm applies each with probability 1/2; "p1" both, as here.
+in the way their users do: keras-cv augments batches; timm works on PIL images,
+decodes them whole and resizes with antialiasing. `rand-m15-n2` draws two
+operations, and timm applies each with probability 1/2. With "p1" it applies
+both, as we do.
 
-timm's rows need (without them they say "not run"):
+timm's rows say "not run" without:
 
     pip install torch torchvision \\
         --index-url https://download.pytorch.org/whl/cpu
     pip install timm==1.0.31
 
---soak goes through the files again and again, and prints the memory.
+--soak reads the files again and again, and prints the memory.
 """
 
 import argparse
@@ -71,7 +72,7 @@ Stream = Iterator[np.ndarray | tf.Tensor]
 
 
 def draw_pictures(count: int) -> list[bytes]:
-    """Makes JPEGs of noise that falls off with frequency, as photographs'."""
+    """Makes JPEGs of noise that falls off with frequency, as in photographs."""
     rng = np.random.default_rng(0)
     files = []
     for _ in range(count):
@@ -90,7 +91,7 @@ def draw_pictures(count: int) -> list[bytes]:
 
 
 def limit(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Does the least that can be done for a random crop of a JPEG."""
+    """Does the least work that makes a random crop of a JPEG."""
     seed = tf.random.experimental.stateless_split(seed, 1)[0]  # as policies do
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.image.extract_jpeg_shape(encoded),
@@ -106,13 +107,13 @@ def limit(encoded: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def one_thread(ahead: bool = False) -> tf.data.Options:
-    """Returns options for one thread, and with `ahead` no other ones."""
+    """Returns options for one thread; without `ahead`, also for no prefetch."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
     options.threading.max_intra_op_parallelism = 1
     if not ahead:
         options.autotune.enabled = False
-        # tf.data makes maps parallel and prefetches by default, and would work
+        # By default tf.data makes maps parallel and prefetches. It would work
         # on the next batch while another pipeline is timed.
         options.experimental_optimization.apply_default_optimizations = False
     return options
@@ -127,10 +128,10 @@ def tf_stream(
     """Returns a stream of batches, made on one thread.
 
     Args:
-      positions: (position, what the function takes first).
-      function: Of a file and a seed, to an image.
-      on_batch: Of a batch of images, after that.
-      ahead: Map in parallel and prefetch, as users do.
+      positions: Pairs of a position and the function's first argument.
+      function: From a file and a seed to an image.
+      on_batch: Applied to a batch of images afterwards.
+      ahead: Whether to map in parallel and prefetch, as users do.
     """
     batches = positions.map(
         lambda i, x: function(x, tf.stack([tf.zeros_like(i), i])),
@@ -154,7 +155,7 @@ def keras_cv_augment() -> Callable:
 
 
 def timm_stream(files: Sequence[bytes], policy: str) -> Stream:
-    """Yields what timm's own loader makes of a batch, uint8 as ours is."""
+    """Yields batches as timm's own loader makes them, uint8 like ours."""
     import torch
     from PIL import Image
     from timm.data import create_transform
@@ -167,7 +168,7 @@ def timm_stream(files: Sequence[bytes], policy: str) -> Stream:
         color_jitter=None,
         auto_augment=policy,
         interpolation="bilinear",
-        use_prefetcher=True,  # ends in uint8: the device makes floats of it
+        use_prefetcher=True,  # ends in uint8; the device converts to float
     )
     index = 0
     while True:
@@ -190,8 +191,8 @@ def missing_for_timm() -> str | None:
     def no_operator(*_: object, **__: object) -> Callable:
         return lambda function: function
 
-    # A torchvision that was compiled for another build of torch registers
-    # shapes of operators that did not load. The transforms use none of them.
+    # A torchvision compiled for another build of torch registers shapes of
+    # operators that did not load. The transforms use none of these operators.
     with unittest.mock.patch.object(
         torch.library, "register_fake", no_operator
     ):
@@ -202,10 +203,10 @@ def missing_for_timm() -> str | None:
 def streams(
     paths: Sequence[bytes],
 ) -> tuple[dict[str, Stream], dict[str, str]]:
-    """Returns name -> stream, and name -> reason of those that cannot run.
+    """Returns name -> stream, and name -> reason for those that cannot run.
 
     Args:
-      paths: Of the files, in the order in which they are to be read.
+      paths: The files, in reading order.
     """
     number = {path: i for i, path in enumerate(sorted(set(paths)))}
     files = [pathlib.Path(os.fsdecode(path)).read_bytes() for path in number]
@@ -265,7 +266,7 @@ def train_stream(split: data.Split, policy: str) -> Stream:
     """Returns the input of a training, on one thread."""
 
     def few(batches: tf.data.Dataset, _: int) -> tf.data.Dataset:
-        return prefetch(batches, _AHEAD)  # by itself the buffer would grow
+        return prefetch(batches, _AHEAD)  # autotuning would grow the buffer
 
     prefetch = tf.data.Dataset.prefetch
     with unittest.mock.patch.object(tf.data.Dataset, "prefetch", few):
@@ -309,17 +310,17 @@ def soak(files: Sequence[bytes], epochs: int) -> None:
 
 
 def cell(name: str) -> str:
-    """Returns the name as code in a table of Markdown, which `|` would end."""
+    """Returns the name as code for a Markdown table, with `|` escaped."""
     return "`" + name.replace("|", r"\|") + "`"
 
 
 def at_work() -> bool:
-    """Tells whether a thread of this process besides this one runs."""
+    """Returns whether any other thread of this process runs."""
     own = str(threading.get_native_id())
     for thread in os.listdir("/proc/self/task"):
         if thread == own:
             continue
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the thread has ended
             line = pathlib.Path(f"/proc/self/task/{thread}/stat").read_text()
             if line.rpartition(")")[2].split()[0] in "RD":
                 return True
@@ -327,7 +328,7 @@ def at_work() -> bool:
 
 
 def wait() -> None:
-    """Returns when nothing is worked on ahead any more."""
+    """Waits until nothing is worked on ahead any more."""
     quiet = 0
     while quiet < 3:
         time.sleep(0.01)
@@ -337,8 +338,8 @@ def wait() -> None:
 def time_turn(stream: Stream) -> float:
     """Returns the seconds of CPU of the next batches.
 
-    What is ahead is full before and after, so it is as many batches as are
-    asked for. To wait for that is not counted.
+    The buffers are full before and after, so the work is that of the batches
+    that are asked for. Waiting for the buffers is not counted.
     """
     start = time.process_time()
     for _ in range(_TURN):

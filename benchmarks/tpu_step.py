@@ -1,14 +1,14 @@
 """What a training step moves, keeps and computes on a TPU v5e chip.
 
 One AdamW step with clipping, 128 images of 224 px per chip, compiled by the
-TPU compiler (no TPU is needed): a plain Keras Mixer, one in Flax with optax,
-and this project's, side by side.
+TPU compiler (no TPU is needed), for three Mixers: in plain Keras, in Flax with
+optax, and this project's.
 
     pip install -e '.[preflight]' flax optax
     python benchmarks/tpu_step.py [--models=S/16,B/16] [--only=ours]
 
-The two others are written after the paper's equations, without mixup and
-stochastic depth; this project's step has both, and the last rows neither.
+The other two follow the paper's equations, without mixup and stochastic depth.
+This project's step has both, except in its last rows.
 """
 
 import argparse
@@ -220,7 +220,7 @@ def main() -> None:
         if args.only != "others":
             for remat in ("none", "tokens", "block"):
                 print(ours(model, f"model.remat={remat}"), flush=True)
-            # What the others compute, too.
+            # As the other two: without mixup and stochastic depth.
             for remat in ("none", "tokens"):
                 overrides = ["mixup.p=0", "model.stoch_depth=0"]
                 print(ours(model, f"model.remat={remat}", *overrides))

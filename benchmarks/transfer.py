@@ -1,13 +1,13 @@
 """Transfer between the halves of CIFAR-10, at 32 and at 64 pixels.
 
-A small Mixer is pre-trained on five classes of CIFAR-10 at 32 px. Then the
-other five classes are learnt in a few epochs: from scratch at 32 px, from the
-pre-trained weights at 32 px, and from them at 64 px, with the token-mixing
-MLPs expanded (paper, App. C; the images are the same, enlarged). The three
-have the same settings and number of updates; only init.* and model.image_size
+A small Mixer is pre-trained on five classes of CIFAR-10 at 32 px. Then it
+learns the other five classes in a few epochs: from scratch at 32 px, from the
+pre-trained weights at 32 px, and from them at 64 px, with the token-mixing MLPs
+expanded (paper, App. C; the images are the same, enlarged). The three runs have
+the same settings and number of updates; only init.* and model.image_size
 differ. The Mixer is that of the recipe cifar10_scratch on patches of 8 pixels:
-16 tokens at 32 px, 64 at 64 px. Each run is a call of train.py with a workdir
-of its own, so that the script goes on where it was stopped.
+16 tokens at 32 px, 64 at 64 px. Each run is a call of train.py with its own
+workdir. A stopped script continues when it is started again.
 
     python benchmarks/transfer.py --data_dir=~/tensorflow_datasets
 
@@ -27,7 +27,7 @@ SECOND = "automobile,cat,dog,horse,truck"
 
 
 def train(workdir: pathlib.Path, *overrides: str) -> dict:
-    """Runs train.py to the end, unless it is; returns its result."""
+    """Runs train.py unless that is done, and returns its result."""
     result = workdir / "result.json"
     if not result.exists():
         command = [

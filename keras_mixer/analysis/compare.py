@@ -1,15 +1,14 @@
 """The curves of several runs in one picture, and how their configs differ."""
 
-import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_mixer.analysis import curves
+from keras_mixer.analysis import curves, sweep
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
@@ -21,9 +20,9 @@ HELP = """Draws the curves of two or more runs in one picture.
   python -m keras_mixer.analysis compare runs/*/ --names=one,two,three \\
       --output=compare.svg
 
-Training loss and evaluation accuracy over the updates, and few-shot accuracies
-where the runs have any, from their metrics.jsonl; a run may still be training.
-What eval.py measured of the runs comes with --evaluations:
+Draws training loss and evaluation accuracy over the updates, and few-shot
+accuracies where the runs have any, from their metrics.jsonl. A run may still
+be training. --evaluations adds what eval.py measured of the runs:
 
   python eval.py --workdir=runs/a --task=fewshot --output=a.json \\
       fewshot.shots=1,5,10
@@ -32,37 +31,43 @@ What eval.py measured of the runs comes with --evaluations:
   python -m keras_mixer.analysis compare runs/a runs/b \\
       --evaluations=a.json,b.json --output=compare.png
 
-A table says in which fields their configs differ. compare.csv holds the
+A table lists the fields in which their configs differ. compare.csv holds the
 curves, compare.json the differences and the last values.
 """
 
 _STYLES = ("-", "--", ":", "-.")
-# Of eval.py's rows, what is shown here.
-_KEYS = {
-    "classification": ("data", "split", "accuracy"),
-    "fewshot": (
-        "data",
-        "train_split",
-        "test_split",
-        "shots",
-        "l2_reg",
-        "accuracy",
-        "accuracies",
-    ),
-}
 
 
-class Run(NamedTuple):
-    """What is known of a run.
+class Evaluation(NamedTuple):
+    """A number that eval.py measured.
+
+    Attributes:
+      name: For people.
+      step: Of the checkpoint.
+      accuracy: For few shots the mean of `accuracies`.
+      line: For few shots the data and l2: what a line of the picture shares.
+      shots: Examples of each class; 0 if not few-shot.
+      accuracies: One for each support set.
+    """
+
+    name: str
+    step: int
+    accuracy: float
+    line: str = ""
+    shots: int = 0
+    accuracies: Sequence[float] = ()
+
+
+class Compared(NamedTuple):
+    """A run, as far as its files say.
 
     Attributes:
       name: For people.
       config: Resolved.
-      other_model: What made its model, where that is no Mixer.
+      other_model: What made its model, if that is no Mixer.
       curves: What it wrote while it trained.
       result: None while it trains.
-      evaluations: What eval.py measured, a row per data set (and number of
-        shots), each with its `task` and `step`.
+      evaluations: What eval.py measured: one per data set and number of shots.
     """
 
     name: str
@@ -70,21 +75,21 @@ class Run(NamedTuple):
     other_model: str | None
     curves: curves.Curves
     result: Mapping[str, Any] | None
-    evaluations: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Evaluation]
 
 
 def read(
     workdirs: Sequence[str],
     names: str | None = None,
     evaluations: str | None = None,
-) -> list[Run]:
+) -> list[Compared]:
     """Reads the runs.
 
     Args:
       workdirs: Two or more.
-      names: For people, with commas between them; by default what differs in
-        the paths.
-      evaluations: Files that eval.py --output wrote, with commas between them.
+      names: Names for people, comma-separated; by default the parts in which
+        the paths differ.
+      evaluations: Files that eval.py --output wrote, comma-separated.
 
     Raises:
       ConfigError: There are too few runs, or not a name for each, or a file
@@ -98,14 +103,16 @@ def read(
             f"--output=compare.png. Received: {', '.join(workdirs) or 'none'}"
         )
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ConfigError(f"A run is there twice: {', '.join(workdirs)}")
+        raise ConfigError(f"A run is given twice: {', '.join(workdirs)}")
     called = _names(paths) if names is None else names.split(",")
     if len(called) != len(paths) or len(set(called)) < len(called):
         raise ConfigError(
             f"--names takes {len(paths)} different names, one for each run. "
             f"Received: {names!r}"
         )
-    measured = _read_evaluations(paths, evaluations)
+    measured = _read_evaluations(
+        paths, evaluations.split(",") if evaluations else []
+    )
     runs = []
     for name, path in zip(called, paths, strict=True):
         if not (path / "config.json").exists():
@@ -114,7 +121,7 @@ def read(
             )
         result = path / "result.json"
         runs.append(
-            Run(
+            Compared(
                 name,
                 config_lib.load(path / "config.json"),
                 files.read_other_model(path),
@@ -127,26 +134,24 @@ def read(
 
 
 def _read_evaluations(
-    paths: Sequence[pathlib.Path], files: str | None
-) -> dict[pathlib.Path, list[dict[str, Any]]]:
+    paths: Sequence[pathlib.Path], outputs: Sequence[str]
+) -> dict[pathlib.Path, list[Evaluation]]:
     """Returns what eval.py measured of each run.
 
     Raises:
-      ConfigError: A file cannot be read, is of none of the runs, or measures
-        what another file did.
+      ConfigError: A file cannot be read, is of none of the runs, or repeats
+        a measurement of another file.
     """
-    found: dict[pathlib.Path, list[dict[str, Any]]] = {p: [] for p in paths}
+    found: dict[pathlib.Path, list[Evaluation]] = {p: [] for p in paths}
     by_place = {path.resolve(): path for path in paths}
-    for file in files.split(",") if files else []:
+    for file in outputs:
         try:
             whole = json.loads(pathlib.Path(file).read_text())
-            task, results = whole["task"], whole.get("results", [whole])
+            task, workdir = whole["task"], whole.get("workdir")
             rows = [
-                {"task": task, "step": whole.get("step")}
-                | {key: row[key] for key in _KEYS[task]}
-                for row in results
+                _read_row(task, row, whole.get("step"))
+                for row in whole.get("results", [whole])
             ]
-            workdir = whole.get("workdir")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
                 f"--evaluations: cannot read {file} as what eval.py --output "
@@ -159,8 +164,8 @@ def _read_evaluations(
                 f"{workdir or whole.get('weights')}, which is not among the "
                 f"runs: {', '.join(map(str, by_place))}"
             )
-        known = set(map(_evaluation_name, found[path]))
-        twice = [n for n in map(_evaluation_name, rows) if n in known]
+        known = {one.name for one in found[path]}
+        twice = [one.name for one in rows if one.name in known]
         if twice:
             raise ConfigError(
                 f"--evaluations: {file} measures of {path} what another file "
@@ -168,6 +173,21 @@ def _read_evaluations(
             )
         found[path] += rows
     return found
+
+
+def _read_row(task: str, row: Mapping[str, Any], step: int) -> Evaluation:
+    """Reads a row of the results that eval.py writes."""
+    accuracy = float(row["accuracy"])
+    if task == "classification":
+        name = f"eval.py: accuracy on {row['data']} {row['split']}"
+        return Evaluation(name, step, accuracy)
+    if task != "fewshot":
+        raise LookupError(f"task {task!r}")
+    data = f"{row['train_split']} / {row['test_split']}"
+    shots, l2_reg = row["shots"], row["l2_reg"]
+    name = f"eval.py: {curves.fewshot_name(data, shots, l2_reg)}"
+    line = f"{data}, l2 {l2_reg:g}"
+    return Evaluation(name, step, accuracy, line, shots, row["accuracies"])
 
 
 def _names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -180,39 +200,50 @@ def _names(paths: Sequence[pathlib.Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[Compared]) -> dict[str, list[Any]]:
     """Returns what differs: field of the config -> values.
 
-    Where a model is no Mixer, which the configs do not say, `model`, too.
+    It has `model`, too, if any model is no Mixer: the configs do not say so.
     """
     found: dict[str, list[Any]] = {}
     if any(run.other_model is not None for run in runs):
         found["model"] = [run.other_model or "Mixer" for run in runs]
-    configs = [dataclasses.asdict(run.config) for run in runs]
-    for section, fields in configs[0].items():
-        if not isinstance(fields, dict):  # the recipe's name
-            names = [config[section] for config in configs]
-            if any(name != names[0] for name in names):
-                found[section] = names
-            continue
-        for name in fields:
-            values = [config[section][name] for config in configs]
-            if any(value != values[0] for value in values):
-                found[f"{section}.{name}"] = values
+    all_fields = [_fields(run.config) for run in runs]
+    for name in all_fields[0]:
+        values = [fields[name] for fields in all_fields]
+        if any(value != values[0] for value in values):
+            found[name] = values
     return found
 
 
-def _named_curves(run: Run) -> dict[str, curves.Curve]:
-    """Returns the curves of a run by what people call them."""
+def _fields(config: Config) -> dict[str, Any]:
+    """Returns "section.field" -> value, and the name of the recipe."""
+    found: dict[str, Any] = {}
+    for section, fields in dataclasses.asdict(config).items():
+        if isinstance(fields, dict):
+            found |= {f"{section}.{name}": x for name, x in fields.items()}
+        else:
+            found[section] = fields
+    return found
+
+
+def _named_curves(run: Compared) -> dict[str, curves.Curve]:
+    """Returns the curves and evaluations of a run by name, for people."""
     of = run.curves
     return {
         "training loss": of.loss,
         **{f"accuracy on {split}": c for split, c in of.accuracy.items()},
-        **{_fewshot_name(key): c for key, c in of.fewshot.items()},
+        **of.fewshot,
+        **{
+            one.name: curves.Curve(
+                np.array([one.step]), np.array([one.accuracy])
+            )
+            for one in run.evaluations
+        },
     }
 
 
-def _last(run: Run) -> dict[str, Any]:
+def _last(run: Compared) -> dict[str, Any]:
     """Returns the last values of a run's curves."""
     found: dict[str, Any] = {}
     if len(run.curves.loss.steps):
@@ -220,30 +251,12 @@ def _last(run: Run) -> dict[str, Any]:
     for name, curve in _named_curves(run).items():
         if len(curve.values):
             found[name] = float(curve.values[-1])
-    for row in run.evaluations:
-        found[_evaluation_name(row)] = float(row["accuracy"])
-    steps = {row["step"] for row in run.evaluations}
+    steps = {one.step for one in run.evaluations}
     if steps:
         found["eval.py: at step"] = ", ".join(sorted(map(str, steps)))
     if run.result is not None:
         found["seconds"] = round(run.result["seconds"], 1)
     return found
-
-
-def _fewshot_name(key: tuple[str, int, float]) -> str:
-    name, shots, l2_reg = key
-    return f"{name} {shots}-shot, l2 {l2_reg:g}"
-
-
-def _evaluation_name(row: Mapping[str, Any]) -> str:
-    if row["task"] == "fewshot":
-        key = (_fewshot_data(row), row["shots"], row["l2_reg"])
-        return f"eval.py: {_fewshot_name(key)}"
-    return f"eval.py: accuracy on {row['data']} {row['split']}"
-
-
-def _fewshot_data(row: Mapping[str, Any]) -> str:
-    return f"{row['train_split']} / {row['test_split']}"
 
 
 def _text(value: Any) -> str:
@@ -252,7 +265,7 @@ def _text(value: Any) -> str:
     return "null" if value is None else f"{value}"
 
 
-def summary(runs: Sequence[Run]) -> str:
+def summary(runs: Sequence[Compared]) -> str:
     """Returns the differences and the last values as a table."""
     lasts = [_last(run) for run in runs]
     rows = [
@@ -265,8 +278,8 @@ def summary(runs: Sequence[Run]) -> str:
     return report.table(["", *(run.name for run in runs)], rows)
 
 
-def content(runs: Sequence[Run]) -> dict[str, Any]:
-    """Returns the same for JSON."""
+def content(runs: Sequence[Compared]) -> dict[str, Any]:
+    """Returns the differences and the last values for JSON."""
     return {
         "runs": [run.name for run in runs],
         "differences": differences(runs),
@@ -274,134 +287,104 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def write_csv(path: pathlib.Path, runs: Sequence[Run]) -> None:
+def write_csv(path: pathlib.Path, runs: Sequence[Compared]) -> None:
     """Writes a line per run, curve and step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "curve", "step", "value"])
-        for run in runs:
-            for name, curve in _named_curves(run).items():
-                for step, value in zip(curve.steps, curve.values, strict=True):
-                    writer.writerow([run.name, name, int(step), float(value)])
-            for row in run.evaluations:
-                name = _evaluation_name(row)
-                value = float(row["accuracy"])
-                writer.writerow([run.name, name, row["step"], value])
+    rows = [
+        {"run": run.name, "curve": name, "step": step, "value": value}
+        for run in runs
+        for name, curve in _named_curves(run).items()
+        for step, value in zip(*map(np.ndarray.tolist, curve), strict=True)
+    ]
+    sweep.write_csv(path, rows)
 
 
-def draw(output: pathlib.Path, runs: Sequence[Run]) -> list[pathlib.Path]:
+def draw(output: pathlib.Path, runs: Sequence[Compared]) -> list[pathlib.Path]:
     """Draws loss, accuracy and few-shot accuracy; returns the files.
 
-    Few-shot accuracies over the updates, where the runs measured any while
-    they trained, and over the shots, where eval.py measured any.
+    Few-shot accuracies are drawn over the updates, where the runs measured any
+    while they trained, and over the shots, where eval.py measured any.
     """
-    splits = list(
-        dict.fromkeys(split for run in runs for split in run.curves.accuracy)
-    )
+    splits = list(dict.fromkeys(s for run in runs for s in run.curves.accuracy))
+    fewshot = [run.curves.fewshot for run in runs]
+    shots = [_over_shots(run) for run in runs]
+    count = 2 + any(fewshot) + any(shots)
+    figure = pictures.new_figure(figsize=(4.6 * count, 4.2))
+    loss, accuracy, *others = figure.subplots(1, count)
+    _draw_lines(loss, runs, [{"": run.curves.loss} for run in runs])
+    loss.set(xlabel="updates", ylabel="training loss")
+    # The label of the axis names a single split, the legend names several.
     on = f" on {splits[0]}" if len(splits) == 1 else ""
-    drawn: list[tuple[str, str, Callable[[Any, Sequence[Run]], None]]] = [
-        ("training loss", "updates", _draw_loss),
-        (f"accuracy{on}", "updates", _draw_accuracy),
-    ]
-    if any(run.curves.fewshot for run in runs):
-        drawn.append(("few-shot accuracy", "updates", _draw_fewshot_curves))
-    if any(_fewshot_lines(run) for run in runs):
+    accuracies = [run.curves.accuracy for run in runs]
+    named = len(splits) > 1
+    _draw_lines(accuracy, runs, accuracies, named=named, marker="o", ms=3)
+    accuracy.set(xlabel="updates", ylabel=f"accuracy{on}")
+    if any(fewshot):
+        _draw_lines(others[0], runs, fewshot, named=True, marker="o", ms=3)
+        others[0].set(xlabel="updates", ylabel="few-shot accuracy")
+    if any(shots):
+        axes = others[-1]
+        _draw_lines(axes, runs, shots, named=True, marker="o", ms=3)
         label = "examples of each class (shots)"
-        drawn.append(("few-shot accuracy", label, _draw_shots))
-    figure = pictures.new_figure(figsize=(4.6 * len(drawn), 4.2))
-    panels = figure.subplots(1, len(drawn))
-    for axes, (ylabel, xlabel, draw_panel) in zip(panels, drawn, strict=True):
-        draw_panel(axes, runs)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel=label, ylabel="few-shot accuracy", xscale="log")
+        ticks = {one.shots for run in runs for one in run.evaluations} - {0}
+        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+        axes.minorticks_off()
+    for axes in (loss, accuracy, *others):
         pictures.style(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return pictures.save_all(figure, output)
 
 
-def _draw_loss(axes: Any, runs: Sequence[Run]) -> None:
-    for i, run in enumerate(runs):
-        axes.plot(*run.curves.loss, color=f"C{i % 10}", label=run.name)
-
-
-def _draw_accuracy(axes: Any, runs: Sequence[Run]) -> None:
-    _draw_several(axes, [(run.name, run.curves.accuracy) for run in runs])
-
-
-def _draw_fewshot_curves(axes: Any, runs: Sequence[Run]) -> None:
-    several = [
-        (
-            run.name,
-            {_fewshot_name(k): c for k, c in run.curves.fewshot.items()},
-        )
-        for run in runs
-    ]
-    _draw_several(axes, several, always_name=True)
-
-
-def _draw_several(
+def _draw_lines(
     axes: Any,
-    runs: Sequence[tuple[str, Mapping[str, curves.Curve]]],
+    runs: Sequence[Compared],
+    several: Sequence[Mapping[str, Sequence[Any]]],
     *,
-    always_name: bool = False,
+    named: bool = False,
+    **looks: Any,
 ) -> None:
-    """Draws the curves of runs: a colour for each run, a style for a kind.
+    """Draws lines: a colour for each run, a line style for each kind.
 
     Args:
       axes: Where.
-      runs: Names of runs, and kind -> curve of each.
-      always_name: Whether the legend has the kind where there is only one; of
-        one split alone the axis has its name.
+      runs: In order.
+      several: Kind -> x and y, and perhaps deviations of y, for each run.
+      named: Whether the legend names the kinds.
+      **looks: Of matplotlib, for all lines.
     """
-    kinds = list(dict.fromkeys(kind for _, several in runs for kind in several))
-    named = always_name or len(kinds) > 1
-    for i, (name, several) in enumerate(runs):
-        for kind, curve in several.items():
-            axes.plot(
-                *curve,
-                _STYLES[kinds.index(kind) % len(_STYLES)],
-                color=f"C{i % 10}",
-                marker="o",
-                ms=3,
-                label=f"{name}: {kind}" if named else name,
-            )
+    kinds = list(dict.fromkeys(kind for lines in several for kind in lines))
+    for i, (run, lines) in enumerate(zip(runs, several, strict=True)):
+        for kind, line in lines.items():
+            style = {
+                "linestyle": _STYLES[kinds.index(kind) % len(_STYLES)],
+                "color": f"C{i % 10}",
+                "label": f"{run.name}: {kind}" if named else run.name,
+            }
+            if len(line) > 2:
+                axes.errorbar(*line, capsize=2, **style, **looks)
+            else:
+                axes.plot(*line, **style, **looks)
 
 
-def _fewshot_lines(run: Run) -> dict[str, list[Mapping[str, Any]]]:
-    """Returns what eval.py measured of few shots: data and l2 -> rows."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in run.evaluations:
-        if row["task"] == "fewshot":
-            key = f"{_fewshot_data(row)}, l2 {row['l2_reg']:g}"
-            found.setdefault(key, []).append(row)
-    return found
+def _over_shots(run: Compared) -> dict[str, tuple[Any, Any, Any]]:
+    """Returns what eval.py measured with few shots.
 
-
-def _draw_shots(axes: Any, runs: Sequence[Run]) -> None:
-    lines = [_fewshot_lines(run) for run in runs]
-    kinds = list(dict.fromkeys(kind for line in lines for kind in line))
-    shots = sorted(
-        {r["shots"] for line in lines for rows in line.values() for r in rows}
-    )
-    for i, (run, line) in enumerate(zip(runs, lines, strict=True)):
-        for kind, rows in line.items():
-            rows = sorted(rows, key=lambda row: row["shots"])
-            several = max(len(row["accuracies"]) for row in rows) > 1
-            axes.errorbar(
-                [row["shots"] for row in rows],
-                [row["accuracy"] for row in rows],
-                # Of the support sets, as in eval.py's table.
-                yerr=[np.std(row["accuracies"]) for row in rows]
-                if several
-                else None,
-                linestyle=_STYLES[kinds.index(kind) % len(_STYLES)],
-                color=f"C{i % 10}",
-                marker="o",
-                ms=3,
-                capsize=2,
-                label=f"{run.name}: {kind}",
-            )
-    axes.set_xscale("log")
-    axes.set_xticks(shots, [f"{n}" for n in shots])
-    axes.minorticks_off()
+    Returns:
+      Data and l2 -> shots, accuracies, and standard deviations over the
+      support sets, as in eval.py's table (None if there is one set each).
+    """
+    found = [one for one in run.evaluations if one.shots]
+    lines: dict[str, list[Evaluation]] = {one.line: [] for one in found}
+    for one in sorted(found, key=lambda one: one.shots):
+        lines[one.line].append(one)
+    return {
+        line: (
+            [one.shots for one in points],
+            [one.accuracy for one in points],
+            [np.std(one.accuracies) for one in points]
+            if any(len(one.accuracies) > 1 for one in points)
+            else None,
+        )
+        for line, points in lines.items()
+    }

@@ -2,7 +2,7 @@
 
 Parameters and FLOPs are counted in the traced graph and must equal the
 formula. Memory and speed are measured here, each in a process of its own. The
-paper's numbers stand beside them, and say so.
+paper's numbers stand beside them and are labelled as such.
 """
 
 import functools
@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import keras
 import psutil
+import tensorflow as tf
 
 from keras_mixer import models
 from keras_mixer.analysis import flops, sweep
@@ -25,7 +27,7 @@ from keras_mixer.evaluation import paper, report
 from keras_mixer.run import progress
 from keras_mixer.run.config import ConfigError
 
-HELP = """Tells what the variants cost, and draws accuracy against it.
+HELP = """Reports what the variants cost, and draws accuracy against cost.
 
   python -m keras_mixer.analysis cost --output=cost.png
   python -m keras_mixer.analysis cost --variants=S/16,B/16,L/16 \\
@@ -33,25 +35,27 @@ HELP = """Tells what the variants cost, and draws accuracy against it.
   python -m keras_mixer.analysis cost --variants=S/32,S/16 --batch=16 \\
       --seconds=20 --time_limit=300 --output=cost.png
 
-For every variant and size: parameters and FLOPs of the forward pass, counted
-in the traced graph and compared with the formula; then, each in a process of
-its own, the peak memory and images per second of inference and of training
-(one update with AdamW in float32). The paper's images per second and core-days
-(TPUv3) stand beside them. At K times 224 pixels the token-mixing MLPs are
-those of fine-tuning (paper, App. C), K^2 times wider, unless --noexpand.
+For every variant and size, parameters and FLOPs of the forward pass are counted
+in the traced graph and compared with the formula. Then the peak memory and the
+images per second of inference and of training (one update with AdamW in
+float32) are measured, each in a process of its own. The paper's images per
+second and core-days (TPUv3) stand beside them. At K times 224 pixels the
+token-mixing MLPs are K^2 times wider, as in fine-tuning (paper, App. C), unless
+--noexpand.
 
-The picture has the paper's accuracies against core-days and FLOPs, and its
-speeds; what was measured here is in a second row.
+The picture shows the paper's accuracies against core-days and FLOPs, and its
+speeds. What was measured here is in a second row.
 
-cost.csv and cost.json hold the numbers; the same command reuses what was
+cost.csv and cost.json hold the numbers. The same command reuses what was
 measured with the same settings on the same machine, with the same TensorFlow
-and Keras, and --fresh does not (after a change of keras_mixer, say). A
-measurement that takes longer than --time_limit is "not run", and one for which
-the weights, gradients and moments alone exceed the free memory "does not fit".
+and Keras; --fresh measures again (after a change of keras_mixer, say). A
+measurement that takes longer than --time_limit is "not run". If the weights,
+gradients and moments alone exceed the free memory, the model "does not fit".
 """
 
 MODES = ("inference", "training")
 _COPIES = {"inference": 1, "training": 4}  # weights, gradients, two moments
+_NOT_RUN = {"status": "not run"}
 _CLASSES = 1000
 PRETRAINED = ("imagenet1k", "imagenet21k", "jft300m")
 
@@ -62,7 +66,7 @@ class Settings(NamedTuple):
     Attributes:
       modes: Which of `MODES`.
       batch: Images at once.
-      seconds: How long to repeat the call.
+      seconds: For how long to repeat the call.
       time_limit: Seconds after which a measurement is given up.
       xla: Whether XLA compiles.
     """
@@ -77,24 +81,20 @@ class Settings(NamedTuple):
 @functools.cache
 def machine() -> str:
     """Names the processor and the cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name[^:]*:(.*)", text, re.MULTILINE)
+    name = found[1].strip() if found else platform.processor()
     cores = (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count()
     )
-    return f"{name}, {cores} cores"
+    return f"{name or platform.machine()}, {cores} cores"
 
 
 def parse_variants(text: str) -> tuple[str, ...]:
-    """Reads --variants; "all" is all of them."""
+    """Reads --variants; "all" means every one."""
     if text == "all":
         return tuple(models.VARIANTS)
     allowed = f"all, or some of {', '.join(models.VARIANTS)}"
@@ -105,14 +105,13 @@ def parse_variants(text: str) -> tuple[str, ...]:
 
 
 def parse_modes(text: str) -> tuple[str, ...]:
-    """Reads --measure; "none" is none of them."""
+    """Reads --measure; "none" means neither."""
     if text == "none":
         return ()
     allowed = f"none, or some of {', '.join(MODES)}"
-    found = sweep.parse_list(text, str, "--measure", allowed)
-    if not set(found) <= set(MODES):
-        raise ConfigError(f"--measure takes {allowed}. Received: {text!r}")
-    return found
+    return sweep.parse_list(
+        text, lambda part: MODES[MODES.index(part)], "--measure", allowed
+    )
 
 
 def count(
@@ -124,7 +123,7 @@ def count(
 ) -> list[dict[str, Any]]:
     """Counts parameters and FLOPs; returns a row per variant and size.
 
-    A size that the patches do not divide is left out of a variant, and said.
+    A size that a variant's patches do not divide is left out, and reported.
 
     Raises:
       ConfigError: No variant can take any of the sizes.
@@ -180,10 +179,10 @@ def _of_paper(variant: str, size: int) -> dict[str, float | None]:
 
 
 def read_measured(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what the numbers beside a picture say was measured, if any.
+    """Returns the measurements in the JSON beside a picture, if any.
 
     Raises:
-      ConfigError: The file is of something else.
+      ConfigError: Another command wrote the file.
     """
     if not path.exists():
         return {}
@@ -192,19 +191,17 @@ def read_measured(path: pathlib.Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{path} is not of this command. Give another --output, or remove "
-            "it."
+            "the file."
         ) from error
 
 
 def software() -> str:
     """Names what a measurement depends on besides the machine."""
-    import tensorflow as tf
-
     return f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
 
 
 def conditions(settings: Settings) -> str:
-    """Says under which conditions was measured, for people."""
+    """Describes the conditions of the measurements, for people."""
     return (
         f"batch {settings.batch}, float32, XLA "
         f"{'on' if settings.xla else 'off'}, {machine()}, {software()}"
@@ -222,7 +219,7 @@ def _key(row: Mapping[str, Any], mode: str, settings: Settings) -> str:
 def _measure_one(
     row: Mapping[str, Any], mode: str, settings: Settings
 ) -> dict[str, Any]:
-    """Returns what the process measured, or why there is nothing: `status`."""
+    """Returns what the process measured, or in `status` why there is none."""
     needed = row["parameters"] * 4 * _COPIES[mode]
     free = psutil.virtual_memory().available
     if needed > free:
@@ -230,11 +227,9 @@ def _measure_one(
             "status": f"does not fit: at least {needed / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} free"
         }
-    options = {
+    keys = ("variant", "image_size", "tokens_mlp_dim")
+    options = {key: row[key] for key in keys} | {
         "mode": mode,
-        "variant": row["variant"],
-        "image_size": row["image_size"],
-        "tokens_mlp_dim": row["tokens_mlp_dim"],
         "batch": settings.batch,
         "seconds": settings.seconds,
         "xla": settings.xla,
@@ -269,12 +264,12 @@ def measure(
     """Measures what is not known, the smallest model first.
 
     Args:
-      rows: From `count`; get what was measured, under the name of the mode.
-      settings: How.
-      known: What was measured before; gets what is measured.
-      save: Called after each.
-      say: Tells people how far it is.
-      fresh: Measure what is known, too.
+      rows: From `count`. The results are added under the name of the mode.
+      settings: How to measure.
+      known: Earlier measurements. New ones are added.
+      save: Called after each measurement.
+      say: Reports progress.
+      fresh: Also measure again what is known.
     """
     todo = [(row, mode) for row in rows for mode in settings.modes]
     todo.sort(key=lambda x: x[0]["gflop"] * (3 if x[1] == "training" else 1))
@@ -286,7 +281,7 @@ def measure(
     if others:
         say(
             f"{others} measurements of other models, settings, machines or "
-            "versions are left in the file, and not shown."
+            "versions stay in the file and are not shown."
         )
     begun = time.perf_counter()
     for i, (row, mode) in enumerate(missing, 1):
@@ -302,36 +297,31 @@ def measure(
             text = found["status"]
         row[mode] = found
         spent = progress.format_seconds(time.perf_counter() - begun)
-        limit = progress.format_seconds(
-            (len(missing) - i) * settings.time_limit
-        )
-        left = f", at most {limit} left" if i < len(missing) else ""
+        limit = (len(missing) - i) * settings.time_limit
+        left = f", at most {progress.format_seconds(limit)} left"
         say(
             f"{row['variant']} at {row['image_size']}, {mode}: {text} "
-            f"({i} of {len(missing)}, {spent} so far{left})"
+            f"({i} of {len(missing)}, {spent} so far{left if limit else ''})"
         )
-    for row in rows:  # what is not asked for, but known, too
+    for row in rows:  # also what is known without being asked for
         for mode in MODES:
             row[mode] = known.get(_key(row, mode, settings), row.get(mode))
-
-
-def _flat(row: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Returns a row for CSV."""
-    flat = {k: v for k, v in row.items() if k not in MODES}
-    for mode in MODES:
-        found = row.get(mode) or {"status": "not run"}
-        flat[f"{mode}_batch"] = settings.batch
-        flat[f"{mode}_status"] = found["status"]
-        for key in ("peak_mib", "images_per_second"):
-            flat[f"{mode}_{key}"] = found.get(key)
-    return flat
 
 
 def write_csv(
     path: pathlib.Path, rows: Sequence[Mapping[str, Any]], settings: Settings
 ) -> None:
     """Writes a line per variant and size."""
-    sweep.write_csv(path, [_flat(row, settings) for row in rows])
+    lines = []
+    for row in rows:
+        line = {k: v for k, v in row.items() if k not in MODES}
+        for mode in MODES:
+            found = row.get(mode) or _NOT_RUN
+            line[f"{mode}_batch"] = settings.batch
+            for key in ("status", "peak_mib", "images_per_second"):
+                line[f"{mode}_{key}"] = found.get(key)
+        lines.append(line)
+    sweep.write_csv(path, lines)
 
 
 def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
@@ -345,10 +335,10 @@ def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
         cells = [row["variant"], str(row["image_size"])]
         cells += [f"{row['parameters']:,}", f"{row['gflop']:.2f}"]
         for mode in MODES:
-            found = row.get(mode) or {"status": "not run"}
+            found = row.get(mode) or _NOT_RUN
             if found["status"] == "measured":
-                cells.append(f"{found['peak_mib']:,.0f}")
-                cells.append(f"{found['images_per_second']:.2f}")
+                speed = f"{found['images_per_second']:.2f}"
+                cells += [f"{found['peak_mib']:,.0f}", speed]
             else:
                 cells += [found["status"].partition(":")[0], ""]
         speed = row["paper_images_per_second_per_core"]

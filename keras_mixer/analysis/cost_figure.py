@@ -11,6 +11,7 @@ from keras_mixer.evaluation import pictures
 _GFLOP = "GFLOP per image (counted here)"
 _SPEED = "images per second"
 _MEMORY = "peak memory, MiB"
+_PAPER_SPEED = "paper_images_per_second_per_core"
 
 
 def draw(
@@ -26,73 +27,35 @@ def draw(
     figure = pictures.new_figure(figsize=(13, 8.4 if here else 4.3))
     grid = figure.subplots(2 if here else 1, 3, squeeze=False)
     days, compute, speed = grid[0]
-    colors = dict(zip(cost.PRETRAINED, ("C0", "C1", "C2"), strict=True))
-    for name in cost.PRETRAINED:
-        shown = [row for row in rows if row[f"paper_top1_{name}"]]
-        for axes, x in (
-            (days, f"paper_core_days_{name}"),
-            (compute, "gflop"),
-        ):
-            axes.scatter(
-                [row[x] for row in shown],
-                [100 * row[f"paper_top1_{name}"] for row in shown],
-                color=colors[name],
-                label=f"pre-trained on {name}",
-                s=28,
-            )
-            for row in shown:
-                point = (row[x], 100 * row[f"paper_top1_{name}"])
-                _name(axes, row, point)
-    for axes, xlabel in (
-        (days, "pre-training, TPUv3 core-days (paper)"),
-        (compute, _GFLOP),
-    ):
-        axes.set(xlabel=xlabel, ylabel="ImageNet top-1, % (paper)")
-        axes.set_xscale("log")
+    for i, name in enumerate(cost.PRETRAINED):
+        key = f"paper_top1_{name}"
+        points = [(row, 100 * row[key]) for row in rows if row[key]]
+        style = {"color": f"C{i}", "label": f"pre-trained on {name}"}
+        _scatter(days, points, f"paper_core_days_{name}", style)
+        _scatter(compute, points, "gflop", style)
+    days.set(xlabel="pre-training, TPUv3 core-days (paper)")
     days.legend(fontsize=8, loc="lower right")
-    label = "inference, TPUv3 core (paper)"
-    key = "paper_images_per_second_per_core"
-    theirs = [(row, row[key]) for row in rows if row[key]]
-    _draw_points(speed, {label: ("C4", "o", theirs)}, "gflop")
-    speed.set(xlabel=_GFLOP, ylabel=_SPEED)
+    compute.set(xlabel=_GFLOP)
+    for axes in (days, compute):
+        axes.set(ylabel="ImageNet top-1, % (paper)", xscale="log")
+    points = [(row, row[_PAPER_SPEED]) for row in rows if row[_PAPER_SPEED]]
+    style = {"color": "C4", "label": "inference, TPUv3 core (paper)"}
+    _scatter(speed, points, "gflop", style)
+    _finish_log(speed, _GFLOP, _SPEED)
     if here:
         _draw_measured(grid[1], rows)
     for axes in grid.flat:
         pictures.style(axes)
         axes.set_axisbelow(True)
         axes.margins(0.15)
-    figure.supxlabel(
-        "Nothing that is labelled (paper) was measured here."
-        + (
+    caption = "Nothing that is labelled (paper) was measured here."
+    if here:
+        caption += (
             f" Measured: {cost.conditions(settings)}; memory beyond "
             "TensorFlow's own, one process each."
-            if here
-            else ""
-        ),
-        fontsize=8,
-    )
+        )
+    figure.supxlabel(caption, fontsize=8)
     return pictures.save_all(figure, output)
-
-
-def _name(axes: Any, row: Mapping[str, Any], point: tuple[Any, Any]) -> None:
-    text = row["variant"]
-    if row["image_size"] != models.DEFAULT_IMAGE_SIZE:
-        text += f" {row['image_size']}"
-    # Of about the same cost are patches of 32 of one size and of 16 of the
-    # next smaller one, and S/8 beside B/16: their names go to three sides.
-    place, align = (5, -3), "left"
-    if row["variant"].endswith("/32"):
-        place, align = (-5, 3), "right"
-    elif row["variant"].endswith("/8"):
-        place = (5, -8)
-    axes.annotate(
-        text,
-        point,
-        xytext=place,
-        textcoords="offset points",
-        ha=align,
-        fontsize=7,
-    )
 
 
 def _draw_measured(
@@ -106,16 +69,11 @@ def _draw_measured(
         (panels[1], "peak_mib", "parameters", "parameters", _MEMORY),
         (panels[2], "peak_mib", "gflop", _GFLOP, _MEMORY),
     ):
-        ours = {
-            f"{mode}, here (measured)": (
-                color,
-                "s",
-                _measured(rows, mode, key),
-            )
-            for mode, color in (("inference", "C3"), ("training", "C5"))
-        }
-        _draw_points(axes, ours, x)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        for mode, color in (("inference", "C3"), ("training", "C5")):
+            label = f"{mode}, here (measured)"
+            style = {"color": color, "marker": "s", "label": label}
+            _scatter(axes, _measured(rows, mode, key), x, style)
+        _finish_log(axes, xlabel, ylabel)
     axis = panels[1].xaxis  # about one decade: 20 M, 50 M, 100 M ...
     axis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
     axis.set_major_formatter(ticker.EngFormatter())
@@ -130,26 +88,41 @@ def _measured(
     return [(row, value) for row, value in found if value]
 
 
-def _draw_points(
+def _scatter(
     axes: Any,
-    several: Mapping[str, tuple[str, str, Sequence[Any]]],
+    points: Sequence[tuple[Mapping[str, Any], float]],
     x: str,
+    style: Mapping[str, Any],
 ) -> None:
-    """Draws label -> (colour, marker, rows and values) against a column."""
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    for label, (color, marker, points) in several.items():
-        if not points:
-            continue
-        axes.scatter(
-            [row[x] for row, _ in points],
-            [value for _, value in points],
-            color=color,
-            marker=marker,
-            s=28,
-            label=label,
+    """Draws rows and values against a column of the rows, with their names."""
+    if not points:
+        return
+    axes.scatter(
+        [row[x] for row, _ in points], [y for _, y in points], s=28, **style
+    )
+    for row, y in points:
+        text = row["variant"]
+        if row["image_size"] != models.DEFAULT_IMAGE_SIZE:
+            text += f" {row['image_size']}"
+        # Patches of 32 cost about as much as patches of 16 of the next smaller
+        # size, and S/8 as much as B/16: their names go to three sides.
+        place, align = (5, -3), "left"
+        if row["variant"].endswith("/32"):
+            place, align = (-5, 3), "right"
+        elif row["variant"].endswith("/8"):
+            place = (5, -8)
+        axes.annotate(
+            text,
+            (row[x], y),
+            xytext=place,
+            textcoords="offset points",
+            ha=align,
+            fontsize=7,
         )
-        for row, value in points:
-            _name(axes, row, (row[x], value))
+
+
+def _finish_log(axes: Any, xlabel: str, ylabel: str) -> None:
+    """Makes both axes logarithmic, and adds labels and the legend, if any."""
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

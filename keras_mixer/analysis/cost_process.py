@@ -1,41 +1,45 @@
 """Measures memory and speed of one model in a process of its own.
 
-Run by cost.py as `python -m keras_mixer.analysis.cost_process JSON`; prints
-JSON. A process of its own, because a peak never goes down again, and what
-another model has left behind would count too.
+cost.py runs it as `python -m keras_mixer.analysis.cost_process JSON`; it prints
+JSON. It needs its own process because a peak never goes down again, and because
+the memory that another model has left behind would count too.
 """
 
 import json
 import os
+import pathlib
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
+
+from keras_mixer.engines import distribute, step
+from keras_mixer.run import config as config_lib
+from keras_mixer.run.config import Config
 from keras_mixer.training import assembly
 
 _MIB = 2**20
 _MIN_CALLS = 2  # that are timed
+_CLASSES = 1000
 
 
 def _read_status(key: str) -> int | None:
     """Returns a line of /proc/self/status in bytes; None without Linux."""
-    try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith(f"{key}:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
+    status = pathlib.Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    found = re.search(rf"^{key}:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 def peak_bytes() -> int:
     """Returns the most memory that this process has had so far.
 
-    On Linux VmHWM: ru_maxrss is as large as the parent's was when it started
-    this process, whatever that uses itself.
+    VmHWM on Linux, because ru_maxrss begins there at the parent's value,
+    whatever this process uses itself.
     """
     found = _read_status("VmHWM")
     if found is not None:
@@ -44,35 +48,27 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _inference(config: Any, batch: int) -> Callable[[], Any]:
+def _inference(config: Config, batch: int) -> Callable[[], Any]:
     """Returns the forward pass of a batch, as eval.py computes it."""
-    import tensorflow as tf
-
-    from keras_mixer.engines import step
-
-    model = assembly.build_mixer(config, 1000)
+    model = assembly.build_mixer(config, _CLASSES)
     forward = step.maybe_compile(
         lambda image: model(image, training=False), config.train.xla
     )
     forward = tf.function(forward)
-    size = config.model.image_size
+    size = config.model.side
     image = tf.random.stateless_uniform((batch, size, size, 3), (0, 0), -1, 1)
     return lambda: forward(image).numpy()
 
 
-def _training(config: Any, batch: int) -> Callable[[], Any]:
+def _training(config: Config, batch: int) -> Callable[[], Any]:
     """Returns an update of the weights, as train.py computes it."""
-    import tensorflow as tf
-
-    from keras_mixer.engines import distribute, step
-
     strategy = distribute.make_strategy("one_device")
-    size = config.model.image_size
+    size = config.model.side
     with strategy.scope():
-        model, optimizer, _ = assembly.build_training(config, 1000)
+        model, optimizer, _ = assembly.build_training(config, _CLASSES)
     one = {
         "image": tf.zeros((batch, size, size, 3), tf.uint8),
-        "label": tf.range(batch, dtype=tf.int64) % 1000,
+        "label": tf.range(batch, dtype=tf.int64) % _CLASSES,
         "index": tf.range(batch, dtype=tf.int64),
     }
     iterator = distribute.distribute_batches(
@@ -103,20 +99,16 @@ def measure(
       image_size: Side of the images, in pixels.
       tokens_mlp_dim: Of the model at this size.
       batch: Images at once.
-      seconds: How long to repeat it, after the first time; at least twice.
+      seconds: How long to repeat the call after the first one; at least twice.
       xla: Whether XLA compiles it.
 
     Returns:
       `peak_mib`: the largest resident set minus that before the model was
-      built, of which `baseline_mib` are TensorFlow's own; `images_per_second`
-      and `calls` that it is the mean of; `compile_seconds` of the first call.
+      built; `baseline_mib`: the latter, TensorFlow's own; `images_per_second`,
+      the mean of `calls`; `compile_seconds` of the first call.
     """
-    import tensorflow as tf
-
-    from keras_mixer.run import config as config_lib
-
     config = config_lib.override(
-        config_lib.Config(),
+        Config(),
         [
             f"model.variant={variant}",
             f"model.image_size={image_size}",
@@ -149,6 +141,5 @@ def measure(
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     print(json.dumps(measure(**json.loads(sys.argv[1]))), flush=True)
-    os._exit(0)  # nothing is left to be freed in order
+    os._exit(0)  # skip the slow freeing of memory

@@ -1,4 +1,4 @@
-"""What a run wrote while it trained, as arrays (metrics.jsonl)."""
+"""What a run wrote while it trained (metrics.jsonl), as arrays."""
 
 import json
 import pathlib
@@ -18,25 +18,26 @@ class Curve(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """The curves of a run, by what they are of.
+    """The curves of a run.
 
     Attributes:
       loss: Of training.
       accuracy: Split -> top-1 accuracy.
-      fewshot: (data set, shots, l2_reg) -> accuracy.
+      fewshot: `fewshot_name` -> accuracy.
     """
 
     loss: Curve
     accuracy: Mapping[str, Curve]
-    fewshot: Mapping[tuple[str, int, float], Curve]
+    fewshot: Mapping[str, Curve]
 
 
-def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads the lines of metrics.jsonl; one that is half-written is left out.
+def fewshot_name(data: str, shots: int, l2_reg: float) -> str:
+    """Names a few-shot accuracy, for people."""
+    return f"{data} {shots}-shot, l2 {l2_reg:g}"
 
-    Raises:
-      WorkdirError: There is no such file, or nothing in it.
-    """
+
+def _read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of metrics.jsonl, without a half-written one."""
     path = workdir / "metrics.jsonl"
     try:
         text = path.read_text()
@@ -71,19 +72,21 @@ def read(workdir: pathlib.Path) -> Curves:
     Raises:
       WorkdirError: It is not the workdir of a run that trained.
     """
-    lines = read_lines(workdir)
+    losses = []
     splits: dict[str, list[dict[str, Any]]] = {}
-    shots: dict[tuple[str, int, float], list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["kind"] == "eval":
+    shots: dict[str, list[dict[str, Any]]] = {}
+    for line in _read_lines(workdir):
+        if line["kind"] == "train":
+            losses.append(line)
+        elif line["kind"] == "eval":
             splits.setdefault(line["split"], []).append(line)
         elif line["kind"] == "fewshot":
-            key = (line["data"], line["shots"], line["l2_reg"])
-            shots.setdefault(key, []).append(line)
+            name = fewshot_name(line["data"], line["shots"], line["l2_reg"])
+            shots.setdefault(name, []).append(line)
     return Curves(
-        _curve([line for line in lines if line["kind"] == "train"], "loss"),
+        _curve(losses, "loss"),
         {name: _curve(found, "accuracy") for name, found in splits.items()},
-        {key: _curve(found, "accuracy") for key, found in shots.items()},
+        {name: _curve(found, "accuracy") for name, found in shots.items()},
     )
 
 

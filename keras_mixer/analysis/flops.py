@@ -1,7 +1,7 @@
 """Parameters and FLOPs of a model: counted in its graph, and by formula.
 
-A multiplication and its addition are 2 FLOPs; matrix products and convolutions
-count, and nothing else (LayerNorm and GELU are below 2 % of them).
+A multiplication and its addition are 2 FLOPs. Only matrix products and
+convolutions count; LayerNorm and GELU are below 2 % of them.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from keras_mixer.run.config import ConfigError
 
 
 class Count(NamedTuple):
-    """Of a model: its parameters, and FLOPs of the forward pass per image."""
+    """Parameters of a model, and FLOPs of its forward pass per image."""
 
     parameters: int
     flops: int
 
 
 def at_size(variant: Variant, image_size: int, *, expand: bool) -> Variant:
-    """Returns the dimensions of a variant on images of a size.
+    """Returns the dimensions of a variant for an image size.
 
     Args:
-      variant: Made for images of 224 pixels.
+      variant: Dimensions for images of 224 pixels.
       image_size: Side, in pixels.
-      expand: The paper's fine-tuning at K times 224 pixels (App. C):
-        tokens_mlp_dim grows by K^2. Otherwise it stays.
+      expand: Whether tokens_mlp_dim grows by K^2 at K times 224 pixels, as in
+        the paper's fine-tuning (App. C).
 
     Raises:
       ConfigError: The side is no multiple of the patch.
@@ -51,10 +51,10 @@ def at_size(variant: Variant, image_size: int, *, expand: bool) -> Variant:
 
 
 def by_formula(variant: Variant, image_size: int, classes: int) -> Count:
-    """Returns what the architecture says (paper, sect. 2 and Table 1).
+    """Computes the count from the architecture (paper, sect. 2 and Table 1).
 
     Args:
-      variant: Dimensions on images of this size.
+      variant: Dimensions for images of this size.
       image_size: Side, in pixels.
       classes: Width of the head.
     """
@@ -84,7 +84,7 @@ def by_formula(variant: Variant, image_size: int, classes: int) -> Count:
 
 
 def _op_flops(op: tf.Operation) -> int:
-    """Returns the FLOPs of a matrix product or convolution, 0 of others."""
+    """Returns the FLOPs of a matrix product or convolution, else 0."""
     shapes = [tuple(x.shape) for x in op.inputs]
     if op.type == "MatMul":
         shared = shapes[0][0 if op.get_attr("transpose_a") else 1]
@@ -100,13 +100,13 @@ def _op_flops(op: tf.Operation) -> int:
 
 
 def in_graph(variant: Variant, image_size: int, classes: int) -> Count:
-    """Returns what a traced model of one image has.
+    """Counts in the traced model of one image.
 
-    The model is built inside of a graph that never runs: its variables take no
-    memory, whatever their size.
+    The model is built inside a graph that never runs, so that its variables
+    take no memory, whatever their size.
 
     Args:
-      variant: Dimensions on images of this size.
+      variant: Dimensions for images of this size.
       image_size: Side, in pixels.
       classes: Width of the head.
     """

@@ -1,16 +1,19 @@
-"""Many small images as one, in which every value has as many pixels.
+"""Many small images as one, in which every value has the same size in pixels.
 
-A figure gets one of these in its own size, so that nothing is resampled.
+A figure shows them at their own size, so that nothing is resampled.
 """
 
 import math
+import pathlib
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-GREY = 0.35  # lines around the tiles
+from keras_mixer.evaluation import pictures
+
+_GREY = 0.35  # lines around the tiles
 _TARGET = 800  # pixels that a mosaic is wide, about
 _MIN_SCALE = 2  # pixels of a value
 
@@ -30,9 +33,9 @@ def layout(
     """Chooses a layout that is about square.
 
     Args:
-      count: Of tiles.
+      count: Number of tiles.
       tile: Rows and columns of values of each.
-      group: So many tiles stay together, side by side.
+      group: Number of tiles that stay together, side by side.
       columns: Tiles of a row; 0 chooses.
     """
     if not columns:
@@ -43,36 +46,35 @@ def layout(
     return Layout(columns, scale, gap=max(3, side // 8), line=1 + side // 60)
 
 
-def compose(tiles: np.ndarray, place: Layout, *, group: int = 1) -> np.ndarray:
+def compose(
+    tiles: np.ndarray, *, group: int = 1, columns: int = 0
+) -> np.ndarray:
     """Puts tiles into one image, white between them.
 
     Args:
       tiles: RGB `[n, rows, columns, 3]` in [0, 1].
-      place: From `layout`.
-      group: Tiles that share a frame.
+      group: Number of tiles that share a frame.
+      columns: Tiles of a row; 0 chooses.
 
     Returns:
       RGB `[height, width, 3]`.
     """
-    count = len(tiles)
-    scaled = tiles.repeat(place.scale, 1).repeat(place.scale, 2)
-    high, wide = scaled.shape[1:3]
-    rows = math.ceil(count / place.columns)
-    groups = math.ceil(place.columns / group)
-    line = place.line
-    across = line + (wide + line) * group + place.gap  # a group in its frame
-    down = high + 2 * line + place.gap
-    picture = np.ones((rows * down - place.gap, groups * across - place.gap, 3))
-    for i, tile in enumerate(scaled):
-        row, column = divmod(i, place.columns)
+    count, *tile, _ = tiles.shape
+    columns, scale, gap, line = layout(
+        count, (tile[0], tile[1]), group=group, columns=columns
+    )
+    high, wide = scale * tile[0], scale * tile[1]
+    rows, groups = math.ceil(count / columns), math.ceil(columns / group)
+    across = line + (wide + line) * group + gap  # a group in its frame
+    down = high + 2 * line + gap
+    picture = np.ones((rows * down - gap, groups * across - gap, 3))
+    for i, tile_in_pixels in enumerate(tiles.repeat(scale, 1).repeat(scale, 2)):
+        row, column = divmod(i, columns)
         which, inside = divmod(column, group)
-        top = row * down
-        left = which * across + inside * (wide + line)
-        picture[top : top + high + 2 * line, left : left + wide + 2 * line] = (
-            GREY
-        )
-        top, left = top + line, left + line
-        picture[top : top + high, left : left + wide] = tile
+        top, left = row * down, which * across + inside * (wide + line)
+        framed = picture[top:, left:][: high + 2 * line, : wide + 2 * line]
+        framed[:] = _GREY
+        framed[line : line + high, line : line + wide] = tile_in_pixels
     return picture
 
 
@@ -85,27 +87,28 @@ class Panel(NamedTuple):
 
 
 def draw(
-    figure: Any,
+    output: pathlib.Path,
     panels: Sequence[Panel],
     *,
     title: str,
     caption: str,
-    dots: int,
     columns: int = 3,
-) -> None:
+) -> list[pathlib.Path]:
     """Draws panels in rows, each pixel of an image on one of the figure.
 
     Args:
-      figure: Empty; gets its size here.
+      output: File of the picture.
       panels: What is drawn.
-      title: Of all.
-      caption: Below all.
-      dots: Pixels of an inch.
+      title: Above all panels.
+      caption: Below all panels.
       columns: Panels of a row.
+
+    Returns:
+      The files.
     """
-    figure.set_layout_engine("none")
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
+    dots = pictures.DOTS_PER_INCH
     # Inches.
     margin, head = 0.25, 0.35
     above = 0.12 + 0.16 * max(p.title.count("\n") + 1 for p in panels)
@@ -118,22 +121,10 @@ def draw(
         columns * (width + margin) + margin,
         head + rows * (height + above + below) + foot,
     )
-    # Whole pixels, or all would be resampled.
+    # Whole pixels: otherwise everything would be resampled.
     whole = tuple(round(side * dots) / dots for side in whole)
-    figure.set_size_inches(*whole)
-
-    def axes(left: float, top: float, wide: float, high: float) -> Any:
-        """Adds axes; inches from the upper left."""
-        left, top = (round(x * dots) / dots for x in (left, top))
-        return figure.add_axes(
-            (
-                left / whole[0],
-                1 - (top + high) / whole[1],
-                wide / whole[0],
-                high / whole[1],
-            )
-        )
-
+    figure = pictures.new_figure(figsize=whole)
+    figure.set_layout_engine("none")
     figure.text(
         0.5, 1 - 0.2 / whole[1], title, ha="center", va="center", fontsize=11
     )
@@ -142,12 +133,13 @@ def draw(
         high, wide = (n / dots for n in panel.picture.shape[:2])
         left = margin + column * (width + margin)
         top = head + row * (height + above + below) + above
-        image = axes(left, top, wide, high)
+        image = _add_axes(figure, left, top, wide, high)
         image.imshow(panel.picture, interpolation="none", aspect="auto")
         image.set_axis_off()
         image.set_title(panel.title, fontsize=9, pad=5)
         if panel.bar is not None:
-            bar = axes(left + wide * 0.2, top + high + 0.1, wide * 0.6, 0.1)
+            left, top = left + wide * 0.2, top + high + 0.1
+            bar = _add_axes(figure, left, top, wide * 0.6, 0.1)
             figure.colorbar(panel.bar, cax=bar, orientation="horizontal")
             bar.tick_params(labelsize=7)
     figure.text(
@@ -158,3 +150,15 @@ def draw(
         va="bottom",
         linespacing=1.3,
     )
+    return pictures.save_all(figure, output)
+
+
+def _add_axes(
+    figure: Any, left: float, top: float, wide: float, high: float
+) -> Any:
+    """Adds axes on whole pixels; inches from the upper left."""
+    width, height = figure.get_size_inches()
+    dots = pictures.DOTS_PER_INCH
+    left, top = (round(x * dots) / dots for x in (left, top))
+    bottom = 1 - (top + high) / height
+    return figure.add_axes((left / width, bottom, wide / width, high / height))

@@ -1,23 +1,25 @@
 """The paper's Fig. 4: what a model makes of permuted pixels.
 
-A Mixer and a small ResNet are trained on the original images, on images whose
-patches and the pixels inside of each were shuffled, and on images of which all
-pixels were shuffled. To Mixer the first two are the same problem: its stem and
-its token-mixing MLPs can be permuted to undo the permutation.
+A Mixer and a small ResNet are trained on three inputs: the original images;
+images whose patches, and the pixels inside each patch, are shuffled; and
+images whose pixels are all shuffled. To Mixer the first two are the same
+problem, because permuting the weights of its stem and its token-mixing MLPs
+undoes the permutation.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_mixer import data
 from keras_mixer.analysis import curves, resnet, sweep
-from keras_mixer.data.augment import permutations
+from keras_mixer.data.augment import images, permutations
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.training import assembly
 
 HELP = """Trains a Mixer and a small ResNet on permuted images (paper, Fig. 4).
 
@@ -27,25 +29,26 @@ HELP = """Trains a Mixer and a small ResNet on permuted images (paper, Fig. 4).
       --recipe=cifar10_scratch --seeds=0,1 --output=permutation.svg \\
       data.data_dir=~/tensorflow_datasets train.epochs=8
 
-Three inputs, each a fixed transform, the same for all images, in training and
-in evaluation, behind all augmentation:
+Three inputs. Each is a fixed transform after all augmentation, the same for
+all images, in training and in evaluation:
   original   the recipe's images
-  patches    patches change places, and the pixels inside of each, too, in
+  patches    patches change places, and so do the pixels inside each patch, in
              the same way in all patches: |shuffle_patches(patch, seed)
   pixels     all pixels change places: |shuffle_pixels(seed)
-They are steps of a policy, which train.py takes as well. The seed of a
-permutation is that of its run.
+They are steps of a policy, which train.py takes as well. The permutation has
+the seed of its run.
 
-Every run has a workdir inside of --workdir, and a log beside it. The same
-command goes on after an interruption, and reuses what is finished.
+Every run has a workdir inside --workdir, and a log beside it. Repeat the
+command after an interruption: it continues and reuses finished runs.
 """
 
-INPUTS = ("original", "patches", "pixels")
+# Input -> what it is, for people.
 _NAMES = {
     "original": "original",
     "patches": "patches + pixels inside",
     "pixels": "all pixels",
 }
+INPUTS = tuple(_NAMES)
 _HIDDEN = 0.1  # of the training: its accuracies may lie below the picture
 _COLORS = {"original": "C0", "patches": "C1", "pixels": "C3"}
 MODELS: dict[str, Any] = {"mixer": None, "resnet": resnet.build}
@@ -55,39 +58,34 @@ def permuted(config: Config, kind: str) -> Config:
     """Returns the config of the run on one of the inputs.
 
     Args:
-      config: Resolved; its policies have no permutation, and its seed is that
-        of the permutation.
+      config: Resolved, with a patch size and without a permutation; its seed
+        is that of the permutation.
       kind: One of `INPUTS`.
     """
-    step = {
-        "original": None,
-        "patches": permutations.Permutation(
-            config.model.patch_size, config.train.seed
-        ),
-        "pixels": permutations.Permutation(None, config.train.seed),
-    }[kind]
-    if step is None:
+    if kind == "original":
         return config
-    augment = config.augment
-    return dataclasses.replace(
-        config,
-        augment=dataclasses.replace(
-            augment,
-            policy=f"{augment.policy}|{step}",
-            eval_policy=f"{augment.eval_policy}|{step}",
-        ),
+    patch = config.model.patch_size if kind == "patches" else None
+    step = permutations.Permutation(patch, config.train.seed)
+    augment = dataclasses.replace(
+        config.augment,
+        policy=f"{config.augment.policy}|{step}",
+        eval_policy=f"{config.augment.eval_policy}|{step}",
     )
+    return dataclasses.replace(config, augment=augment)
 
 
 def plan(
     config: Config, *, models: Sequence[str], seeds: Sequence[int]
-) -> list[sweep.Run]:
-    """Returns the runs of a study, and checks that all of them can be.
+) -> list[sweep.Trial]:
+    """Returns the runs of a study, and checks that each can run.
 
     Args:
       config: A recipe's, resolved or not.
       models: Of `MODELS`.
       seeds: Of weights, order, augmentation and permutation.
+
+    Returns:
+      Trials whose facts are `model`, `input` and `seed`.
 
     Raises:
       ConfigError: A model is unknown, or the policies permute already.
@@ -103,65 +101,37 @@ def plan(
                 "The study permutes by itself. Leave the permutation out of "
                 f"the policy {policy!r}."
             )
-    from keras_mixer import models as models_lib
-    from keras_mixer.data.augment import images
-
     config = data.resolve(config, data.open_splits(config).train)
-    model = config.model
-    if model.patch_size is None:  # a variant's own
-        size = models_lib.get_variant(model.variant).patch_size
-        model = dataclasses.replace(model, patch_size=size)
-        config = dataclasses.replace(config, model=model)
-    runs = []
+    patch = assembly.dimensions(config.model).patch_size
+    model = dataclasses.replace(config.model, patch_size=patch)
+    trials = []
     for seed in seeds:
-        train = dataclasses.replace(config.train, seed=seed)
         for kind in INPUTS:
             for name in models:
-                # XLA makes the gradients of convolutions half as fast on CPUs
-                # (measured: digits, 2 CPU cores, 945 and 2178 images/s).
-                one = dataclasses.replace(
-                    train, xla=train.xla and name == "mixer"
+                # XLA halves the speed of the gradients of convolutions on
+                # CPUs (measured: digits, 2 CPU cores, 945 images/s with it
+                # and 2178 without).
+                xla = config.train.xla and name == "mixer"
+                train = dataclasses.replace(config.train, seed=seed, xla=xla)
+                run = permuted(
+                    dataclasses.replace(config, model=model, train=train), kind
                 )
-                run = permuted(dataclasses.replace(config, train=one), kind)
-                assert model.image_size is not None
                 of_images, _ = images.split_policy(run.augment.policy)
-                images.parse_policy(of_images, model.image_size)
-                runs.append(
-                    sweep.Run(f"{name}_{kind}_{seed}", run, MODELS[name])
+                images.parse_policy(of_images, model.side)
+                facts = {"model": name, "input": kind, "seed": seed}
+                name_of_run = f"{name}_{kind}_{seed}"
+                trials.append(
+                    sweep.Trial(name_of_run, run, facts, MODELS[name])
                 )
-    return runs
-
-
-def study(
-    runs: Sequence[sweep.Run],
-    workdir: pathlib.Path,
-    strategy: Any,
-    *,
-    say: Callable[[str], None],
-    keep_alive: list[Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Trains what `plan` returned; returns a row of results for each.
-
-    A row has `model`, `input`, `seed` and what `trainer.fit` returns.
-    """
-    results = sweep.run_all(
-        runs, workdir, strategy, say=say, keep_alive=keep_alive
-    )
-    rows = []
-    for result in results:
-        model, kind, seed = result["name"].split("_")
-        rows.append({"model": model, "input": kind, "seed": int(seed)} | result)
-    return rows
+    return trials
 
 
 def _accuracies(
     rows: Sequence[Mapping[str, Any]], model: str, kind: str
 ) -> list[float]:
-    return [
-        row["accuracy"]
-        for row in rows
-        if (row["model"], row["input"]) == (model, kind)
-    ]
+    """Returns the accuracies of the seeds."""
+    found = sweep.select(rows, model=model, input=kind)
+    return [row["accuracy"] for row in found]
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -177,7 +147,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
                 cell += f" ({np.subtract(found, original).mean():+.4f})"
             cells.append(cell)
         body.append(cells)
-    return report.table(["model", *(_NAMES[kind] for kind in INPUTS)], body)
+    return report.table(["model", *_NAMES.values()], body)
 
 
 def draw(
@@ -186,48 +156,41 @@ def draw(
     output: pathlib.Path,
     title: str,
 ) -> list[pathlib.Path]:
-    """Draws loss and accuracy of each model; returns the files.
+    """Draws accuracy and loss of each model; returns the files.
 
     Lines are means over the seeds, and areas span the lowest to the highest.
-    The axis of accuracy leaves out what is lower in the first tenth of the
+    The accuracy's axis leaves out lower values in the first tenth of the
     training, so that the end can be told apart.
     """
     models = list(dict.fromkeys(row["model"] for row in rows))
+    split = rows[0]["split"]
     figure = pictures.new_figure(figsize=(4.2 * len(models), 6.4))
     figure.suptitle(title, fontsize=9)
     grid = figure.subplots(
         2, len(models), squeeze=False, sharex=True, sharey="row"
     )
     lowest = 1.0
-    for column, model in enumerate(models):
+    for (above, below), model in zip(grid.T, models, strict=True):
         for kind in INPUTS:
             found = [
                 curves.read(workdir / row["name"])
-                for row in rows
-                if (row["model"], row["input"]) == (model, kind)
+                for row in sweep.select(rows, model=model, input=kind)
             ]
-            split = rows[0]["split"]
             score = np.mean(_accuracies(rows, model, kind))
-            label = f"{_NAMES[kind]}: {100 * score:.1f} %"
-            for axes, several in (
-                (grid[0, column], [c.accuracy[split] for c in found]),
-                (grid[1, column], [c.loss for c in found]),
-            ):
-                steps, mean, low, high = curves.mean_and_range(several)
-                if axes is grid[0, column]:
-                    shown = low[steps >= _HIDDEN * steps[-1]]
-                    lowest = min(lowest, shown.min())
-                style = {"color": _COLORS[kind], "label": label}
-                axes.plot(steps, mean, lw=1.5, marker=".", **style)
-                axes.fill_between(
-                    steps, low, high, color=_COLORS[kind], alpha=0.2, lw=0
-                )
-        grid[0, column].set_title(
-            {"mixer": "Mixer", "resnet": "ResNet"}[model], fontsize=11
-        )
-        grid[0, column].legend(fontsize=8, loc="best")
-        grid[1, column].set_xlabel("updates")
-    grid[0, 0].set_ylabel(f"accuracy on {rows[0]['split']}")
+            style = {
+                "color": _COLORS[kind],
+                "label": f"{_NAMES[kind]}: {100 * score:.1f} %",
+            }
+            steps, low = _draw_curves(
+                above, [c.accuracy[split] for c in found], style
+            )
+            lowest = min(lowest, low[steps >= _HIDDEN * steps[-1]].min())
+            _draw_curves(below, [c.loss for c in found], style)
+        title_of_model = {"mixer": "Mixer", "resnet": "ResNet"}[model]
+        above.set_title(title_of_model, fontsize=11)
+        above.legend(fontsize=8, loc="best")
+        below.set_xlabel("updates")
+    grid[0, 0].set_ylabel(f"accuracy on {split}")
     grid[1, 0].set_ylabel("training loss")
     grid[0, 0].set_ylim(bottom=lowest - 0.05 * (1 - lowest))
     _scale_loss(grid[1, 0])
@@ -235,6 +198,16 @@ def draw(
     for axes in grid.flat:
         pictures.style(axes, grid="both")
     return pictures.save_all(figure, output)
+
+
+def _draw_curves(
+    axes: Any, several: Sequence[curves.Curve], style: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the mean and range of curves; returns steps and lowest values."""
+    steps, mean, low, high = curves.mean_and_range(several)
+    axes.plot(steps, mean, lw=1.5, marker=".", **style)
+    axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, lw=0)
+    return steps, low
 
 
 def _scale_loss(axes: Any) -> None:

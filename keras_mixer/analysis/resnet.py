@@ -1,12 +1,12 @@
-"""A small ResNet, to stand beside Mixer in the permutation study.
+"""A small ResNet to compare Mixer with in the permutation study.
 
 He et al. 2015 (arXiv 1512.03385), sect. 4.2: 3 x 3 convolutions in three
-stages of equal depth, for small images. `keras.applications` has ResNets of
-seven-pixel stems and 50 layers alone, which halve an image five times.
+stages of equal depth, for small images. The ResNets of `keras.applications`
+have seven-pixel stems and at least 50 layers, and halve an image five times.
 
-Deviates from He et al.: GroupNormalization (Wu and He 2018) in place of
-BatchNormalization, whose moving means no gradient trains (see `trainer.fit`),
-and identity shortcuts by 1 x 1 convolutions where the shape changes.
+Deviates from He et al.: GroupNormalization (Wu and He 2018) replaces
+BatchNormalization, whose moving means no gradient trains (see `trainer.fit`).
+Where the shape changes, the shortcut is a 1 x 1 convolution.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from keras import layers
 
 from keras_mixer.run.config import Config
 
-BLOCKS = 2  # of a stage: 3 stages of 2 blocks of 2 layers, a ResNet-14
-WIDTHS = (16, 32, 64)  # channels of the stages
+_BLOCKS = 2  # per stage: 3 stages of 2 blocks of 2 layers, a ResNet-14
+_WIDTHS = (16, 32, 64)  # channels of the stages
 _GROUPS = 8
 
 
@@ -53,19 +53,19 @@ def build(config: Config, num_classes: int) -> keras.Model:
     """Builds the ResNet for `trainer.fit`.
 
     Args:
-      config: Resolved; of it the size of the images counts.
+      config: Resolved; only its image size matters.
       num_classes: Width of the head.
 
     Returns:
-      A model of images in [-1, 1], `[batch, side, side, 3]`, to logits
+      A model from images in [-1, 1], `[batch, side, side, 3]`, to logits
       `[batch, classes]`.
     """
-    side = config.model.image_size
+    side = config.model.side
     inputs = keras.Input((side, side, 3))
-    x = _conv(WIDTHS[0], 3, 1, "stem")(inputs)
+    x = _conv(_WIDTHS[0], 3, 1, "stem")(inputs)
     x = layers.ReLU()(_norm("stem_norm")(x))
-    for stage, width in enumerate(WIDTHS):
-        for i in range(BLOCKS):
+    for stage, width in enumerate(_WIDTHS):
+        for i in range(_BLOCKS):
             stride = 2 if stage and not i else 1
             x = _block(x, width, stride, f"stage_{stage}_block_{i}")
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)

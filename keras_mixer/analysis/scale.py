@@ -1,18 +1,19 @@
 """Accuracy against the amount of data and the size of the model.
 
-Small, on data that fit here, what the paper does with JFT-300M (Fig. 2, 3):
-every run takes the same number of updates, whatever its share of the data.
+A small version, on data that fit here, of what the paper does with JFT-300M
+(Fig. 2, 3). Every run takes the same number of updates, whatever its share of
+the data.
 """
 
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_mixer import data, models
+from keras_mixer import data
 from keras_mixer.analysis import flops, sweep
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
@@ -26,13 +27,13 @@ HELP = """Trains models of several sizes on shares of the data.
       --seeds=0,1 --output=scale.png data.data_dir=~/tensorflow_datasets
 
 --widths multiply hidden_dim, tokens_mlp_dim and channels_mlp_dim of the
-recipe's model, and --fractions take the first examples of its training split.
-All runs take the same number of updates, that of the recipe on all data.
+recipe's model. --fractions take the first examples of its training split. All
+runs take the same number of updates: the recipe's number on all data.
 
-Every run has a workdir inside of --workdir, and a log beside it. The same
-command goes on after an interruption, and reuses what is finished; with more
-widths, fractions or seeds it adds their runs. scale.csv and scale.json hold the
-numbers.
+Every run has a workdir inside --workdir, and a log beside it. Repeat the
+command after an interruption: it continues and reuses finished runs. With more
+widths, fractions or seeds it adds their runs. scale.csv and scale.json hold
+the numbers.
 """
 
 _WIDTHS = ("hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
@@ -60,15 +61,8 @@ def widened(config: Config, width: float) -> Config:
     Raises:
       ConfigError: A width would be below 1, or the model has no dimensions.
     """
-    model = config.model
-    if model.variant == "custom":
-        dims = {name: getattr(model, name) for name in _WIDTHS}
-    else:
-        variant = models.get_variant(model.variant)
-        dims = {
-            name: getattr(model, name) or getattr(variant, name)
-            for name in _WIDTHS
-        }
+    variant = assembly.dimensions(config.model)
+    dims = {name: getattr(variant, name) for name in _WIDTHS}
     scaled = {name: round(value * width) for name, value in dims.items()}
     if min(scaled.values()) < 1:
         raise ConfigError(
@@ -76,7 +70,7 @@ def widened(config: Config, width: float) -> Config:
             f"{width:g}"
         )
     return dataclasses.replace(
-        config, model=dataclasses.replace(model, **scaled)
+        config, model=dataclasses.replace(config.model, **scaled)
     )
 
 
@@ -85,12 +79,12 @@ def subset(split: str, num_examples: int, fraction: float) -> str:
 
     Args:
       split: "train", or "train[:98%]".
-      num_examples: Of it.
+      num_examples: Size of the split.
       fraction: Above 0, up to 1.
 
     Raises:
-      ConfigError: The split does not begin at its first example, or nothing is
-        left.
+      ConfigError: The split does not begin at its first example, or no example
+        is left.
     """
     if fraction == 1:
         return split
@@ -98,7 +92,7 @@ def subset(split: str, num_examples: int, fraction: float) -> str:
     if match is None:
         raise ConfigError(
             "--fractions take the first examples of data.train_split, which "
-            "is to begin at the first one, such as train or train[:98%]. "
+            "must begin at the first one, such as train or train[:98%]. "
             f"Received: {split}"
         )
     count = round(num_examples * fraction)
@@ -115,8 +109,8 @@ def plan(
     widths: Sequence[float],
     fractions: Sequence[float],
     seeds: Sequence[int],
-) -> tuple[list[sweep.Run], list[dict[str, Any]]]:
-    """Returns the runs, the cheapest model first, and what each is.
+) -> list[sweep.Trial]:
+    """Returns the runs, the cheapest model first.
 
     Args:
       config: A recipe's.
@@ -125,96 +119,68 @@ def plan(
       seeds: Of weights, order and augmentation.
 
     Returns:
-      The runs, and rows with `width`, `fraction`, `seed`, `examples`,
+      Trials whose facts are `width`, `fraction`, `seed`, `examples`,
       `parameters` and `gflop`.
     """
     if config.data.classes is not None and any(f != 1 for f in fractions):
         raise ConfigError(
-            "--fractions count the examples of all classes, and data.classes "
-            "takes some alone. Give --fractions=1 or no data.classes. "
-            f"Received: data.classes={config.data.classes}"
+            "--fractions count the examples of all classes, but data.classes "
+            "selects some. Give --fractions=1 or no data.classes. Received: "
+            f"data.classes={config.data.classes}"
         )
     split = data.open_splits(config).train
     config = data.resolve(config, split)  # the updates of all data
-    runs, rows = [], []
+    trials = []
     for width in sorted(widths):
         wide = widened(config, width)
-        model = wide.model
-        assert model.image_size is not None
-        dims = assembly.dimensions(model)
-        cost = flops.by_formula(dims, model.image_size, split.num_classes)
+        dims = assembly.dimensions(wide.model)
+        cost = flops.by_formula(dims, wide.model.side, split.num_classes)
         for fraction in sorted(fractions):
             name = subset(config.data.train_split, split.num_examples, fraction)
+            of_data = dataclasses.replace(wide.data, train_split=name)
             for seed in seeds:
                 run = dataclasses.replace(
                     wide,
-                    data=dataclasses.replace(wide.data, train_split=name),
+                    data=of_data,
                     train=dataclasses.replace(wide.train, seed=seed),
                 )
-                runs.append(
-                    sweep.Run(f"width{width:g}_data{fraction:g}_{seed}", run)
-                )
-                rows.append(
-                    {
-                        "width": width,
-                        "fraction": fraction,
-                        "seed": seed,
-                        "examples": round(split.num_examples * fraction),
-                        "parameters": cost.parameters,
-                        "gflop": cost.flops / 1e9,
-                    }
-                )
-    return runs, rows
+                facts = {
+                    "width": width,
+                    "fraction": fraction,
+                    "seed": seed,
+                    "examples": round(split.num_examples * fraction),
+                    "parameters": cost.parameters,
+                    "gflop": cost.flops / 1e9,
+                }
+                name_of_run = f"width{width:g}_data{fraction:g}_{seed}"
+                trials.append(sweep.Trial(name_of_run, run, facts))
+    return trials
 
 
-def study(
-    runs: Sequence[sweep.Run],
-    rows: Sequence[Mapping[str, Any]],
-    workdir: pathlib.Path,
-    strategy: Any,
-    *,
-    say: Callable[[str], None],
-    keep_alive: list[Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Trains what `plan` returned; returns its rows with the results."""
-    results = sweep.run_all(
-        runs, workdir, strategy, say=say, keep_alive=keep_alive
-    )
-    return [
-        {**row, **result} for row, result in zip(rows, results, strict=True)
-    ]
+def _values(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """Returns the different values of a column, in the order of the rows."""
+    return list(dict.fromkeys(row[key] for row in rows))
 
 
-def _cells(
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[float, dict[float, list[Mapping[str, Any]]]]:
-    """Returns width -> fraction -> rows of the seeds."""
-    found: dict[float, dict[float, list[Mapping[str, Any]]]] = {}
-    for row in rows:
-        of_width = found.setdefault(row["width"], {})
-        of_width.setdefault(row["fraction"], []).append(row)
-    return found
+def _accuracies(
+    rows: Sequence[Mapping[str, Any]], key: str
+) -> dict[float, list[float]]:
+    """Returns value of a column -> accuracies of the seeds."""
+    return {
+        value: [row["accuracy"] for row in sweep.select(rows, **{key: value})]
+        for value in _values(rows, key)
+    }
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the accuracies as a table: mean and deviation over the seeds."""
-    cells = _cells(rows)
-    fractions = sorted({row["fraction"] for row in rows})
     header = ["width", "parameters"]
-    header += [f"{100 * fraction:g} % of the data" for fraction in fractions]
+    header += [f"{100 * f:g} % of the data" for f in _values(rows, "fraction")]
     body = []
-    for width, line in cells.items():
-        first = line[fractions[0]][0]
-        body.append(
-            [
-                f"{width:g}",
-                f"{first['parameters']:,}",
-                *(
-                    sweep.spread([row["accuracy"] for row in line[fraction]])
-                    for fraction in fractions
-                ),
-            ]
-        )
+    for width in _values(rows, "width"):
+        line = sweep.select(rows, width=width)
+        cells = map(sweep.spread, _accuracies(line, "fraction").values())
+        body.append([f"{width:g}", f"{line[0]['parameters']:,}", *cells])
     return report.table(header, body)
 
 
@@ -225,26 +191,14 @@ def draw(
     figure = pictures.new_figure(figsize=(9.5, 4))
     figure.suptitle(title, fontsize=9)
     of_data, of_size = figure.subplots(1, 2, sharey=True)
-    cells = _cells(rows)
-    fractions = sorted({row["fraction"] for row in rows})
-    for width, line in cells.items():
-        first = line[fractions[0]][0]
-        _line(
-            of_data,
-            [line[f][0]["examples"] for f in fractions],
-            [[row["accuracy"] for row in line[f]] for f in fractions],
-            f"width {width:g}: {first['parameters']:,} parameters",
-        )
-    for fraction in fractions:
-        _line(
-            of_size,
-            [line[fraction][0]["parameters"] for line in cells.values()],
-            [
-                [row["accuracy"] for row in line[fraction]]
-                for line in cells.values()
-            ],
-            f"{100 * fraction:g} % of the data",
-        )
+    for width in _values(rows, "width"):
+        line = sweep.select(rows, width=width)
+        label = f"width {width:g}: {line[0]['parameters']:,} parameters"
+        _line(of_data, _accuracies(line, "examples"), label)
+    for fraction in _values(rows, "fraction"):
+        line = sweep.select(rows, fraction=fraction)
+        label = f"{100 * fraction:g} % of the data"
+        _line(of_size, _accuracies(line, "parameters"), label)
     of_data.set(
         xlabel="training examples", ylabel=f"accuracy on {rows[0]['split']}"
     )
@@ -256,23 +210,20 @@ def draw(
 
 
 def _line(
-    axes: Any,
-    x: Sequence[float],
-    several: Sequence[Sequence[float]],
-    label: str,
+    axes: Any, accuracies: Mapping[float, Sequence[float]], label: str
 ) -> None:
     """Draws means, and the lowest and highest value of the seeds."""
+    x, several = list(accuracies), list(accuracies.values())
     mean = np.array([np.mean(values) for values in several])
     low = mean - [min(values) for values in several]
     high = [max(values) for values in several] - mean
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{value:,}" for value in x], fontsize=8)
     axes.minorticks_off()
-    several_seeds = max(map(len, several)) > 1
     axes.errorbar(
         x,
         mean,
-        yerr=[low, high] if several_seeds else None,
+        yerr=[low, high] if max(map(len, several)) > 1 else None,
         marker="o",
         ms=4,
         capsize=2,

@@ -1,8 +1,8 @@
-"""Several runs of the one trainer, one after another, that can be resumed.
+"""A sweep: several runs of the one trainer, one after another, resumable.
 
-Each run has a workdir inside of the sweep's. What is finished is read from its
-result.json; what was interrupted goes on from its newest checkpoint. What a
-run prints is in a file beside its workdir, `NAME.log`.
+Each run has a workdir inside the sweep's. A finished run is read from its
+result.json; an interrupted one continues from its newest checkpoint. What a
+run prints goes to `NAME.log` beside its workdir.
 """
 
 import contextlib
@@ -11,51 +11,55 @@ import io
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_mixer.run import (
-    config as config_lib,
-    progress,
-    workdir as workdir_lib,
-)
-from keras_mixer.run.config import Config
+from keras_mixer.run import progress, workdir as workdir_lib
+from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly, loop as trainer
 
 _PATIENCE = 30.0  # seconds between two lines of a run on the terminal
 
 
-class Run(NamedTuple):
-    """A run of a sweep: where it lies inside it, what it is, which model."""
+class Trial(NamedTuple):
+    """A run of a sweep.
+
+    Attributes:
+      name: Of its workdir inside the sweep's.
+      config: Of the run.
+      facts: What its row of results begins with.
+      build_model: Makes another model than a Mixer.
+    """
 
     name: str
     config: Config
+    facts: Mapping[str, Any]
     build_model: assembly.BuildModel | None = None
 
 
 def parse_list(
     text: str, kind: Callable[[str], Any], flag: str, allowed: str
 ) -> tuple[Any, ...]:
-    """Reads values with commas between them.
+    """Reads the comma-separated values of a flag.
 
     Args:
-      text: What was given.
-      kind: Reads one; ValueError where it cannot.
-      flag: Where it was given, for the error.
-      allowed: What can be, for the error.
+      text: The flag's value.
+      kind: Reads one value; raises ValueError if it cannot.
+      flag: Name of the flag, for the error.
+      allowed: The allowed values, for the error.
 
     Raises:
-      ConfigError: There is none, one cannot be read, or one is there twice.
+      ConfigError: There is no value, or one is unreadable or repeated.
     """
     try:
         found = tuple(kind(part.strip()) for part in text.split(","))
     except ValueError:
         found = ()
     if not found or len(set(found)) < len(found):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"{flag} takes {allowed}, each once, with commas between them. "
             f"Received: {text!r}"
         )
@@ -65,26 +69,26 @@ def parse_list(
 def check_workdir(path: str | None) -> pathlib.Path:
     """Returns the folder of a sweep, or raises ConfigError."""
     if not path:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             "Give --workdir: the folder of the runs, from which an "
-            "interrupted sweep goes on."
+            "interrupted sweep continues."
         )
     workdir = workdir_lib.as_path(path)
     if workdir.exists() and not workdir.is_dir():
-        raise config_lib.ConfigError(f"--workdir={path} is not a folder.")
+        raise ConfigError(f"--workdir={path} is not a folder.")
     if (workdir / "config.json").exists():
-        raise config_lib.ConfigError(
-            f"--workdir={path} is the workdir of a run; the runs of a sweep "
-            "get folders of their own inside of its --workdir. Give another."
+        raise ConfigError(
+            f"--workdir={path} is the workdir of a run. The runs of a sweep "
+            "get folders of their own inside its --workdir: give another one."
         )
     return workdir
 
 
 class _Log(io.TextIOBase):
-    """Writes to a file, and now and then a line of the training to `shown`."""
+    """Writes to a file, and now and then tells people a line of it."""
 
-    def __init__(self, file: Any, shown: Callable[[str], None]):
-        self._file, self._shown = file, shown
+    def __init__(self, file: Any, say: Callable[[str], None]):
+        self._file, self._say = file, say
         self._told = time.perf_counter()
 
     def write(self, text: str) -> int:
@@ -93,82 +97,83 @@ class _Log(io.TextIOBase):
         is_step = re.match(r"step [\d,]+/", text)
         if is_step and now - self._told > _PATIENCE:
             self._told = now
-            self._shown(text.strip())
+            self._say(f"  {text.strip()}")
         return len(text)
 
     def flush(self) -> None:
         self._file.flush()
 
 
-@contextlib.contextmanager
-def _logged(workdir: pathlib.Path, shown: Callable[[str], None]) -> Iterator:
-    """Sends what is printed to a file beside the workdir."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Inside of the workdir it would make an empty one look like another run's.
-    with (
-        workdir.with_name(f"{workdir.name}.log").open("a") as file,
-        contextlib.redirect_stdout(_Log(file, shown)),
-    ):
-        yield
-
-
 def run_all(
-    runs: Sequence[Run],
+    trials: Sequence[Trial],
     workdir: pathlib.Path,
     strategy: Any,
     *,
     say: Callable[[str], None],
     keep_alive: list[Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains what is not trained yet.
+    """Trains the runs that are not trained yet.
 
     Args:
-      runs: In their order.
+      trials: The runs, in order.
       workdir: Folder of the sweep.
       strategy: Where to train.
-      say: Tells people how far it is.
+      say: Reports progress.
       keep_alive: See `trainer.fit`.
 
     Returns:
-      What `trainer.fit` returns of each, and `name`.
+      A row per run: its facts, its `name` and what `trainer.fit` returns.
 
     Raises:
-      What `trainer.fit` raises. Run it again to go on.
+      What `trainer.fit` raises. Call it again to continue.
     """
-    results = []
-    spent = 0.0
-    trained = 0
-    missing = [r for r in runs if not _is_finished(workdir / r.name)]
-    if len(missing) < len(runs):
-        say(f"{len(runs) - len(missing)} of {len(runs)} runs are finished.")
-    for i, run in enumerate(runs, 1):
+    rows = []
+    done = [_is_finished(workdir / trial.name) for trial in trials]
+    missing = done.count(False)
+    if any(done):
+        say(f"{sum(done)} of {len(trials)} runs are finished.")
+    spent, trained = 0.0, 0
+    for i, trial in enumerate(trials):
+        folder = workdir / trial.name
         begun = time.perf_counter()
-        is_new = not _is_finished(workdir / run.name)
-        if is_new:
+        if not done[i]:
             keras.utils.clear_session(free_memory=True)
-        with _logged(workdir / run.name, lambda line: say(f"  {line}")):
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the workdir, the log would make an empty one look used.
+        with (
+            folder.with_name(f"{trial.name}.log").open("a") as file,
+            contextlib.redirect_stdout(_Log(file, say)),
+        ):
             result = trainer.fit(
-                run.config,
-                workdir=workdir / run.name,
+                trial.config,
+                workdir=folder,
                 strategy=strategy,
-                build_model=run.build_model,
+                build_model=trial.build_model,
             )
-        results.append({"name": run.name, **result})
-        if not is_new:
+        rows.append({**trial.facts, "name": trial.name, **result})
+        if done[i]:
             continue
         spent += time.perf_counter() - begun
         trained += 1
-        left = len(missing) - trained
+        left = missing - trained
         eta = progress.format_seconds(spent / trained * left)
         say(
-            f"{run.name} ({i} of {len(runs)}): {result['split']} accuracy "
-            f"{result['accuracy']:.4f}" + (f", ETA {eta}" if left else "")
+            f"{trial.name} ({i + 1} of {len(trials)}): {result['split']} "
+            f"accuracy {result['accuracy']:.4f}"
+            + (f", ETA {eta}" if left else "")
         )
-    return results
+    return rows
 
 
 def _is_finished(workdir: pathlib.Path) -> bool:
     return (workdir / "result.json").exists()
+
+
+def select(
+    rows: Sequence[Mapping[str, Any]], **wanted: Any
+) -> list[Mapping[str, Any]]:
+    """Returns the rows with these values."""
+    return [row for row in rows if wanted.items() <= row.items()]
 
 
 def spread(values: Sequence[float]) -> str:

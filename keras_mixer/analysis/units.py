@@ -5,6 +5,7 @@ patch: column j of `Dense_0/kernel`, `[tokens, tokens_mlp_dim]`, in row-major
 order, is an image over the patch grid (paper, Fig. 5).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,17 +13,17 @@ import numpy as np
 from keras_mixer import weights as weights_lib
 from keras_mixer.weights import Parameters, WeightsError
 
-DRAWS = 5  # of what trained units are compared with
+DRAWS = 5  # sets of random units that trained ones are compared with
 
 
 class Spectrum(NamedTuple):
-    """What the Fourier transform says of each of several units.
+    """The Fourier transform of each unit, in two numbers.
 
     Attributes:
-      frequency: Mean radial frequency of the power, in cycles per patch: 0 of
-        a constant, 0.5 of stripes one patch wide. Float `[units]`.
+      frequency: Mean radial frequency of the power, in cycles per patch: 0 for
+        a constant, 0.5 for stripes one patch wide. Float `[units]`.
       concentration: Largest share of the power at one frequency, the two signs
-        taken together: 1 of a plane wave. Float `[units]`.
+        taken together: 1 for a plane wave. Float `[units]`.
     """
 
     frequency: np.ndarray
@@ -36,10 +37,11 @@ def grid_of(
 
     Args:
       parameters: Of a Mixer.
-      grid: What it is said to be; a square by default.
+      grid: The grid that the user gave; a square by default.
 
     Raises:
-      WeightsError: It has another number of patches, or is no square.
+      WeightsError: The grid has another number of patches, or there is none
+        and the patches are no square.
     """
     tokens = parameters.num_tokens
     if grid is None:
@@ -84,10 +86,10 @@ def token_units(
 
 
 def untrained_units(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Returns units as a Mixer starts with: `[units, rows, columns]`.
+    """Returns the units of an untrained Mixer: `[units, rows, columns]`.
 
-    lecun_normal: a normal distribution that is cut at 2 deviations, of
-    variance 1 / tokens.
+    lecun_normal: a normal distribution cut at 2 deviations, with the variance
+    1 / tokens.
     """
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(shape)
@@ -105,7 +107,7 @@ def _radial_frequency(grid: tuple[int, int]) -> np.ndarray:
 def spectrum(units: np.ndarray) -> Spectrum:
     """Returns the spectrum of units `[units, rows, columns]`.
 
-    A unit that is 0 everywhere has the frequency and the concentration 0.
+    For a unit that is 0 everywhere, both numbers are 0.
     """
     power = np.abs(np.fft.fft2(units)) ** 2
     total = power.sum((1, 2))
@@ -122,17 +124,14 @@ def spectrum(units: np.ndarray) -> Spectrum:
 
 
 def white_noise_frequency(grid: tuple[int, int]) -> float:
-    """Returns the frequency that white noise has in the mean.
-
-    Its power is the same at all frequencies.
-    """
+    """Returns the mean frequency of white noise, whose spectrum is flat."""
     return float(_radial_frequency(grid).mean())
 
 
 def correlations(units: np.ndarray) -> np.ndarray:
-    """Returns Pearson's correlation of each with each, `[units, units]`.
+    """Returns Pearson's correlations of all pairs, `[units, units]`.
 
-    That of a constant unit is 0.
+    Those of a constant unit are 0.
     """
     flat = units.reshape(len(units), -1).astype(np.float64)
     whole = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -147,8 +146,8 @@ class Pairs(NamedTuple):
     """Units in pairs of opposite phase, the lowest frequency first.
 
     Attributes:
-      order: The units, two of a pair beside each other; of an odd number the
-        last one has no partner. Ints `[units]`.
+      order: The units, the two of a pair next to each other. If their number
+        is odd, the last one has no partner. Ints `[units]`.
       correlation: Of each pair, float `[units // 2]`.
     """
 
@@ -159,8 +158,9 @@ class Pairs(NamedTuple):
 def pair(units: np.ndarray) -> Pairs:
     """Pairs units by opposite phase, and sorts the pairs by frequency.
 
-    Greedily: the two units whose correlation is the most negative are a pair,
-    and then those of the others. The paper does not say how it paired them.
+    Greedily: the two units with the most negative correlation become a pair,
+    then the next two among the others. The paper does not say how it paired
+    them.
 
     Args:
       units: `[units, rows, columns]`.
@@ -168,20 +168,16 @@ def pair(units: np.ndarray) -> Pairs:
     count = len(units)
     correlation = correlations(units)
     frequency = spectrum(units).frequency
-    first, second = np.triu_indices(count, 1)
-    free = np.ones(count, bool)
+    free = np.where(np.tri(count, dtype=bool), np.inf, correlation)  # i < j
     found: list[tuple[float, float, int, int]] = []
-    for k in np.argsort(correlation[first, second], kind="stable"):
-        i, j = int(first[k]), int(second[k])
-        if free[i] and free[j]:
-            free[[i, j]] = False
-            mean = float(frequency[i] + frequency[j]) / 2
-            found.append((mean, float(correlation[i, j]), i, j))
-            if len(found) == count // 2:
-                break
+    for _ in range(count // 2):
+        i, j = map(int, np.unravel_index(free.argmin(), free.shape))
+        free[[i, j]] = free[:, [i, j]] = np.inf
+        mean = float(frequency[i] + frequency[j]) / 2
+        found.append((mean, float(correlation[i, j]), i, j))
     found.sort()
     order = [unit for _, _, i, j in found for unit in (i, j)]
-    order += np.flatnonzero(free).tolist()
+    order += sorted(set(range(count)) - set(order))
     return Pairs(np.array(order), np.array([c for _, c, _, _ in found]))
 
 
@@ -193,7 +189,7 @@ def describe(units: np.ndarray, pairs: Pairs | None = None) -> dict[str, float]:
 
     Args:
       units: `[units, rows, columns]`.
-      pairs: What `pair` makes of them, if that is known.
+      pairs: From `pair`, if already known.
     """
     grid = (units.shape[1], units.shape[2])
     found = spectrum(units)
@@ -209,61 +205,38 @@ def describe(units: np.ndarray, pairs: Pairs | None = None) -> dict[str, float]:
 
 
 def random_phases(units: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns units of the same power spectra whose phases are random.
+    """Returns units with the same power spectra and random phases.
 
     Smooth units correlate, and anticorrelate, more by chance than rough ones.
-    How opposite the pairs of these are follows from the spectra alone. Units
-    that are truly paired have equal spectra, which makes these more opposite,
-    too: the comparison errs on the side of finding no pairs.
+    How opposite the pairs of these units are follows from the spectra alone.
+    Truly paired units have equal spectra, which makes these more opposite too:
+    the comparison errs on the side of finding no pairs.
 
     Args:
       units: `[units, rows, columns]`.
       seed: Of the phases.
     """
     rng = np.random.default_rng(seed)
-    # The phases of a real image have the symmetry that keeps it real.
+    # Phases of a real image, whose symmetry keeps the result real.
     noise = np.fft.fft2(rng.standard_normal(units.shape))
     noise[:, 0, 0] = 1  # the mean keeps its sign
     return np.fft.ifft2(np.fft.fft2(units) * noise / np.abs(noise)).real
 
 
-def describe_random_phases(
-    units: np.ndarray, draws: int = DRAWS
+def over_draws(
+    make: Callable[[Any, int], np.ndarray], source: Any, draws: int = DRAWS
 ) -> dict[str, dict[str, float]]:
-    """Returns what `describe` says of units with `random_phases`.
+    """Returns what `describe` says of random units.
 
     Args:
-      units: `[units, rows, columns]`.
-      draws: How many are drawn.
+      make: `untrained_units` or `random_phases`: takes `source` and a seed.
+      source: What the units are made from.
+      draws: How many sets of units are drawn.
 
     Returns:
-      Their "mean" and "deviation" from one draw to the next.
+      The "mean" over the draws, and the "deviation" from one to the next.
     """
-    return _over_draws(
-        [describe(random_phases(units, seed)) for seed in range(draws)]
-    )
-
-
-def describe_untrained(
-    shape: tuple[int, ...], draws: int = DRAWS
-) -> dict[str, dict[str, float]]:
-    """Returns what `describe` says of networks that were not trained.
-
-    Args:
-      shape: Of the units, `[units, rows, columns]`.
-      draws: How many are drawn.
-
-    Returns:
-      Their "mean" and "deviation" from one draw to the next.
-    """
-    return _over_draws(
-        [describe(untrained_units(shape, seed)) for seed in range(draws)]
-    )
-
-
-def _over_draws(
-    found: list[dict[str, float]],
-) -> dict[str, dict[str, float]]:
+    found = [describe(make(source, seed)) for seed in range(draws)]
     values = {key: [one[key] for one in found] for key in found[0]}
     return {
         "mean": {key: float(np.mean(v)) for key, v in values.items()},
@@ -280,13 +253,13 @@ def stem_tiles(parameters: Parameters) -> np.ndarray:
       Float `[hidden_dim, patch, patch, 3]`.
 
     Raises:
-      WeightsError: The images are not of 3 channels.
+      WeightsError: The stem does not take 3 channels.
     """
     kernel = np.asarray(parameters.values["stem/kernel"], np.float32)
     if kernel.ndim != 4 or kernel.shape[2] != 3:
         raise WeightsError(
-            f"The stem of {parameters.source} is {kernel.shape}: only that of "
-            "RGB images, [patch, patch, 3, hidden_dim], is a picture."
+            f"The stem of {parameters.source} is {kernel.shape}. Only a stem "
+            "of RGB images, [patch, patch, 3, hidden_dim], is a picture."
         )
     tiles = kernel.transpose(3, 0, 1, 2)
     power = (np.abs(np.fft.fft2(tiles, axes=(1, 2))) ** 2).sum(-1)
@@ -300,21 +273,22 @@ def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, Any]]:
     """Returns a row for each unit, in the order of the pairs.
 
     Rows have `unit` (its column of the kernel), `pair`, `frequency`,
-    `concentration` and `correlation` with its partner (None without one).
+    `concentration` and `correlation` with the partner (None without one).
     """
     found = spectrum(units)
     rows = []
     for place, unit in enumerate(pairs.order):
-        alone = place // 2 >= len(pairs.correlation)
+        number = place // 2
+        alone = number >= len(pairs.correlation)
         rows.append(
             {
                 "unit": int(unit),
-                "pair": place // 2,
+                "pair": number,
                 "frequency": float(found.frequency[unit]),
                 "concentration": float(found.concentration[unit]),
                 "correlation": None
                 if alone
-                else float(pairs.correlation[place // 2]),
+                else float(pairs.correlation[number]),
             }
         )
     return rows

@@ -2,12 +2,12 @@
 
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_mixer.analysis import mosaic, sweep, units as units_lib
-from keras_mixer.evaluation import pictures, report
+from keras_mixer.evaluation import report
 from keras_mixer.run import files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.weights import Parameters
@@ -23,16 +23,16 @@ HELP = """Draws the weights of a Mixer (paper, Fig. 5 and 6).
 
 weights.png shows the hidden units of the token-mixing MLPs as images over the
 patch grid: one weight for each patch. Units are paired by opposite phase
-(greedily, the most negative correlation first) and the pairs sorted by
-frequency. weights_stem.png shows the stem's kernels as RGB tiles. Both are
-written as SVG, too; weights.json and weights.csv hold the numbers.
+(greedily, the most negative correlation first), and the pairs are sorted by
+frequency. weights_stem.png shows the stem's kernels as RGB tiles. Both are also
+written as SVG. weights.json and weights.csv hold the numbers.
 
-The frequency of a unit is the mean of the radial frequency over its power
-spectrum, in cycles per patch; its concentration the largest share of the power
-at one frequency. An untrained network has those of white noise. Smooth units
-are opposite by chance more than white noise is: the correlation in a pair
-stands beside that of units with the same power spectra and random phases. Well
-below the latter there are pairs; close to it there may be.
+The frequency of a unit is the mean radial frequency of its power spectrum, in
+cycles per patch. Its concentration is the largest share of the power at one
+frequency. An untrained network has those of white noise. Smooth units are
+opposite by chance more often than white noise is. Therefore the correlation in
+a pair stands beside that of units with the same power spectra and random
+phases: if it is well below, there are pairs; if it is close, there may be.
 """
 
 _PERCENTILE = 99.5  # of the absolute weights: the end of the colour scale
@@ -43,13 +43,13 @@ def parse_layers(text: str, blocks: int) -> tuple[int, ...]:
     """Reads --layers: numbers from 0 on.
 
     Raises:
-      ConfigError: One is none, or the model has no such block.
+      ConfigError: A value is no number, or the model has no such block.
     """
     allowed = f"numbers of blocks from 0 to {blocks - 1}"
-    found = sweep.parse_list(text, int, "--layers", allowed)
-    if not all(0 <= layer < blocks for layer in found):
-        raise ConfigError(f"--layers takes {allowed}. Received: {text!r}")
-    return found
+    numbers = range(blocks)
+    return sweep.parse_list(
+        text, lambda part: numbers.index(int(part)), "--layers", allowed
+    )
 
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:
@@ -82,8 +82,9 @@ class Layer(NamedTuple):
       units: `[units, rows, columns]`.
       pairs: Of opposite phase.
       trained: See `units.describe`.
-      untrained: "mean" and "deviation" of the same, of untrained networks.
-      random_phases: The same, of units with these power spectra.
+      untrained: "mean" and "deviation" of the same numbers over untrained
+        networks.
+      random_phases: The same over units with these power spectra.
     """
 
     number: int
@@ -113,8 +114,8 @@ def measure(
                 units,
                 pairs,
                 units_lib.describe(units, pairs),
-                units_lib.describe_untrained(units.shape),
-                units_lib.describe_random_phases(units),
+                units_lib.over_draws(units_lib.untrained_units, units.shape),
+                units_lib.over_draws(units_lib.random_phases, units),
             )
         )
     return found
@@ -128,14 +129,14 @@ def _units_panel(layer: Layer, end: float) -> mosaic.Panel:
 
     colors = ScalarMappable(Normalize(-end, end), matplotlib.colormaps[_COLORS])
     count, grid = len(layer.units), layer.grid
-    place = mosaic.layout(count, grid, group=2)
-    flat = layer.units[layer.pairs.order]
-    tiles = colors.to_rgba(flat.reshape(count, -1))[..., :3]
-    tiles = tiles.reshape(*flat.shape, 3)
+    sorted_units = layer.units[layer.pairs.order]
+    # As a matrix: of three dimensions matplotlib may take the last for colours.
+    tiles = colors.to_rgba(sorted_units.reshape(count, -1))[..., :3]
+    tiles = tiles.reshape(*sorted_units.shape, 3)
     noise = units_lib.white_noise_frequency(grid)
     by_chance = layer.random_phases["mean"]["pair_correlation"]
     return mosaic.Panel(
-        mosaic.compose(tiles, place, group=2),
+        mosaic.compose(tiles, group=2),
         f"MixerBlock_{layer.number}: {count} units on {grid[0]} x {grid[1]} "
         f"patches\nfrequency {layer.trained['frequency']:.3f} cycles per patch "
         f"(white noise {noise:.3f})\ncorrelation in a pair "
@@ -163,13 +164,13 @@ def draw_units(
     ends = [_scale(layer.units) for layer in layers]
     if one_scale:
         ends = [max(ends)] * len(ends)
-    figure = pictures.new_figure()
-    mosaic.draw(
-        figure,
-        [
-            _units_panel(layer, end)
-            for layer, end in zip(layers, ends, strict=True)
-        ],
+    panels = [
+        _units_panel(layer, end)
+        for layer, end in zip(layers, ends, strict=True)
+    ]
+    return mosaic.draw(
+        output,
+        panels,
         title="Hidden units of the token-mixing MLPs",
         caption=(
             f"{source}. Columns of Dense_0/kernel, one weight per "
@@ -178,9 +179,7 @@ def draw_units(
             + ("the same for all layers" if one_scale else "one per layer")
             + f", {_PERCENTILE} % of the weights inside; 0 is white."
         ),
-        dots=pictures.DOTS_PER_INCH,
     )
-    return pictures.save_all(figure, output)
 
 
 def draw_stem(
@@ -191,28 +190,22 @@ def draw_stem(
     count, patch = len(tiles), tiles.shape[1]
     end = _scale(tiles)
     rgb = np.clip(tiles / (2 * end) + 0.5, 0, 1)
-    # Twice as wide as high: it is a picture alone.
+    # Twice as wide as high: the figure has this panel alone.
     columns = max(round((2 * count) ** 0.5), 1)
-    figure = pictures.new_figure()
-    mosaic.draw(
-        figure,
-        [
-            mosaic.Panel(
-                mosaic.compose(
-                    rgb, mosaic.layout(count, (patch, patch), columns=columns)
-                ),
-                f"{count} kernels of {patch} x {patch} pixels",
-            )
-        ],
+    panel = mosaic.Panel(
+        mosaic.compose(rgb, columns=columns),
+        f"{count} kernels of {patch} x {patch} pixels",
+    )
+    return mosaic.draw(
+        output,
+        [panel],
         title="The stem: linear projection of the patches",
         caption=(
             f"{parameters.source}. stem/kernel, the lowest frequency first. "
             f"Grey is 0, full colour ±{end:.3g} ({_PERCENTILE} % of the "
             "weights are inside)."
         ),
-        dots=pictures.DOTS_PER_INCH,
     )
-    return pictures.save_all(figure, output)
 
 
 def summary(layers: Sequence[Layer]) -> str:
@@ -243,8 +236,7 @@ def _with_deviation(several: dict[str, dict[str, float]], key: str) -> str:
 
 def write(output: pathlib.Path, source: str, layers: Sequence[Layer]) -> None:
     """Writes the numbers beside the picture, as JSON and CSV."""
-    tables = [units_lib.unit_table(one.units, one.pairs) for one in layers]
-    content = [
+    content: list[dict[str, Any]] = [
         {
             "layer": one.number,
             "grid": list(one.grid),
@@ -252,16 +244,16 @@ def write(output: pathlib.Path, source: str, layers: Sequence[Layer]) -> None:
             "untrained": one.untrained,
             "random_phases": one.random_phases,
             "white_noise_frequency": units_lib.white_noise_frequency(one.grid),
-            "units": table,
+            "units": units_lib.unit_table(one.units, one.pairs),
         }
-        for one, table in zip(layers, tables, strict=True)
+        for one in layers
     ]
     files.write_json(
         output.with_suffix(".json"), {"source": source, "layers": content}
     )
     rows = [
-        {"layer": one.number, **row}
-        for one, table in zip(layers, tables, strict=True)
-        for row in table
+        {"layer": one["layer"], **unit}
+        for one in content
+        for unit in one["units"]
     ]
     sweep.write_csv(output.with_suffix(".csv"), rows)

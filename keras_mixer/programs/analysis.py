@@ -181,7 +181,7 @@ def _seeds() -> tuple[int, ...]:
     return found
 
 
-def _trained(study: Callable[..., Any], *arguments: Any) -> Any:
+def _trained(runs: list[sweep.Trial], workdir: pathlib.Path) -> Any:
     """Runs a sweep; a signal saves its run, and exits with 75 as train.py."""
     import tensorflow as tf
 
@@ -191,7 +191,9 @@ def _trained(study: Callable[..., Any], *arguments: Any) -> Any:
     # See `trainer.fit`; of one device nothing need stay in the memory.
     kept = None if FLAGS.virtual_devices is None else KEPT
     try:
-        return study(*arguments, make_strategy(), say=_say, keep_alive=kept)
+        return sweep.run_all(
+            runs, workdir, make_strategy(), say=_say, keep_alive=kept
+        )
     except trainer.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)
@@ -218,7 +220,7 @@ def _permutation(arguments: list[str]) -> None:
         FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
     )
     runs = permutation.plan(config, models=names, seeds=seeds)
-    rows = _trained(permutation.study, runs, workdir)
+    rows = _trained(runs, workdir)
     files.write_json(output.with_suffix(".json"), rows)
     sweep.write_csv(output.with_suffix(".csv"), rows)
     print(permutation.summary(rows))
@@ -235,7 +237,7 @@ def _define_scale() -> list[str]:
 def _scale(arguments: list[str]) -> None:
     output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
     config, seeds = read_config(arguments), _seeds()
-    runs, rows = scale.plan(
+    runs = scale.plan(
         config,
         widths=sweep.parse_list(
             FLAGS.widths, scale.parse_positive, "--widths", "numbers above 0"
@@ -248,7 +250,7 @@ def _scale(arguments: list[str]) -> None:
         ),
         seeds=seeds,
     )
-    rows = _trained(scale.study, runs, rows, workdir)
+    rows = _trained(runs, workdir)
     files.write_json(output.with_suffix(".json"), rows)
     sweep.write_csv(output.with_suffix(".csv"), rows)
     print(scale.summary(rows))

@@ -1,5 +1,6 @@
 """What the variants cost: counted, by formula, and measured."""
 
+import dataclasses
 import json
 import subprocess
 
@@ -27,12 +28,31 @@ SETTINGS = cost.Settings(
 )
 
 
+TINY = models.Variant(
+    patch_size=8,
+    num_blocks=2,
+    hidden_dim=12,
+    tokens_mlp_dim=5,
+    channels_mlp_dim=7,
+)
+
+
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_parameters_and_flops_of_every_variant(name):
-    variant = models.get_variant(name)
-    formula = flops.by_formula(variant, 224, 1000)
+    formula = flops.by_formula(models.get_variant(name), 224, 1000)
     assert formula.parameters == PAPER[name][0]
     assert round(formula.flops / 1e9, 2) == PAPER[name][1]
+
+
+def test_the_formula_counts_what_the_graph_has():
+    assert flops.in_graph(TINY, 40, 3) == flops.by_formula(TINY, 40, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_the_formula_counts_what_the_graph_of_every_variant_has(name):
+    variant = models.get_variant(name)
+    formula = flops.by_formula(variant, 224, 1000)
     assert flops.in_graph(variant, 224, 1000) == formula
 
 
@@ -40,7 +60,7 @@ def test_higher_resolution_expands_token_mixing():
     variant = models.get_variant("S/32")
     wide = flops.at_size(variant, 448, expand=True)
     assert wide.tokens_mlp_dim == 4 * variant.tokens_mlp_dim
-    assert flops.in_graph(wide, 448, 10) == flops.by_formula(wide, 448, 10)
+    assert wide == dataclasses.replace(variant, tokens_mlp_dim=1024)
     assert flops.at_size(variant, 448, expand=False) == variant
     assert flops.at_size(variant, 320, expand=True) == variant
     with pytest.raises(ConfigError, match="320 and 352"):
@@ -199,15 +219,53 @@ def test_what_was_measured_is_drawn(tmp_path, monkeypatch):
     ]
 
 
-def test_a_process_that_fails_says_why():
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_what_the_process_calls(mode, monkeypatch):
+    """In this process, whose peak is that of other tests."""
+    tiny = models.Variant(16, 1, 8, 4, 8)
+    monkeypatch.setitem(models.VARIANTS, "S/32", tiny)
+    found = cost_process.measure(
+        mode=mode,
+        variant="S/32",
+        image_size=32,
+        tokens_mlp_dim=4,
+        batch=2,
+        seconds=0,
+        xla=False,
+    )
+    assert found["calls"] == 2
+    assert found["images_per_second"] > 0
+    assert found["baseline_mib"] > 50
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (1, "failed (1): ValueError: no S/33"),
+        (-9, "does not fit: killed, out of memory"),
+    ],
+)
+def test_a_process_that_fails_says_why(code, status, monkeypatch):
+    def run(command, **options):
+        text = "Traceback\n\nValueError: no S/33\n"
+        return subprocess.CompletedProcess(command, code, "", text)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = cost._measure_one(fake_rows()[0], "inference", SETTINGS)
+    assert found == {"status": status}
+
+
+@pytest.mark.slow
+def test_a_real_process_that_fails_says_why():
     row = {**fake_rows()[0], "variant": "S/33"}
     found = cost._measure_one(row, "inference", SETTINGS)
     assert found["status"].startswith("failed (1)")
     assert "S/33" in found["status"]
 
 
-def test_memory_is_that_of_the_model(monkeypatch):
-    """Measured in this process: at least the weights, or all four copies."""
+@pytest.mark.slow
+def test_memory_is_that_of_the_model():
+    """At least that of the weights, or of all four copies in training."""
     row = {**fake_rows()[0], "image_size": 32}
     weights = flops.by_formula(models.get_variant("S/32"), 32, 1000).parameters
     weights *= 4 / 2**20

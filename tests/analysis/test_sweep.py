@@ -1,52 +1,182 @@
-"""Sweeps that can be resumed, scale, comparisons, and the program."""
+"""Sweeps: resumed after an interruption, with models other than Mixers."""
 
-import json
-import os
-import subprocess
-import sys
+import functools
+import shutil
+from typing import NamedTuple
 
-import numpy as np
+import keras
 import pytest
+import tensorflow as tf
 
-from keras_mixer import data
-from keras_mixer.analysis import compare, curves, scale, sweep
-from keras_mixer.run import config as config_lib
+from keras_mixer import weights as weights_lib
+from keras_mixer.analysis import permutation, scale, sweep
+from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import ConfigError
-from keras_mixer.run.workdir import WorkdirError
-from keras_mixer.training import assembly
-from tests.conftest import ROOT
+from keras_mixer.run.workdir import WorkdirError, claim
+from keras_mixer.training import assembly, loop as trainer
 from tests.training.test_loop import small
 
-SHORT = ("train.steps=4", "train.log_every=2", "train.eval_every=2")
+SHORT = ("train.steps=4", "train.log_every=2", "train.eval_every=4")
 
 
-def test_a_sweep_goes_on_after_an_interruption(tmp_path, strategy_of):
-    runs = [
-        sweep.Run(f"seed{i}", small(*SHORT, f"train.seed={i}"))
-        for i in range(2)
+def build_tiny(config, classes):
+    """A model that is no Mixer, and compiles faster than the ResNet."""
+    side = config.model.side
+    inputs = keras.Input((side, side, 3))
+    x = keras.layers.Conv2D(8, 3, strides=2, name="conv")(inputs)
+    x = keras.layers.GroupNormalization(2, name="norm")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = keras.layers.Dense(classes, name="head")(x)
+    return keras.Model(inputs, x)
+
+
+class Swept(NamedTuple):
+    """A sweep that was interrupted after its first run, and resumed."""
+
+    workdir: object
+    trials: list
+    rows: list
+    said: list  # one line by the first call, the rest by the second
+    untouched: bool  # the first run's result, by the second call
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A Mixer on half of the data, and another model on permuted patches."""
+    workdir = tmp_path_factory.mktemp("sweep")
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    config = small(*SHORT, "train.checkpoint_every=2")
+    trials = scale.plan(config, widths=(1,), fractions=(0.5,), seeds=(0,))
+    study = permutation.plan(config, models=("resnet",), seeds=(4,))
+    trials += [
+        trial._replace(build_model=build_tiny)
+        for trial in study
+        if trial.facts["input"] == "patches"
     ]
+    said = []
 
-    def interrupt(line):
-        if line.startswith("seed0"):
+    def say(line):
+        if line.startswith("  "):  # a step of a run, where training is slow
+            return
+        said.append(line)
+        if len(said) == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep.run_all(runs, tmp_path, strategy_of(1), say=interrupt)
-    first = tmp_path / "seed0" / "result.json"
-    before = first.stat().st_mtime_ns
-    said = []
-    found = sweep.run_all(runs, tmp_path, strategy_of(1), say=said.append)
-    assert first.stat().st_mtime_ns == before
-    assert said[0] == "1 of 2 runs are finished."
-    assert [line.split()[0] for line in said[1:]] == ["seed1"]
-    again = sweep.run_all(runs, tmp_path, strategy_of(1), say=said.append)
-    assert again == found
-    assert [result["name"] for result in found] == ["seed0", "seed1"]
-    assert "step 4/4" in (tmp_path / "seed1.log").read_text()
-    # Another config in the same place is an error, and not taken for it.
-    other = [sweep.Run("seed0", small(*SHORT, "optim.lr=0.5"))]
+        sweep.run_all(trials, workdir, strategy, say=say)
+    result = workdir / trials[0].name / "result.json"
+    before = result.stat().st_mtime_ns
+    rows = sweep.run_all(trials, workdir, strategy, say=say)
+    untouched = result.stat().st_mtime_ns == before
+    return Swept(workdir, trials, rows, said, untouched)
+
+
+def test_a_sweep_goes_on_after_an_interruption(swept, strategy_of):
+    mixer, other = "width1_data0.5_0", "resnet_patches_4"
+    assert swept.untouched
+    first, finished, second = swept.said
+    assert first.startswith(f"{mixer} (1 of 2): test[:70] accuracy 0.")
+    assert ", ETA " in first
+    assert finished == "1 of 2 runs are finished."
+    assert second.startswith(f"{other} (2 of 2)")
+    assert "ETA" not in second
+    log = (swept.workdir / f"{other}.log").read_text()
+    assert "step 4/4" in log
+    again = sweep.run_all(
+        swept.trials, swept.workdir, strategy_of(1), say=print
+    )
+    assert again == swept.rows
+    # A row: the facts of the trial, its name, its result.
+    rows = {row["name"]: row for row in swept.rows}
+    assert list(rows) == [mixer, other]
+    assert list(rows[other])[:4] == ["model", "input", "seed", "name"]
+    assert (rows[mixer]["fraction"], rows[mixer]["examples"]) == (0.5, 100)
+    assert rows[mixer]["count"] == 70
+
+
+def test_another_config_in_the_same_place_is_an_error(swept, strategy_of):
+    trial = swept.trials[0]
+    config = config_lib.override(trial.config, ["optim.lr=0.5"])
     with pytest.raises(WorkdirError, match=r"optim\.lr"):
-        sweep.run_all(other, tmp_path, strategy_of(1), say=said.append)
+        sweep.run_all(
+            [trial._replace(config=config)],
+            swept.workdir,
+            strategy_of(1),
+            say=print,
+        )
+
+
+def test_another_model_is_resumed(swept, tmp_path, strategy_of, capsys):
+    trial, workdir = swept.trials[1], tmp_path / "half"
+    shutil.copytree(swept.workdir / trial.name, workdir)
+    (workdir / "result.json").unlink()
+    _, names = checkpoint.read_part(workdir, "model", "latest")
+    assert "conv/kernel" in names
+    shutil.rmtree(max((workdir / "checkpoints").iterdir()))
+    again = trainer.fit(
+        trial.config,
+        workdir=workdir,
+        strategy=strategy_of(1),
+        build_model=build_tiny,
+    )
+    assert "Going on from step 2" in capsys.readouterr().out
+    assert again["loss"] == pytest.approx(swept.rows[1]["loss"], rel=1e-6)
+
+
+def test_the_workdirs_of_mixers_and_other_models(swept, strategy_of):
+    mixer, other = swept.trials
+    workdirs = [swept.workdir / trial.name for trial in swept.trials]
+    made_by = [files.read_other_model(workdir) for workdir in workdirs]
+    assert made_by == [None, "tests.analysis.test_sweep.build_tiny"]
+    with pytest.raises(weights_lib.WeightsError, match=r"\.build_tiny, which"):
+        assembly.load_model(workdirs[1])
+    with pytest.raises(WorkdirError, match=r"build_tiny -> a Mixer"):
+        trainer.fit(other.config, workdir=workdirs[1], strategy=strategy_of(1))
+    with pytest.raises(WorkdirError, match=r"a Mixer -> .*build_tiny"):
+        trainer.fit(
+            mixer.config,
+            workdir=workdirs[0],
+            strategy=strategy_of(1),
+            build_model=build_tiny,
+        )
+
+
+def test_a_run_that_has_not_begun_may_become_another(tmp_path):
+    config = small()
+    with claim(tmp_path, config, ("a",), "a.b"):
+        assert files.read_other_model(tmp_path) == "a.b"
+    with claim(tmp_path, config, ("a",), None):
+        assert files.read_other_model(tmp_path) is None
+
+
+def test_models_that_the_step_cannot_train(tmp_path, strategy_of):
+    def build(config, classes):
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.BatchNormalization()(inputs)
+        x = keras.layers.Flatten()(x)
+        return keras.Model(inputs, keras.layers.Dense(classes)(x))
+
+    with pytest.raises(ValueError, match="GroupNormalization"):
+        trainer.fit(
+            small(),
+            workdir=tmp_path / "a",
+            strategy=strategy_of(1),
+            build_model=build,
+        )
+    with pytest.raises(ConfigError, match="must be a function"):
+        trainer.fit(
+            small(),
+            workdir=tmp_path / "a",
+            strategy=strategy_of(1),
+            build_model=functools.partial(build),
+        )
+    with pytest.raises(ConfigError, match=r"init\.weights"):
+        trainer.fit(
+            small("init.weights=a.npz"),
+            workdir=tmp_path / "b",
+            strategy=strategy_of(1),
+            build_model=build,
+        )
 
 
 def test_lists_and_folders(tmp_path):
@@ -61,272 +191,3 @@ def test_lists_and_folders(tmp_path):
         sweep.check_workdir(str(tmp_path))
     assert sweep.spread([0.5]) == "0.5000"
     assert sweep.spread([0.4, 0.6]) == "0.5000 ± 0.1414"
-
-
-def test_shares_of_a_split():
-    assert scale.subset("train", 1000, 1) == "train"
-    assert scale.subset("train", 1000, 0.25) == "train[:250]"
-    assert scale.subset("train[:98%]", 980, 0.1) == "train[:98]"
-    for split in ("train[2%:]", "train+test"):
-        with pytest.raises(ConfigError, match="first examples"):
-            scale.subset(split, 100, 0.5)
-    with pytest.raises(ConfigError, match="is none"):
-        scale.subset("train", 10, 0.01)
-    for text in ("0", "1.5", "nan", "x"):
-        with pytest.raises(ValueError):
-            scale.parse_fraction(text)
-
-
-def test_the_plan_of_a_sweep():
-    """Oracles: the model that is built, and the split that is opened."""
-    config = small("train.steps=null", "train.epochs=2")
-    runs, rows = scale.plan(
-        config, widths=(2, 0.5), fractions=(1, 0.5), seeds=(0, 1)
-    )
-    assert len(runs) == len(rows) == 8
-    assert rows[0]["width"] == 0.5
-    for run, row in zip(runs, rows, strict=True):
-        assert run.config.train.steps == round(2 * 200 / 24)  # of all data
-        assert run.config.train.seed == row["seed"]
-        split = data.open_splits(run.config).train
-        assert split.num_examples == row["examples"] == 200 * row["fraction"]
-        model = assembly.build_mixer(run.config, 10)
-        assert model.count_params() == row["parameters"]
-    assert runs[-1].config.model.hidden_dim == 32
-    with pytest.raises(ConfigError, match="--widths"):
-        scale.widened(small(), 0.01)
-    variant = config_lib.override(
-        config_lib.Config(), ["model.variant=S/32", "model.image_size=32"]
-    )
-    assert scale.widened(variant, 0.5).model.hidden_dim == 256
-
-
-def test_a_small_sweep(tmp_path, strategy_of):
-    runs, rows = scale.plan(
-        small(*SHORT), widths=(1,), fractions=(0.5, 1), seeds=(0,)
-    )
-    found = scale.study(
-        runs, rows, tmp_path, strategy_of(1), say=lambda line: None
-    )
-    assert [row["count"] for row in found] == [70, 70]
-    assert "50 % of the data" in scale.summary(found)
-    sweep.write_csv(tmp_path / "s.csv", found)
-    assert len((tmp_path / "s.csv").read_text().splitlines()) == 3
-    files = scale.draw(tmp_path / "s.svg", found, "title")
-    assert [f.suffix for f in files] == [".svg", ".png"]
-
-
-def write_run(path, *, lr, accuracies, finished=True, shots=()):
-    """Writes what a run leaves."""
-    path.mkdir(parents=True)
-    config_lib.save(small(f"optim.lr={lr}"), path / "config.json")
-    lines = []
-    for i, accuracy in enumerate(accuracies, 1):
-        lines.append({"step": i, "kind": "train", "loss": 2.0 / i})
-        lines.append(
-            {"step": i, "kind": "eval", "split": "test", "accuracy": accuracy}
-        )
-    lines += [
-        {
-            "step": len(accuracies),
-            "kind": "fewshot",
-            "data": "digits",
-            "shots": n,
-            "l2_reg": 1024.0,
-            "accuracy": 0.5,
-        }
-        for n in shots
-    ]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 99, "ki'
-    (path / "metrics.jsonl").write_text(text)
-    if finished:
-        (path / "result.json").write_text('{"seconds": 12.34}')
-    return str(path)
-
-
-def test_runs_are_compared(tmp_path):
-    a = write_run(tmp_path / "x" / "run", lr=0.001, accuracies=[0.1, 0.4])
-    b = write_run(
-        tmp_path / "y" / "run",
-        lr=0.002,
-        accuracies=[0.2, 0.3, 0.6],
-        finished=False,
-        shots=(1, 5),
-    )
-    runs = compare.read([a, b])
-    assert [run.name for run in runs] == ["x/run", "y/run"]
-    np.testing.assert_array_equal(runs[1].curves.loss.steps, [1, 2, 3])
-    np.testing.assert_array_equal(
-        runs[1].curves.accuracy["test"].values, [0.2, 0.3, 0.6]
-    )
-    assert compare.differences(runs) == {"optim.lr": [0.001, 0.002]}
-    table = compare.summary(runs)
-    for text in ("optim.lr", "0.002", "0.6", "5-shot", "12.3"):
-        assert text in table, text
-    last = compare.content(runs)["last"]
-    assert last[0]["accuracy on test"] == 0.4
-    compare.write_csv(tmp_path / "c.csv", runs)
-    lines = (tmp_path / "c.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4 + 6 + 2
-    assert "y/run,accuracy on test,3,0.6" in lines
-    files = compare.draw(tmp_path / "c.png", runs)
-    assert all(file.stat().st_size > 1000 for file in files)
-    steps, mean, low, high = curves.mean_and_range(
-        [run.curves.accuracy["test"] for run in runs]
-    )
-    np.testing.assert_array_equal(steps, [1, 2])
-    np.testing.assert_allclose(mean, [0.15, 0.35])
-    np.testing.assert_allclose((low, high), [[0.1, 0.3], [0.2, 0.4]])
-
-
-def write_evaluation(path, workdir, *, task="fewshot", shots=(1, 5), **more):
-    """Writes what eval.py --output does."""
-    whole = {"task": task, "workdir": workdir, "step": 2, **more}
-    if task == "fewshot":
-        whole["results"] = [
-            {
-                "data": "digits",
-                "train_split": "digits train",
-                "test_split": "digits test",
-                "shots": n,
-                "l2_reg": 1024.0,
-                "accuracy": 0.1 * n,
-                "accuracies": [0.1 * n - 0.02, 0.1 * n + 0.02],
-                "count": 360,
-            }
-            for n in shots
-        ]
-    path.write_text(json.dumps(whole))
-    return str(path)
-
-
-def test_what_eval_measured_is_compared(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "a", lr=0.001, accuracies=[0.1, 0.4])
-    write_run(tmp_path / "b", lr=0.001, accuracies=[0.1, 0.5])
-    files = [
-        write_evaluation(tmp_path / "1.json", "b"),
-        write_evaluation(tmp_path / "2.json", "a/"),
-        write_evaluation(
-            tmp_path / "3.json",
-            "a",
-            task="classification",
-            data="digits",
-            split="train",
-            accuracy=0.75,
-        ),
-    ]
-    runs = compare.read(["a", "b"], evaluations=",".join(files))
-    first, second = compare.content(runs)["last"]
-    assert first["eval.py: accuracy on digits train"] == 0.75
-    assert "eval.py: accuracy on digits train" not in second
-    for last in (first, second):
-        assert (
-            last["eval.py: digits train / digits test 5-shot, l2 1024"] == 0.5
-        )
-        assert last["eval.py: at step"] == "2"
-    assert "eval.py: digits train / digits test 5-shot" in compare.summary(runs)
-    compare.write_csv(tmp_path / "c.csv", runs)
-    lines = (tmp_path / "c.csv").read_text().splitlines()
-    assert (
-        'b,"eval.py: digits train / digits test 5-shot, l2 1024",2,0.5' in lines
-    )
-    figures = []
-    monkeypatch.setattr(
-        compare.pictures, "save_all", lambda f, _: figures.append(f)
-    )
-    compare.draw(tmp_path / "c.png", runs)
-    (figure,) = figures
-    assert len(figure.axes) == 3
-    points = figure.axes[2].containers[0].lines[0]
-    np.testing.assert_array_equal(points.get_xdata(), [1, 5])
-    ydata = points.get_ydata().astype(float)
-    np.testing.assert_allclose(ydata, [0.1, 0.5])
-    low, high = figure.axes[2].containers[0].lines[2][0].get_segments()[1]
-    np.testing.assert_allclose((low[1], high[1]), (0.48, 0.52))
-
-
-def test_evaluations_that_are_of_no_run(tmp_path):
-    runs = [
-        write_run(tmp_path / name, lr=0.001, accuracies=[0.1]) for name in "ab"
-    ]
-    other = write_evaluation(tmp_path / "1.json", str(tmp_path / "c"))
-    with pytest.raises(ConfigError, match=r"1\.json is of .*/c, which is not"):
-        compare.read(runs, evaluations=other)
-    released = write_evaluation(tmp_path / "2.json", None, weights="sam")
-    with pytest.raises(ConfigError, match=r"2\.json is of sam"):
-        compare.read(runs, evaluations=released)
-    best = write_evaluation(tmp_path / "a1.json", runs[0], shots=(5,))
-    latest = write_evaluation(tmp_path / "a2.json", runs[0], shots=(1, 5))
-    with pytest.raises(ConfigError, match=r"a2\.json measures .*5-shot"):
-        compare.read(runs, evaluations=f"{best},{latest}")
-    (tmp_path / "3.json").write_text('{"rows": []}')
-    for name in ("3.json", "4.json"):
-        with pytest.raises(ConfigError, match=f"cannot read .*{name}"):
-            compare.read(runs, evaluations=str(tmp_path / name))
-
-
-def test_a_run_of_another_model_says_so(tmp_path):
-    a = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1])
-    b = write_run(tmp_path / "b", lr=0.001, accuracies=[0.2])
-    assert compare.content(compare.read([a, b]))["differences"] == {}
-    other = tmp_path / "b" / "other_model.json"
-    other.write_text('{"build_model": "a.b"}')
-    runs = compare.read([a, b])
-    assert compare.content(runs)["differences"] == {"model": ["Mixer", "a.b"]}
-    assert "| a.b" in compare.summary(runs)
-    for damaged in ("{}", '{"build'):
-        other.write_text(damaged)
-        with pytest.raises(ValueError, match=r"b/other_model\.json \("):
-            compare.read([a, b])
-
-
-def test_what_cannot_be_compared(tmp_path):
-    a = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1])
-    with pytest.raises(ConfigError, match="two or more"):
-        compare.read([a])
-    with pytest.raises(ConfigError, match="twice"):
-        compare.read([a, f"{a}/"])
-    with pytest.raises(ConfigError, match="2 different names"):
-        compare.read([a, str(tmp_path / "b")], "one")
-    with pytest.raises(WorkdirError, match=r"no config\.json"):
-        compare.read([a, str(tmp_path)])
-    (tmp_path / "a" / "metrics.jsonl").unlink()
-    with pytest.raises(WorkdirError, match=r"metrics\.jsonl"):
-        curves.read(tmp_path / "a")
-
-
-def program(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "keras_mixer.analysis", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "MPLCONFIGDIR": os.environ.get("TMPDIR", "/tmp")},
-    )
-
-
-def test_the_program(tmp_path):
-    a = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1, 0.2])
-    b = write_run(tmp_path / "b", lr=0.002, accuracies=[0.1, 0.3])
-    output = tmp_path / "new" / "c.png"
-    done = program("compare", a, b, f"--output={output}", "--names=one,two")
-    assert done.returncode == 0, done.stderr
-    assert "| optim.lr" in done.stdout
-    for suffix in (".png", ".svg", ".csv", ".json"):
-        assert output.with_suffix(suffix).exists(), suffix
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["weight"], "Did you mean 'weights'?"),
-        (["cost", "--output=a.jpg"], "--output must end in .png"),
-        (["scale", "--output=a.png"], "Give --workdir"),
-    ],
-)
-def test_errors_of_the_program(tmp_path, arguments, message):
-    done = program(*arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr

@@ -9,7 +9,6 @@ from PIL import Image
 
 from keras_mixer import models, weights as weights_lib
 from keras_mixer.analysis import mosaic, units, weights_figures
-from keras_mixer.evaluation import pictures
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import loop as trainer
 from keras_mixer.weights import Parameters, WeightsError
@@ -70,7 +69,7 @@ def test_constant_units_have_no_opposite(grid):
     constant[8] = 0
     found = units.describe(constant)["pair_correlation"]
     assert found == 0
-    theirs = units.describe_random_phases(constant)
+    theirs = units.over_draws(units.random_phases, constant)
     assert theirs["mean"]["pair_correlation"] == 0
 
 
@@ -112,7 +111,7 @@ def test_random_phases_keep_the_power_and_lose_the_pairs(grid):
     )
     np.testing.assert_allclose(found.mean((1, 2)), made.mean((1, 2)))
     ours = units.describe(made)["pair_correlation"]
-    theirs = units.describe_random_phases(made)
+    theirs = units.over_draws(units.random_phases, made)
     by_chance = theirs["mean"]["pair_correlation"]
     assert ours < -0.8
     assert by_chance > ours + 0.3
@@ -126,8 +125,8 @@ def test_smooth_units_are_opposite_by_chance():
     shifts = itertools.product(range(4), repeat=2)
     smooth = sum(np.roll(white, shift, (1, 2)) for shift in shifts)
     ours = units.describe(smooth)["pair_correlation"]
-    noise = units.describe_untrained(smooth.shape)
-    chance = units.describe_random_phases(smooth)
+    noise = units.over_draws(units.untrained_units, smooth.shape)
+    chance = units.over_draws(units.random_phases, smooth)
     assert ours < noise["mean"]["pair_correlation"] - 0.1
     assert ours == pytest.approx(chance["mean"]["pair_correlation"], abs=0.05)
 
@@ -172,16 +171,13 @@ def test_every_value_has_as_many_pixels_in_the_png(tmp_path):
     rng = np.random.default_rng(0)
     tiles = rng.random((7, 3, 5, 3))
     place = mosaic.layout(7, (3, 5), group=2)
-    picture = mosaic.compose(tiles, place, group=2)
-    figure = pictures.new_figure()
+    picture = mosaic.compose(tiles, group=2)
     mosaic.draw(
-        figure,
+        tmp_path / "a.png",
         [mosaic.Panel(picture, "one\ntwo"), mosaic.Panel(picture, "three")],
         title="title",
         caption="caption " * 40,
-        dots=pictures.DOTS_PER_INCH,
     )
-    pictures.save(figure, tmp_path / "a.png")
     found = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
     # A value of the first tile has its exact colour, on scale x scale pixels,
     # once in each panel.
@@ -220,7 +216,7 @@ def test_pictures_and_numbers(tmp_path):
     weights_figures.write(output, parameters.source, measured)
     saved = json.loads(output.with_suffix(".json").read_text())
     assert [layer["layer"] for layer in saved["layers"]] == [0, 1]
-    by_chance = units.describe_random_phases(measured[1].units)
+    by_chance = units.over_draws(units.random_phases, measured[1].units)
     assert saved["layers"][1]["random_phases"] == by_chance
     assert len(output.with_suffix(".csv").read_text().splitlines()) == 21
     last = weights_figures.summary(measured).splitlines()[-1]
@@ -228,6 +224,7 @@ def test_pictures_and_numbers(tmp_path):
     assert f"{by_chance['mean']['pair_correlation']:.3f}" in last
 
 
+@pytest.mark.slow
 def test_trained_units_are_no_white_noise(tmp_path, strategy_of):
     """Of a Mixer trained on the bundled digits; a pixel is a patch there."""
     trainer.fit(
@@ -251,7 +248,7 @@ def test_trained_units_are_no_white_noise(tmp_path, strategy_of):
     parameters = weights_lib.read_workdir(tmp_path / "run", "latest")
     layer = units.token_units(parameters, 0, units.grid_of(parameters))
     ours = units.describe(layer)
-    theirs = units.describe_untrained(layer.shape, draws=30)
+    theirs = units.over_draws(units.untrained_units, layer.shape, draws=30)
     mean, deviation = theirs["mean"], theirs["deviation"]
     far = mean["frequency"] - 10 * deviation["frequency"]
     assert ours["frequency"] < far

@@ -1,0 +1,53 @@
+"""python -m keras_mixer.analysis, from its command line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from keras_mixer.programs import analysis
+from tests.analysis.test_compare import write_run
+from tests.conftest import ROOT
+
+
+def program(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "keras_mixer.analysis", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "MPLCONFIGDIR": os.environ.get("TMPDIR", "/tmp")},
+    )
+
+
+def test_the_program(tmp_path):
+    a = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1, 0.2])
+    b = write_run(tmp_path / "b", lr=0.002, accuracies=[0.1, 0.3])
+    output = tmp_path / "new" / "c.png"
+    done = program("compare", a, b, f"--output={output}", "--names=one,two")
+    assert done.returncode == 0, done.stderr
+    assert "| optim.lr" in done.stdout
+    for suffix in (".png", ".svg", ".csv", ".json"):
+        assert output.with_suffix(suffix).exists(), suffix
+
+
+def test_the_command_is_checked_first(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["analysis", "weight"])
+    with pytest.raises(SystemExit, match="Did you mean 'weights'?"):
+        analysis.run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cost", "--output=a.jpg"], "--output must end in .png"),
+        (["scale", "--output=a.png"], "Give --workdir"),
+    ],
+)
+def test_errors_of_the_program(tmp_path, arguments, message):
+    done = program(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
