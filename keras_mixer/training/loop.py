@@ -17,9 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data, evaluation as evaluate, weights as weights_lib
+from keras_mixer import data, weights as weights_lib
 from keras_mixer.data.augment import images, permutations
 from keras_mixer.engines import distribute, step as step_lib
+from keras_mixer.evaluation import classification, features
 from keras_mixer.run import (
     checkpoint,
     config as config_lib,
@@ -121,7 +122,7 @@ class _Loop:
                 build_model=build_model,
             )
         self.evaluators = {
-            name: evaluate.make_evaluator(
+            name: classification.make_evaluator(
                 self.model,
                 split,
                 batch_size=run.batch_size,
@@ -138,7 +139,7 @@ class _Loop:
             )
             if name is not None and split is not None
         }
-        self.fewshot_evaluators = evaluate.make_fewshot_evaluators(
+        self.fewshot_evaluators = features.make_fewshot_evaluators(
             self.model, fewshot_sets, config=config, strategy=strategy
         )
         self.train_steps = step_lib.make_train_steps(
@@ -342,7 +343,7 @@ class _Loop:
             interval and step % interval == 0
         )
 
-    def _evaluate(self, step: int) -> dict[str, evaluate.Scores]:
+    def _evaluate(self, step: int) -> dict[str, classification.Scores]:
         """Returns the scores of each split, and reports them."""
         found = {}
         for split, evaluator in self.evaluators.items():
@@ -377,7 +378,7 @@ class _Loop:
             self.report.fewshot(step, scores, seconds)
 
     def _is_best(
-        self, scores: dict[str, evaluate.Scores]
+        self, scores: dict[str, classification.Scores]
     ) -> dict[str, Any] | None:
         """Returns what to note of the best checkpoint; None if it is not.
 

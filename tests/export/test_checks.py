@@ -233,7 +233,7 @@ def test_accuracy_before_and_after(
 
     other = {**after, "loss": loss * 1.1}
     monkeypatch.setattr(accuracy, "of_version", lambda *_, **__: other)
-    with pytest.raises(export.ExportError, match="the loss is another"):
+    with pytest.raises(export.ExportError, match="the loss differs"):
         export.export(
             model,
             output,
@@ -267,8 +267,8 @@ def test_a_file_that_is_gone_counts_neither_before_nor_after(
     ("change", "message"),
     [
         ({"count": 999}, "other images were refused"),
-        ({"accuracy": 0.498}, "the accuracy is another"),
-        ({"loss": 1.2}, "the loss is another"),
+        ({"accuracy": 0.498}, "the accuracy differs"),
+        ({"loss": 1.2}, "the loss differs"),
         ({"loss": float("nan")}, "the loss is not finite"),
         ({"accuracy": 0.499, "loss": 1.1009}, None),
     ],

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer import data, evaluation as evaluate, weights as weights_lib
+from keras_mixer import data, weights as weights_lib
 from keras_mixer.engines import distribute
+from keras_mixer.evaluation import classification
 from keras_mixer.run import (
     checkpoint,
     config as config_lib,
@@ -344,7 +345,7 @@ def test_a_loaded_model_scores_as_the_run_did(tmp_path, strategy_of):
     model, loaded_config, class_names = assembly.load_model(tmp_path)
     assert class_names == tuple(str(i) for i in range(10))
     assert loaded_config == config_lib.load(tmp_path / "config.json")
-    scores = evaluate.make_evaluator(
+    scores = classification.make_evaluator(
         model,
         data.open_split("digits", "test[:70]"),
         batch_size=7,
@@ -478,7 +479,7 @@ def test_a_final_evaluation_that_is_no_number(
 ):
     scores = {"accuracy": 0.1, "loss": math.nan, "count": 70}
     monkeypatch.setattr(
-        evaluate, "make_evaluator", lambda *_, **__: lambda: scores
+        classification, "make_evaluator", lambda *_, **__: lambda: scores
     )
     config = small("train.eval_every=null")
     with pytest.raises(trainer.NonFiniteError, match="Step 12.*step_00000008"):
@@ -681,7 +682,7 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
     assert best["split"] == "train[200:270]"
     assert checkpoint.Checkpoints(tmp_path).steps == sorted({want, 40})
     model, _, _ = assembly.load_model(tmp_path, "best")
-    scores = evaluate.make_evaluator(
+    scores = classification.make_evaluator(
         model,
         data.open_split("digits", "test[:70]"),
         batch_size=70,
