@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import data, export
-from keras_mixer.export import accuracy, fresh
-from tests.export.test_saved_model import (
+from keras_mixer.export import accuracy, classifier, fresh
+from tests.export.small_model import (
     CLASSES,
     NAMES,
     POLICY,
@@ -21,17 +21,6 @@ from tests.export.test_saved_model import (
     picture,
     softmax,
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def answers():
-    """What the fresh process said, kept for the next test."""
-    return {}
 
 
 @pytest.mark.parametrize(
@@ -96,22 +85,34 @@ def test_outputs_that_cannot_be_used(model, tmp_path):
         ("top_k_names", lambda x: x[:, [0, 1, 2, 4, 3]], "other classes"),
     ],
 )
-def test_another_answer_is_no_version(
-    model, answers, tmp_path, monkeypatch, output, change, message
+def test_another_answer_is_refused(
+    model, exported, monkeypatch, output, change, message
 ):
-    real = fresh.run
+    key = f"serve_bytes/{output}"
+    theirs = {**exported.answers, key: change(exported.answers[key])}
+    monkeypatch.setattr(fresh, "run", lambda *_: theirs)
+    options = classifier.Options(
+        eval_policy=POLICY,
+        class_names=NAMES,
+        top_k=5,
+        precision="float32",
+        xla=False,
+    )
+    parts = classifier.make_classifier(model)
+    with pytest.raises(export.ExportError, match=message):
+        fresh.check(exported.version, parts, options)
+
+
+def test_another_answer_is_no_version(model, exported, tmp_path, monkeypatch):
     drafts = []
 
     def run(kind, folder, request):
         drafts.append(folder)
-        if not answers:
-            answers.update(real(kind, folder, request))
-        found = dict(answers)
-        key = f"serve_bytes/{output}"
-        return {**found, key: change(found[key])}
+        logits = exported.answers["serve_bytes/logits"] * 1.001
+        return {**exported.answers, "serve_bytes/logits": logits}
 
     monkeypatch.setattr(fresh, "run", run)
-    with pytest.raises(export.ExportError, match=message):
+    with pytest.raises(export.ExportError, match="differs by"):
         export.export(model, tmp_path, eval_policy=POLICY, class_names=NAMES)
     assert list(tmp_path.iterdir()) == []
     assert drafts[0].parent == tmp_path
@@ -165,6 +166,7 @@ def test_the_tolerance_is_of_the_largest_value_or_one(precision, share):
             fresh.difference("x", ours, far, precision=precision)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_no_version(model, tmp_path, monkeypatch):
     save = tf.saved_model.save
 
