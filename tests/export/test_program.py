@@ -199,6 +199,7 @@ def test_the_program_exports_a_file_of_weights(model, run_here, tmp_path):
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_help_teaches(tmp_path, keras_home):
     out = run_program("--help", cwd=tmp_path, home=keras_home, fails=True)
     for part in (
