@@ -31,34 +31,24 @@ _INPUTS = {
 }
 
 
-def _write_request(folder: pathlib.Path, side: int) -> None:
-    """Writes random images, of another size than the model's `side`."""
+def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
+    """Writes random images, of another size than the model's `side`.
+
+    Returns:
+      "pixels", uint8 `[height, width, 3]`, and encoded "files".
+    """
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (_BATCH, 5, 6, 3)).astype(np.uint8)
     # Large squares, so that the images still differ when they are resized.
     scale = side // 4 + 1
     pixels = coarse.repeat(scale, axis=1).repeat(scale, axis=2)
     np.save(folder / "pixels.npy", pixels)
+    files = []
     encoders = (tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg)
     for i, encode in enumerate(encoders):
-        picture = pixels[i, : pixels.shape[1] - i]  # of different sizes
-        (folder / f"file_{i}").write_bytes(encode(picture).numpy())
-
-
-def _prepared(
-    request: pathlib.Path, policy: str, side: int
-) -> dict[str, tf.Tensor]:
-    """Preprocesses a request eagerly: its pixels and files, in [-1, 1]."""
-    apply = images.parse_policy(policy, side)
-    seed = tf.zeros([2], tf.int64)
-    pixels = list(np.load(request / "pixels.npy"))
-    files = [p.read_bytes() for p in sorted(request.glob("file_*"))]
-    return {
-        name: images.to_value_range(
-            tf.stack([apply(tf.constant(x), seed) for x in items])
-        )
-        for name, items in (("pixels", pixels), ("files", files))
-    }
+        files.append(encode(pixels[i, : pixels.shape[1] - i]).numpy())
+        (folder / f"file_{i}").write_bytes(files[i])
+    return {"pixels": list(pixels), "files": files}
 
 
 def run(
@@ -138,16 +128,17 @@ def check(
       ExportError: The process fails, or its answers differ.
     """
     side = classifier.image_size
+    apply = images.parse_policy(options.eval_policy, side)
+    answers = {}
     with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
         request = pathlib.Path(folder)
-        _write_request(request, side)
+        inputs = _write_request(request, side)
         theirs = run("answer", version, request)
-        answers = {
-            key: _reference(classifier, image)
-            for key, image in _prepared(
-                request, options.eval_policy, side
-            ).items()
-        }
+        seed = tf.zeros([2], tf.int64)
+        for key, items in inputs.items():
+            prepared = tf.stack([apply(tf.constant(x), seed) for x in items])
+            image = images.to_value_range(prepared)
+            answers[key] = _reference(classifier, image)
     found = {}
     for signature, key in _INPUTS.items():
         for output, ours in answers[key].items():
