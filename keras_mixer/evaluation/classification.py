@@ -1,6 +1,7 @@
 """Exact accuracy: every example of a split counts once."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import keras
@@ -13,11 +14,13 @@ from keras_mixer.engines import objective
 from keras_mixer.evaluation.passes import (
     Batch,
     Pass,
+    Rows,
     compile_for,
     make_collector,
 )
 
 TOP = 5
+_SUMMED = ("correct", "top5_correct", "loss", "counts")
 
 
 class Scores(TypedDict):
@@ -33,53 +36,46 @@ class Scores(TypedDict):
     count: int
 
 
-def make_score(
-    model: keras.Model, loss: str
-) -> Callable[[Batch], dict[str, tf.Tensor]]:
-    """Returns a function that scores each example of a batch.
+def score(model: keras.Model, loss: str, batch: Batch) -> Batch:
+    """Scores each example of a batch.
 
     Args:
       model: Maps images in [-1, 1] to logits `[batch, classes]`.
       loss: A name of `objective.LOSSES`. The targets of several labels are
         equally probable (softmax), or all 1 (sigmoid).
+      batch: From `data.eval_batches`.
 
     Returns:
-      A function of a batch of `data.eval_batches`, whose results have a row
-      for each example: "predicted", int32 `[batch, 5]` (fewer if there are
-      fewer classes), the best first; "correct", "top5_correct", "loss" and
-      "counts" (1 if the example has a label), float32 `[batch]`.
+      "predicted", int32 `[batch, 5]` (fewer if there are fewer classes), the
+      best first; "correct", "top5_correct", "loss" and "counts" (1 if the
+      example has a label), float32 `[batch]`.
     """
-    loss_fn = objective.LOSSES[loss]
-
-    def score(batch: Batch) -> dict[str, tf.Tensor]:
-        logits = model(images.to_value_range(batch["image"]), training=False)
-        classes = logits.shape[-1]
-        counts = tf.ones_like(batch["mask"])
-        if "labels" in batch:
-            right = tf.cast(batch["labels"], tf.float32)
-            number = tf.reduce_sum(right, axis=-1, keepdims=True)
-            counts = tf.cast(number[:, 0] > 0, tf.float32)
-            targets = right
-            if loss == "softmax":
-                targets = tf.math.divide_no_nan(right, number)
-        else:
-            right = targets = tf.one_hot(batch["label"], classes)
-        # Of equal logits the first, as argmax does.
-        predicted = tf.math.top_k(logits, min(TOP, classes)).indices
-        hits = tf.gather(right, predicted, batch_dims=1)  # [batch, 5], 0 or 1
-        return {
-            "predicted": predicted,
-            "correct": hits[:, 0],
-            "top5_correct": tf.reduce_max(hits, axis=-1),
-            "loss": loss_fn(targets, logits),
-            "counts": counts,
-        }
-
-    return score
+    logits = model(images.to_value_range(batch["image"]), training=False)
+    classes = logits.shape[-1]
+    counts = tf.ones_like(batch["mask"])
+    if "labels" in batch:
+        right = tf.cast(batch["labels"], tf.float32)
+        number = tf.reduce_sum(right, axis=-1, keepdims=True)
+        counts = tf.cast(number[:, 0] > 0, tf.float32)
+        targets = right
+        if loss == "softmax":
+            targets = tf.math.divide_no_nan(right, number)
+    else:
+        right = targets = tf.one_hot(batch["label"], classes)
+    # Of equal logits the first wins, as with argmax.
+    predicted = tf.math.top_k(logits, min(TOP, classes)).indices
+    hits = tf.gather(right, predicted, batch_dims=1)  # [batch, 5], 0 or 1
+    return {
+        "predicted": predicted,
+        "correct": hits[:, 0],
+        "top5_correct": tf.reduce_max(hits, axis=-1),
+        "loss": objective.LOSSES[loss](targets, logits),
+        "counts": counts,
+    }
 
 
-def _scores(split: data.Split, sums: dict[str, float]) -> Scores:
-    """Returns the means of sums over the examples."""
+def _mean_scores(split: data.Split, sums: Mapping[str, float]) -> Scores:
+    """Returns the means of `_SUMMED`, whose sums over a split are given."""
     count = sums["counts"]
     if not count:
         raise data.DataError(f"No image of {split.name} has a label.")
@@ -89,9 +85,6 @@ def _scores(split: data.Split, sums: dict[str, float]) -> Scores:
         "loss": sums["loss"] / count,
         "count": int(count),
     }
-
-
-_SUMMED = ("correct", "top5_correct", "loss", "counts")
 
 
 def make_evaluator(
@@ -108,21 +101,15 @@ def make_evaluator(
 ) -> Callable[[], Scores]:
     """Returns a function that evaluates `model` on `split`.
 
-    The function is traced once and may be called as often as wanted. The last
-    batch is filled up and the filling masked, so that the count is exact for
-    any batch size and any number of replicas. Only sums leave the devices.
+    The function is traced once and may be called any number of times. Only
+    sums leave the devices. Broken images do not count.
 
     Args:
       model: Maps images in [-1, 1] to logits `[batch, classes]`.
-      split: What to evaluate on.
-      batch_size: Examples per step, over all replicas.
-      image_size: Side of the images that `model` takes.
-      policy: Preprocessing, see `images.parse_policy`.
+      split: The examples. For it, `batch_size`, `image_size`, `policy`,
+        `strategy` and `broken` see `Pass`.
       loss: A name of `objective.LOSSES`.
-      strategy: Where to evaluate.
       xla: Whether to compile the forward pass, if there is one replica.
-      broken: How many images may be broken; none without it. They do not
-        count.
     """
     over = Pass(
         split,
@@ -132,12 +119,11 @@ def make_evaluator(
         strategy=strategy,
         broken=broken,
     )
-    score = make_score(model, loss)
 
     def sums_of(batch: Batch) -> list[tf.Tensor]:
-        scores, mask = score(batch), batch["mask"]
+        scores, mask = score(model, loss, batch), batch["mask"]
         weight = mask * scores["counts"]
-        # Where a weight is 0 the value may be anything, NaN too.
+        # Where the weight is 0 the value may be anything, even NaN.
         return [
             tf.reduce_sum(tf.where(weight > 0, scores[key], 0.0))
             for key in _SUMMED
@@ -151,7 +137,7 @@ def make_evaluator(
         totals = [tf.zeros([], tf.float64) for _ in range(len(_SUMMED) + 1)]
         for _ in tf.range(over.num_batches):
             sums = strategy.run(replica_fn, args=(next(iterator),))
-            # Whole numbers below 2**24 are exact in float32: those of a batch.
+            # The counts of a batch are exact in float32, below 2**24.
             batch_sums = [
                 strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
                 for value in sums
@@ -166,15 +152,15 @@ def make_evaluator(
         with over.errors():
             *sums, decoded = map(float, pass_over(over.iterator))
         over.check_count(int(decoded))
-        return _scores(split, dict(zip(_SUMMED, sums, strict=True)))
+        return _mean_scores(split, dict(zip(_SUMMED, sums, strict=True)))
 
     return evaluate
 
 
-def make_predictor(
+def predict(
     model: keras.Model, over: Pass, *, loss: str, xla: bool
-) -> Callable[[], tuple[Scores, dict[str, np.ndarray]]]:
-    """Returns a function that evaluates and keeps each example's result.
+) -> tuple[Scores, Rows]:
+    """Evaluates a model and keeps each example's result.
 
     Args:
       model: Maps images in [-1, 1] to logits `[batch, classes]`.
@@ -183,19 +169,14 @@ def make_predictor(
       xla: Whether to compile the forward pass, if there is one replica.
 
     Returns:
-      A function that returns the scores and, in the order of the split, what
-      `make_score` says of each example that is not broken, with "label" and
-      "index".
+      The scores, and what `score` says of each example that is not broken, in
+      the order of the split, with "label" and "index".
     """
-    collect = make_collector(make_score(model, loss), over, xla=xla)
-
-    def predict() -> tuple[Scores, dict[str, np.ndarray]]:
-        rows = collect()
-        counts = rows["counts"] > 0
-        sums = {
-            key: float(rows[key][counts].sum(dtype=np.float64))
-            for key in _SUMMED
-        }
-        return _scores(over.split, sums), rows
-
-    return predict
+    rows = make_collector(
+        functools.partial(score, model, loss), over, xla=xla
+    )()
+    counts = rows["counts"] > 0
+    sums = {
+        key: float(rows[key][counts].sum(dtype=np.float64)) for key in _SUMMED
+    }
+    return _mean_scores(over.split, sums), rows

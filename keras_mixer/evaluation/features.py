@@ -14,14 +14,17 @@ from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
     Batch,
     Pass,
+    Rows,
     compile_for,
     make_collector,
 )
 from keras_mixer.run.config import Config
 
+Embed = Callable[[tf.Tensor], tf.Tensor]
+
 
 class FewshotScore(TypedDict):
-    """Of one data set, number of shots and strength of regularisation.
+    """Of one data set, number of shots and strength of the regularisation.
 
     `accuracies` are those of the support sets of seeds 0, 1, ...; `accuracy`
     is their mean. `count` is the number of test examples.
@@ -38,30 +41,26 @@ class FewshotScore(TypedDict):
 
 
 def feature_model(model: keras.Model) -> keras.Model:
-    """Returns the part of a Mixer up to its features.
+    """Returns the part of a Mixer up to its features, with its variables.
 
-    They are the mean over the tokens after the last LayerNorm, float32
-    `[batch, hidden_dim]` (paper, sect. 3: frozen representations). The
-    variables are those of `model`.
+    The features are the mean over the tokens after the last LayerNorm, float32
+    `[batch, hidden_dim]` (paper, sect. 3: frozen representations).
     """
     return keras.Model(
         model.inputs, model.get_layer("avg_pool").output, name="features"
     )
 
 
-Embed = Callable[[tf.Tensor], tf.Tensor]
-
-
 def make_embed(
     model: keras.Model, strategy: tf.distribute.Strategy, *, xla: bool
 ) -> Embed:
-    """Returns what computes the features of a batch of images.
+    """Returns a function that computes the features of a batch of images.
 
-    XLA compiles it once for each size of the batch, whatever passes share it.
+    All passes share it: XLA compiles it once for each size of the batch.
 
     Args:
       model: Maps images in [-1, 1] to features `[batch, features]`.
-      strategy: Where it computes.
+      strategy: Where to compute.
       xla: Whether to compile the model, if there is one replica.
     """
 
@@ -72,9 +71,7 @@ def make_embed(
     return compile_for(strategy, embed, xla)
 
 
-def make_features(
-    embed: Embed, over: Pass
-) -> Callable[[], dict[str, np.ndarray]]:
+def make_features(embed: Embed, over: Pass) -> Callable[[], Rows]:
     """Returns a function that computes the features of a split.
 
     Args:
@@ -92,25 +89,10 @@ def make_features(
     return make_collector(features_of, over, xla=False)
 
 
-def _tell_shortage(
-    found: data.FewshotData, labels: np.ndarray, shots: int
-) -> None:
-    """Says so if there are too few examples of some classes."""
-    counts = np.bincount(labels, minlength=found.train.num_classes)
-    short = int(np.sum(counts < shots))
-    if short:
-        print(
-            f"{found.train.name}: {short} of {len(counts)} classes have fewer "
-            f"than {shots} examples (the fewest {counts.min()}); of those all "
-            "are taken.",
-            file=sys.stderr,
-        )
-
-
 class _DataSet:
-    """What a few-shot evaluation does with one data set.
+    """The few-shot evaluation of one data set.
 
-    Of the training split the images of the support sets alone are read.
+    Only those images of the training split that are in a support set are read.
     """
 
     def __init__(
@@ -118,26 +100,24 @@ class _DataSet:
         config: Config,
         found: data.FewshotData,
         embed: Embed,
+        image_size: int,
         strategy: tf.distribute.Strategy,
     ):
-        self.name, self.settings = found.name, config.fewshot
-        self.splits = (found.train.name, found.test.name)
-        self.num_classes = found.train.num_classes
+        self.found, self.settings = found, config.fewshot
+        self.seeds = range(config.fewshot.seeds)
         self.labels = found.train.labels()
         most = max(self.settings.shot_numbers)
         every = [self._support(most, seed) for seed in self.seeds]
-        # Sorted: the order in which they are collected.
+        # Sorted, as the rows are that `collect_support` returns.
         self.positions = np.unique(np.concatenate(every))
-        support = data.choose(found.train, self.positions)
-        _tell_shortage(found, self.labels, most)
-        assert config.model.image_size is not None
+        self._tell_shortage(most)
         self.collect_support, self.collect_test = (
             make_features(
                 embed,
                 Pass(
                     split,
                     batch_size=config.train.batch_size,
-                    image_size=config.model.image_size,
+                    image_size=image_size,
                     policy=data.fewshot_policy(config, split),
                     strategy=strategy,
                     broken=data.BrokenImages(
@@ -145,61 +125,77 @@ class _DataSet:
                     ),
                 ),
             )
-            for split in (support, found.test)
+            for split in (data.choose(found.train, self.positions), found.test)
         )
 
-    @property
-    def seeds(self) -> range:
-        return range(self.settings.seeds)
+    def _tell_shortage(self, shots: int) -> None:
+        """Prints how many classes have too few examples, if any."""
+        train = self.found.train
+        counts = np.bincount(self.labels, minlength=train.num_classes)
+        short = int(np.sum(counts < shots))
+        if short:
+            print(
+                f"{train.name}: {short} of {len(counts)} classes have fewer "
+                f"than {shots} examples (the fewest {counts.min()}); all of "
+                "theirs are taken.",
+                file=sys.stderr,
+            )
 
     def _support(self, shots: int, seed: int) -> np.ndarray:
         return fewshot.support_set(
-            self.labels, num_classes=self.num_classes, shots=shots, seed=seed
+            self.labels,
+            num_classes=self.found.train.num_classes,
+            shots=shots,
+            seed=seed,
         )
 
     def scores(self) -> list[FewshotScore]:
-        """Computes all features, solves and counts."""
+        """Computes the features and scores every setting."""
         support, test = self.collect_support(), self.collect_test()
         for rows in (support["features"], test["features"]):
             if not np.isfinite(rows).all():
                 raise ValueError(
-                    f"{self.name}: the model's features are not finite "
+                    f"{self.found.name}: the model's features are not finite "
                     "numbers. Look for NaN in its weights."
                 )
-        # Of an example of the split the row of its features; broken: -1.
-        row = np.full(len(self.labels), -1)
-        row[self.positions[support["index"]]] = np.arange(len(support["index"]))
+        # For each example of the split, the row of its features, or -1: it is
+        # broken, or in no support set.
+        row_of = np.full(len(self.labels), -1)
+        places = self.positions[support["index"]]
+        row_of[places] = np.arange(len(places))
         l2_regs = self.settings.l2_regs
-        found: dict[tuple[int, float], list[float]] = {}
-        for seed in self.seeds:
-            for shots in self.settings.shot_numbers:
-                rows = row[self._support(shots, seed)]
+        found: list[FewshotScore] = []
+        for shots in self.settings.shot_numbers:
+            by_seed = []
+            for seed in self.seeds:
+                rows = row_of[self._support(shots, seed)]
                 rows = rows[rows >= 0]
                 regression = fewshot.fit(
                     support["features"][rows],
                     support["label"][rows],
-                    num_classes=self.num_classes,
+                    num_classes=self.found.train.num_classes,
                 )
-                accuracies = regression.accuracies(
-                    test["features"], test["label"], l2_regs
-                )
-                for l2_reg, accuracy in zip(l2_regs, accuracies, strict=True):
-                    found.setdefault((shots, l2_reg), []).append(
-                        float(accuracy)
+                by_seed.append(
+                    regression.accuracies(
+                        test["features"], test["label"], l2_regs
                     )
-        return [
-            {
-                "data": self.name,
-                "train_split": self.splits[0],
-                "test_split": self.splits[1],
-                "shots": shots,
-                "l2_reg": l2_reg,
-                "accuracy": float(np.mean(accuracies)),
-                "accuracies": accuracies,
-                "count": len(test["label"]),
-            }
-            for (shots, l2_reg), accuracies in found.items()
-        ]
+                )
+            found += [
+                {
+                    "data": self.found.name,
+                    "train_split": self.found.train.name,
+                    "test_split": self.found.test.name,
+                    "shots": shots,
+                    "l2_reg": l2_reg,
+                    "accuracy": float(np.mean(accuracies)),
+                    "accuracies": accuracies,
+                    "count": len(test["label"]),
+                }
+                for l2_reg, accuracies in zip(
+                    l2_regs, np.transpose(by_seed).tolist(), strict=True
+                )
+            ]
+        return found
 
 
 def make_fewshot_evaluators(
@@ -211,29 +207,28 @@ def make_fewshot_evaluators(
 ) -> dict[str, Callable[[], list[FewshotScore]]]:
     """Returns a function for each data set that evaluates `model` on it.
 
-    It computes the features on all replicas and solves on the CPU, in
-    float64. It may be called as often as wanted: only the first call compiles.
-    The result is that of `fewshot.accuracies` on the features of the whole
-    training split, of which the support sets alone are computed. A broken
-    image is missing from its support set, or from the count.
+    The function computes the features on all replicas and solves on the CPU,
+    in float64. It may be called any number of times; only the first call
+    compiles. The result is that of `fewshot.accuracies` on the features of the
+    whole training split, but only those of the support sets are computed. A
+    broken image is missing from its support set, or from the count.
 
     Args:
       model: A Mixer with its pooling layer, that returns logits or features.
       sets: From `data.open_fewshot`.
-      config: A resolved config: `fewshot`, image size, batch size.
+      config: A resolved config: `fewshot`, the preprocessing, the batch size.
       strategy: Where to compute.
 
     Raises:
       ValueError: A policy does not fit the images.
     """
     embed = make_embed(feature_model(model), strategy, xla=config.train.xla)
-    size = config.model.image_size
-    assert size is not None
+    size = model.input_shape[1]
     for found in sets:  # before the labels of any are read
         for split in (found.train, found.test):
             policy = data.fewshot_policy(config, split)
             images.parse_policy(policy, size, split.image_size)
     return {
-        found.name: _DataSet(config, found, embed, strategy).scores
+        found.name: _DataSet(config, found, embed, size, strategy).scores
         for found in sets
     }

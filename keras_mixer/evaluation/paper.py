@@ -1,4 +1,4 @@
-"""Accuracies that others reported, to stand beside measured ones.
+"""Accuracies and costs that others reported, to stand beside measured ones.
 
 Nothing here was measured with this project.
 """
@@ -17,10 +17,10 @@ class Reported:
     Attributes:
       variant: Name in the paper.
       pretraining: "imagenet1k", "imagenet21k" or "jft300m".
-      data: TFDS name of what it was evaluated on.
-      split: Of that.
-      image_size: Side of the images at the end, in pixels.
-      accuracy: Top-1, from 0 to 1; of imagenet2012_real the ReaL accuracy.
+      data: TFDS name of the data set it was evaluated on.
+      split: Of the data set.
+      image_size: Side of the images in the evaluation, in pixels.
+      accuracy: Top-1, from 0 to 1; for imagenet2012_real the ReaL accuracy.
       source: Who reported it, and where.
     """
 
@@ -42,7 +42,7 @@ def _imagenet(
     size: int = 224,
     source: str = _TABLE_3,
 ) -> tuple[Reported, ...]:
-    """Returns the rows of a line of Table 2 or 3; accuracies in percent."""
+    """Returns what a line of Table 2 or 3 says; accuracies in percent."""
     values = {"imagenet2012": top1, "imagenet2012_real": real}
     return tuple(
         Reported(
@@ -88,28 +88,22 @@ def find(
     """
     wanted = (variant, pretraining, data.partition(":")[0], split, size)
     for row in REPORTED:
-        if wanted == (
-            row.variant,
-            row.pretraining,
-            row.data,
-            row.split,
-            row.image_size,
-        ):
+        if dataclasses.astuple(row)[:5] == wanted:
             return row
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What the paper says a model costs, on TPUv3.
+    """What a model costs on TPUv3, according to the paper.
 
     Attributes:
       variant: Name in the paper.
       pretraining: As in `Reported`.
       image_size: Side of the images, in pixels.
-      images_per_second: Per core, of inference ("throughput").
+      images_per_second: Per core, in inference ("throughput").
       core_days: Of pre-training; the paper rounds them to tens.
-      source: Where it says so.
+      source: Table of the paper.
     """
 
     variant: str
@@ -138,7 +132,7 @@ COSTS: tuple[Cost, ...] = (
 
 
 def find_costs(variant: str, size: int) -> tuple[Cost, ...]:
-    """Returns what the paper says of a model, a line per pre-training.
+    """Returns the costs of a model, one per pre-training.
 
     Args:
       variant: Name in the paper, "B/16".

@@ -13,12 +13,17 @@ from keras_mixer.engines import distribute, step
 from keras_mixer.run import progress
 
 Batch = dict[str, tf.Tensor]
+# By name, one row per example.
+Rows = dict[str, np.ndarray]
 
 
 def padded_batch_size(
     wanted: int, num_examples: int, strategy: tf.distribute.Strategy
 ) -> int:
-    """Returns a batch size at most `wanted` that divides over the replicas."""
+    """Returns a batch size of at most `wanted` that divides over the replicas.
+
+    It is no larger than the split needs, and at least one per replica.
+    """
     replicas = strategy.num_replicas_in_sync
     whole = -(-num_examples // replicas) * replicas
     return min(max(wanted // replicas, 1) * replicas, whole)
@@ -27,8 +32,8 @@ def padded_batch_size(
 def compile_for(
     strategy: tf.distribute.Strategy, function: Callable[..., Any], xla: bool
 ) -> Callable[..., Any]:
-    """Compiles what a replica does, where XLA can."""
-    # On several CPUs it looks for the second replica's weights on the first.
+    """Compiles what a replica does with XLA, if there is one replica."""
+    # On several CPUs XLA looks for the second replica's weights on the first.
     alone = strategy.num_replicas_in_sync == 1
     return step.maybe_compile(function, xla and alone)
 
@@ -40,12 +45,12 @@ class Pass:
     exact for any batch size and any number of replicas.
 
     Args:
-      split: What to go through.
+      split: The examples.
       batch_size: Examples per step, over all replicas.
       image_size: Side of the images, in pixels.
       policy: Preprocessing, see `images.parse_policy`.
       strategy: Where to compute.
-      broken: How many images may be broken; none without it.
+      broken: How many images may be broken; by default none.
     """
 
     def __init__(
@@ -62,30 +67,27 @@ class Pass:
         self.split, self.strategy = split, strategy
         self.num_batches = data.num_batches(split, batch_size)
         self.broken = broken or data.BrokenImages(split)
-        self._iterator: Any = None
+        self._eval_batches = functools.partial(
+            data.eval_batches,
+            split,
+            batch_size=batch_size,
+            image_size=image_size,
+            policy=policy,
+            broken=self.broken,
+        )
+
+    @functools.cached_property
+    def iterator(self) -> Any:
+        """The batches; the caller takes `num_batches` of them."""
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            return data.eval_batches(
-                split,
-                batch_size=batch_size,
-                image_size=image_size,
-                policy=policy,
+            return self._eval_batches(
                 num_hosts=context.num_input_pipelines,
                 host=context.input_pipeline_id,
                 replicas=context.num_replicas_in_sync,
-                broken=self.broken,
             ).repeat()
 
-        self._batches = batches
-
-    @property
-    def iterator(self) -> Any:
-        """The batches; the caller takes `num_batches` of them."""
-        if self._iterator is None:
-            self._iterator = distribute.distribute_batches(
-                self.strategy, self._batches
-            )
-        return self._iterator
+        return distribute.distribute_batches(self.strategy, batches)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -97,13 +99,18 @@ class Pass:
             raise
 
     def check_count(self, count: int) -> None:
-        """Raises DataError if too many images are broken."""
+        """Raises DataError if too many images are broken.
+
+        Args:
+          count: Images that were decoded.
+        """
         split = self.split
         missing = split.num_examples - count
         assert missing >= 0, (count, split)
         if not count:
             raise data.DataError(f"All images of {split.name} are broken.")
-        if missing > self.broken.allowed:  # of several hosts, none saw so many
+        # Each host stops at the limit; only together can they exceed it here.
+        if missing > self.broken.allowed:
             raise data.DataError(
                 f"{missing} of the {split.num_examples:,} images of "
                 f"{split.name} cannot be decoded; data.max_broken allows "
@@ -113,62 +120,58 @@ class Pass:
 
 def make_collector(
     function: Callable[[Batch], Batch], over: Pass, *, xla: bool
-) -> Callable[[], dict[str, np.ndarray]]:
+) -> Callable[[], Rows]:
     """Returns a function that computes something of each example.
 
-    It is traced once and may be called as often as wanted, by all workers at
-    the same time; each of them gets everything.
+    The function is traced once and may be called any number of times. All
+    workers must call it together; each of them gets all rows.
 
     Args:
-      function: Maps a batch of `data.eval_batches` to tensors with a row for
-        each example.
-      over: What to compute it of.
-      xla: Whether to compile it, if there is one replica.
+      function: Maps a batch of `data.eval_batches` to tensors with one row per
+        example.
+      over: The examples.
+      xla: Whether to compile `function`, if there is one replica.
 
     Returns:
       A function that returns the rows in the order of the split, without
-      broken images, under the names that `function` gives them; "index" is
+      broken images, under the names that `function` gives them. "index" is
       their place in the split and "label" their label.
     """
+    strategy = over.strategy
 
-    def rows(batch: Batch) -> Batch:
+    def rows_of(batch: Batch) -> Batch:
         kept = {key: batch[key] for key in ("index", "label", "mask")}
         return {**function(batch), **kept}
 
-    strategy = over.strategy
-    replica_fn = compile_for(strategy, rows, xla)
+    replica_fn = compile_for(strategy, rows_of, xla)
 
-    def of_next_batch(iterator: Any) -> Batch:
+    def rows_of_next(iterator: Any) -> Batch:
         found = strategy.run(replica_fn, args=(next(iterator),))
         return {
             key: strategy.gather(value, axis=0) for key, value in found.items()
         }
 
-    # A partial is new to TensorFlow each time. Otherwise it takes the first
-    # calls of several collectors for one function that is traced again, and
-    # warns.
-    traced = tf.function(functools.partial(of_next_batch))
+    # A partial is new to TensorFlow each time. Without it, the first calls of
+    # several collectors look like one function that is traced again and again,
+    # and TensorFlow warns.
+    traced = tf.function(functools.partial(rows_of_next))
 
-    def collect() -> dict[str, np.ndarray]:
-        parts: list[dict[str, np.ndarray]] = []
+    def collect() -> Rows:
+        parts: list[Rows] = []
         tell = progress.Countdown(over.split.name, over.split.num_examples)
         done = 0
         with over.errors():
             for _ in range(over.num_batches):
-                found = {
-                    key: value.numpy()
-                    for key, value in traced(over.iterator).items()
-                }
+                found = {k: v.numpy() for k, v in traced(over.iterator).items()}
                 real = found.pop("mask") > 0
                 parts.append({key: v[real] for key, v in found.items()})
                 done += int(real.sum())
                 tell(done)
-        whole = {
-            key: np.concatenate([part[key] for part in parts])
+        over.check_count(done)
+        order = np.argsort(np.concatenate([part["index"] for part in parts]))
+        return {
+            key: np.concatenate([part[key] for part in parts])[order]
             for key in parts[0]
         }
-        over.check_count(len(whole["index"]))
-        order = np.argsort(whole["index"])
-        return {key: value[order] for key, value in whole.items()}
 
     return collect

@@ -1,4 +1,4 @@
-"""What all pictures share: the file, and matplotlib, which is an extra."""
+"""What all pictures share: their files, style, and matplotlib, an extra."""
 
 import pathlib
 from typing import Any
@@ -10,11 +10,14 @@ DOTS_PER_INCH = 160
 
 
 def check_file(path: str, flag: str) -> pathlib.Path:
-    """Returns the path of a picture, or raises ConfigError.
+    """Returns the path of a picture.
 
     Args:
       path: File of a picture.
-      flag: Where it was given, for errors.
+      flag: The flag that named it, for errors.
+
+    Raises:
+      ConfigError: The suffix is unknown, or matplotlib is not installed.
     """
     output = pathlib.Path(path)
     if output.suffix not in SUFFIXES:
@@ -42,10 +45,10 @@ def new_figure(**options: Any) -> Any:
 
 
 def style(axes: Any, *, grid: str = "major") -> None:
-    """Gives the axes of a plot a faint grid, and no frame above and right.
+    """Gives matplotlib axes a faint grid, and no frame above and right.
 
     Args:
-      axes: Of matplotlib.
+      axes: The axes.
       grid: At which ticks: "major", "minor" or "both".
     """
     axes.grid(alpha=0.3, which=grid)
@@ -53,13 +56,13 @@ def style(axes: Any, *, grid: str = "major") -> None:
 
 
 def save(figure: Any, output: pathlib.Path) -> None:
-    """Writes a figure, and the folders that lead to it."""
+    """Writes a figure; creates its folder if needed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=DOTS_PER_INCH)
 
 
 def save_all(figure: Any, output: pathlib.Path) -> list[pathlib.Path]:
-    """Writes a figure as `output` says, and as PNG and SVG beside it.
+    """Writes a figure to `output`, and as PNG and SVG beside it.
 
     Returns:
       The files.

@@ -9,15 +9,15 @@ import numpy as np
 
 from keras_mixer.evaluation import pictures
 
-MAX_CLASSES = 2000  # in a picture, whose matrix has classes^2 numbers
-_NAMED_CLASSES = 60  # up to which a picture names them
-_COUNTED_CLASSES = 20  # up to which it writes its numbers
+MAX_CLASSES = 2000  # of a picture, whose matrix has classes^2 numbers
+_NAMED_CLASSES = 60  # a picture of at most so many names them
+_COUNTED_CLASSES = 20  # a picture of at most so many shows its numbers
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns an aligned table, which is Markdown too."""
+    """Returns an aligned table in Markdown."""
     widths = [
-        max(len(row[i]) for row in (header, *rows)) for i in range(len(header))
+        max(map(len, column)) for column in zip(header, *rows, strict=True)
     ]
 
     def line(cells: Sequence[str]) -> str:
@@ -31,8 +31,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns the scores of several data sets as a table.
 
-    What others reported of the same kind of model stands in columns of its
-    own, with its source.
+    Accuracies that others reported of the same kind of model stand in columns
+    of their own, with their source.
     """
     header = ["data", "split", "images", "top-1", "top-5", "loss"]
     reported = any("reported" in result for result in results)
@@ -40,46 +40,30 @@ def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
         header += ["reported, not measured here", "source"]
     rows = []
     for x in results:
-        row = [
-            x["data"],
-            x["split"],
-            f"{x['count']:,}",
-            f"{x['accuracy']:.4f}",
-            f"{x['top5_accuracy']:.4f}",
-            f"{x['loss']:.4f}",
+        row = [x["data"], x["split"], f"{x['count']:,}"]
+        row += [
+            f"{x[key]:.4f}" for key in ("accuracy", "top5_accuracy", "loss")
         ]
-        if reported:
-            theirs = x.get("reported")
-            row += (
-                [f"{theirs['accuracy']:.4f}", theirs["source"]]
-                if theirs
-                else ["", ""]
-            )
-        rows.append(row)
+        if theirs := x.get("reported"):
+            row += [f"{theirs['accuracy']:.4f}", theirs["source"]]
+        rows.append(row + [""] * (len(header) - len(row)))
     return table(header, rows)
 
 
 def fewshot_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Returns few-shot accuracies as a table, a row per data set and strength.
 
-    Behind the mean over the support sets stands their standard deviation.
+    The mean over the support sets is followed by their standard deviation.
     """
-    shots = list(dict.fromkeys(x["shots"] for x in results))
-    lines: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
+    rows: dict[tuple[str, float], list[str]] = {}
     for x in results:
-        lines.setdefault((x["data"], x["l2_reg"]), {})[x["shots"]] = x
+        start = [x["data"], f"{x['count']:,}"]
+        start += [str(len(x["accuracies"])), f"{x['l2_reg']:g}"]
+        row = rows.setdefault((x["data"], x["l2_reg"]), start)
+        row.append(f"{x['accuracy']:.4f} ± {np.std(x['accuracies']):.4f}")
     header = ["data", "test images", "support sets", "l2"]
-    header += [f"{n}-shot" for n in shots]
-    rows = []
-    for (name, l2_reg), line in lines.items():
-        any_cell = line[shots[0]]
-        row = [name, f"{any_cell['count']:,}"]
-        row += [str(len(any_cell["accuracies"])), f"{l2_reg:g}"]
-        for n in shots:
-            deviation = np.std(line[n]["accuracies"])
-            row.append(f"{line[n]['accuracy']:.4f} ± {deviation:.4f}")
-        rows.append(row)
-    return table(header, rows)
+    header += [f"{n}-shot" for n in dict.fromkeys(x["shots"] for x in results)]
+    return table(header, list(rows.values()))
 
 
 def confusion_matrix(
@@ -94,12 +78,12 @@ def confusion_matrix(
 def per_class(
     class_names: Sequence[str], rows: Mapping[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Returns what became of each class.
+    """Returns the accuracy and the most frequent confusion of each class.
 
     Args:
       class_names: In the order of the labels.
-      rows: "label", "correct", "top5_correct" and "predicted" of each example
-        (see `make_predictor`).
+      rows: "label", "correct", "top5_correct" and "predicted" of each example,
+        from `classification.predict`.
 
     Returns:
       For each class `class`, `images`, `accuracy`, `top5_accuracy`,
@@ -111,7 +95,7 @@ def per_class(
     images = np.bincount(labels, minlength=classes)
     correct = np.bincount(labels, rows["correct"], classes)
     top5 = np.bincount(labels, rows["top5_correct"], classes)
-    # Pairs that occur, by how often: of 21 843 classes a matrix is too large.
+    # Count the pairs that occur: a matrix of 21 843 classes is too large.
     wrong = predicted != labels
     pairs, counts = np.unique(
         np.stack([labels[wrong], predicted[wrong]]), axis=1, return_counts=True
@@ -147,7 +131,7 @@ def write_per_class(
 
 
 def worst_classes(classes: Sequence[Mapping[str, Any]], count: int = 10) -> str:
-    """Returns the classes of the lowest accuracy as a table."""
+    """Returns the classes with the lowest accuracy as a table."""
     seen = [x for x in classes if x["images"]]
     chosen = sorted(seen, key=lambda x: x["accuracy"])[:count]
     return table(
@@ -171,8 +155,8 @@ def check_confusion(num_classes: int) -> None:
     if num_classes > MAX_CLASSES:
         raise ValueError(
             f"A confusion picture has at most {MAX_CLASSES:,} classes. "
-            f"Received: {num_classes:,}. --per_class=FILE.csv names the "
-            "confusions."
+            f"Received: {num_classes:,}. --per_class=FILE.csv lists the "
+            "confusions instead."
         )
 
 
@@ -182,7 +166,7 @@ def draw_confusion(
     rows: Mapping[str, np.ndarray],
     title: str,
 ) -> None:
-    """Draws which class is taken for which, as shares of each class.
+    """Draws which class is taken for which, as shares of each class's images.
 
     Raises:
       ValueError: There are too many classes for a picture.
@@ -197,7 +181,7 @@ def draw_confusion(
     side = min(max(4.5, 0.45 * classes), 12) if named else 9
     figure = pictures.new_figure(figsize=(side + 1.5, side + 0.5))
     axes = figure.subplots()
-    # Confusions are rare: a linear scale shows the diagonal alone.
+    # Confusions are rare: a linear scale would show only the diagonal.
     picture = axes.imshow(
         shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1)
     )

@@ -2,9 +2,9 @@
 
 `export` writes a numbered version (versions.py): the model in one precision
 (classifier.py) behind signatures that preprocess as evaluation does
-(signatures.py), and, if asked, TFLite files. Before the version appears, a
-fresh process that has TensorFlow alone loads it and must answer as the model
-in Python does (fresh.py), and so must the accuracy on a split (accuracy.py).
+(signatures.py), and TFLite files on request. The version appears only after a
+fresh process with TensorFlow alone has loaded it and answered as the model in
+Python does (fresh.py), and its accuracy on a split is the same (accuracy.py).
 """
 
 from keras_mixer.export.classifier import ExportError

@@ -7,14 +7,15 @@ from typing import Any, TypedDict
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data, evaluation as evaluate
+from keras_mixer import data
 from keras_mixer.engines import objective
+from keras_mixer.evaluation import classification
 from keras_mixer.export.classifier import Classifier, ExportError
 from keras_mixer.export.signatures import MAX_ASPECT
 
 _BATCH = 32
-# Share of the images, and of the loss, by which the two may differ. With one
-# precision only near ties can turn, by the order of sums.
+# How far accuracy and loss (relative) may differ. In the same precision only
+# near ties can turn, by the order of sums.
 _SAME = 1e-3
 _OTHER_PRECISION = 1e-2
 
@@ -37,25 +38,22 @@ def of_model(
     keep_alive: list[Any] | None = None,
 ) -> Scores:
     """Evaluates the model in this process, as eval.py does."""
-    if len(tf.config.list_physical_devices("GPU")):
-        device = "/gpu:0"
-    else:
-        device = "/cpu:0"
 
     def logits_of(image: tf.Tensor, training: bool) -> tf.Tensor:
-        assert not training
+        del training
         return classifier(image)[1]
 
-    # An evaluator takes a model of logits, and does nothing but call it.
+    # The evaluator takes a model that returns logits, and only calls it.
     model: Any = classifier.model if classifier.returns_logits else logits_of
-    evaluator = evaluate.make_evaluator(
+    gpu = tf.config.list_physical_devices("GPU")
+    evaluator = classification.make_evaluator(
         model,
         split,
         batch_size=_BATCH,
         image_size=classifier.image_size,
         policy=policy,
         loss=loss,
-        strategy=tf.distribute.OneDeviceStrategy(device),
+        strategy=tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0"),
         xla=False,
         broken=broken,
     )
@@ -96,12 +94,12 @@ def of_version(
 
 
 def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
-    """Yields encoded files, or pixels, `[batch, ...]`, and labels."""
+    """Yields encoded files or pixels, `[batch, ...]`, and labels."""
 
     def read(record: Any) -> tf.Tensor:
         if not split.is_encoded:
             return split.load(record)
-        # A file that is gone is broken, too: as an empty one it is refused.
+        # A missing file counts as broken: an empty one is refused.
         return data.call_or_else(record, split.load, lambda _: tf.constant(b""))
 
     records = split.records().map(
@@ -117,29 +115,29 @@ def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
 def _logits_of(
     signatures: Any, image: tf.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the logits of the images that are served, and which they are."""
-    everything = np.ones(len(image), bool)
+    """Returns the logits of the images that are served, and which these are."""
+    kept = np.ones(len(image), bool)
     if image.dtype != tf.string:
         answer = signatures["serving_default"](image=image)
-        return answer["logits"].numpy(), everything
+        return answer["logits"].numpy(), kept
     serve = signatures["serve_bytes"]
     try:
-        return serve(image_bytes=image)["logits"].numpy(), everything
+        return serve(image_bytes=image)["logits"].numpy(), kept
     except tf.errors.InvalidArgumentError:
-        found = []
+        classes = serve.structured_outputs["logits"].shape[-1]
+        found: list[Any] = [np.zeros([0, classes], np.float32)]
         for i in range(len(image)):
             try:
                 found.append(serve(image_bytes=image[i : i + 1])["logits"])
             except tf.errors.InvalidArgumentError:
-                everything[i] = False
-        empty = tf.zeros([0, serve.structured_outputs["logits"].shape[-1]])
-        return tf.concat([empty, *found], axis=0).numpy(), everything
+                kept[i] = False
+        return np.concatenate(found), kept
 
 
 def require_same(
     before: Scores, after: Scores, *, same_precision: bool
 ) -> None:
-    """Raises ExportError if the served model scores otherwise."""
+    """Raises ExportError if the served model scores differently."""
     share = _SAME if same_precision else _OTHER_PRECISION
     allowed = max(share, (1 if same_precision else 2) / before["count"])
     if not np.isfinite([before["loss"], after["loss"]]).all():
@@ -150,9 +148,9 @@ def require_same(
             f"side of more than {MAX_ASPECT} times the other)"
         )
     elif abs(before["accuracy"] - after["accuracy"]) > allowed + 1e-9:
-        problem = "the accuracy is another"
+        problem = "the accuracy differs"
     elif abs(before["loss"] - after["loss"]) > share * max(before["loss"], 1):
-        problem = "the loss is another"
+        problem = "the loss differs"
     else:
         return
     raise ExportError(

@@ -1,8 +1,8 @@
-"""The model that is served: in one precision, in features and logits."""
+"""The model that is served: one precision, split into features and head."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -12,12 +12,22 @@ Precision = Literal["float32", "bfloat16"]
 Probabilities = Literal["softmax", "sigmoid"]
 
 # Precision of the computation -> dtype policy; the variables are float32.
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
-PROBABILITIES = ("softmax", "sigmoid")
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 
 class ExportError(ValueError):
     """A model cannot be exported, or what was written is not the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a version has besides its model, see `saved_model.export`."""
+
+    eval_policy: str
+    class_names: tuple[str, ...] | None
+    top_k: int
+    precision: Precision
+    xla: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +36,10 @@ class Classifier:
 
     Attributes:
       model: The whole model, in the precision that is served.
-      body: Images in [-1, 1], `[batch, side, side, 3]`, to the head's input,
-        `[batch, hidden_dim]`.
+      body: Maps images in [-1, 1], `[batch, side, side, 3]`, to the head's
+        input, `[batch, hidden_dim]`.
       head: The last layer.
-      probabilities: What makes probabilities of the logits.
+      probabilities: What turns logits into probabilities.
     """
 
     model: keras.Model
@@ -49,7 +59,7 @@ class Classifier:
     @property
     def returns_logits(self) -> bool:
         """Whether the model itself returns logits, not probabilities."""
-        return activation_of(self.head) == "linear"
+        return _activation_of(self.head) == "linear"
 
     def __call__(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps images in [-1, 1] to features and logits, both float32."""
@@ -61,18 +71,18 @@ class Classifier:
         return tf.cast(features, tf.float32), tf.cast(logits, tf.float32)
 
     def probabilities_of(self, logits: tf.Tensor) -> tf.Tensor:
-        """Maps logits to probabilities, of any leading shape.
+        """Maps logits `[..., classes]` to probabilities.
 
-        Softmax: of classes that exclude one another, they sum to 1. Sigmoid:
-        each class on its own, as a model trained with the sigmoid loss means
-        them; they need not sum to 1, and their order is that of the logits.
+        Softmax is for classes that exclude one another: they sum to 1. Sigmoid
+        takes each class on its own, as a model trained with the sigmoid loss
+        does: they need not sum to 1. Their order is that of the logits.
         """
         if self.probabilities == "sigmoid":
             return tf.nn.sigmoid(logits)
         return tf.nn.softmax(logits)
 
 
-def activation_of(head: keras.layers.Dense) -> str:
+def _activation_of(head: keras.layers.Dense) -> str:
     return str(getattr(head.activation, "__name__", head.activation))
 
 
@@ -85,43 +95,39 @@ def make_classifier(
     """Takes a model apart, in the precision that is to be served.
 
     Args:
-      model: Images `[batch, side, side, 3]` in [-1, 1] to classes; its last
-        layer is a Dense one.
-      precision: Of the computation; None: the model's own.
-      probabilities: By default what the head's activation says, or softmax
-        for a model that returns logits.
+      model: Maps images `[batch, side, side, 3]` in [-1, 1] to classes; its
+        last layer is a Dense layer.
+      precision: Of the computation. None keeps the model's own.
+      probabilities: By default the head's activation, or softmax for a model
+        that returns logits.
 
     Raises:
       ExportError: The model is of another kind, or a weight is not finite.
     """
-    if precision not in (None, *POLICIES):
+    if precision not in (None, *_POLICIES):
         raise ExportError(
-            f"precision must be one of {', '.join(POLICIES)}. "
+            f"precision must be one of {', '.join(_POLICIES)}. "
             f"Received: {precision!r}"
         )
     _require_square_images(model)
-    found = _choose(_head_of(model), probabilities)
+    probabilities = _choose(_head_of(model), probabilities)
     _require_finite(model)
     if precision is not None:
         model = _in_precision(model, precision)
     head = _head_of(model)
     body = keras.Model(model.inputs[0], head.input, name="body")
-    return Classifier(model, body, head, found)
+    return Classifier(model, body, head, probabilities)
 
 
 def _require_square_images(model: keras.Model) -> None:
     shape = getattr(model, "input_shape", None)
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) != 4
-        or shape[1] is None
-        or shape[1] != shape[2]
-        or shape[3] != 3
-    ):
-        raise ExportError(
-            "What can be exported takes one batch of square RGB images, "
-            f"[batch, side, side, 3]. The model's input: {shape}"
-        )
+    match shape:
+        case (_, int(height), int(width), 3) if height == width:
+            return
+    raise ExportError(
+        "A model can be exported if it takes one batch of square RGB images, "
+        f"[batch, side, side, 3]. The input of {model.name!r}: {shape}"
+    )
 
 
 def _head_of(model: keras.Model) -> keras.layers.Dense:
@@ -130,9 +136,9 @@ def _head_of(model: keras.Model) -> keras.layers.Dense:
         len(model.output_shape) != 2
     ):
         raise ExportError(
-            "What can be exported ends in its head, a Dense layer (with or "
-            "without softmax or sigmoid): [batch, classes]. The last layer "
-            f"of {model.name!r}: {getattr(head, 'name', None)!r}, output "
+            "A model can be exported if it ends in its head, a Dense layer "
+            "(with or without softmax or sigmoid): [batch, classes]. The last "
+            f"layer of {model.name!r}: {getattr(head, 'name', None)!r}, output "
             f"{getattr(model, 'output_shape', None)}. A Mixer has a head with "
             "include_top=True."
         )
@@ -142,15 +148,17 @@ def _head_of(model: keras.Model) -> keras.layers.Dense:
 def _choose(
     head: keras.layers.Dense, wanted: Probabilities | None
 ) -> Probabilities:
-    if wanted not in (None, *PROBABILITIES):
+    """Returns what makes probabilities: the head's activation, or `wanted`."""
+    allowed = get_args(Probabilities)
+    if wanted not in (None, *allowed):
         raise ExportError(
-            f"probabilities must be one of {', '.join(PROBABILITIES)}. "
+            f"probabilities must be one of {', '.join(allowed)}. "
             f"Received: {wanted!r}"
         )
-    activation = activation_of(head)
+    activation = _activation_of(head)
     if activation == "linear":
         return wanted or "softmax"
-    if activation not in PROBABILITIES or wanted not in (None, activation):
+    if activation not in allowed or wanted not in (None, activation):
         raise ExportError(
             f"The model ends in the activation {activation!r}"
             + (f", not in {wanted!r}." if wanted else ".")
@@ -171,7 +179,7 @@ def _require_finite(model: keras.Model) -> None:
 
 
 def _layers_of(model: keras.Model) -> Iterator[Any]:
-    """Yields the layers of a model, and those of models inside of it."""
+    """Yields the layers of a model and of the models inside it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers_of(layer)
@@ -182,17 +190,17 @@ def _layers_of(model: keras.Model) -> Iterator[Any]:
 def _in_precision(model: keras.Model, precision: Precision) -> keras.Model:
     """Returns the model, or a copy that computes in another precision.
 
-    As in `models.Mixer`, pooling and head are float32 in any case.
+    As in `models.Mixer`, pooling and head are always float32.
     """
-    top = (
+    head = _head_of(model)
+    pooling = (
         keras.layers.GlobalAveragePooling1D,
         keras.layers.GlobalMaxPooling1D,
     )
-    head = _head_of(model)
 
     def policy_of(layer: Any) -> str:
-        is_top = layer is head or isinstance(layer, top)
-        return "float32" if is_top else POLICIES[precision]
+        is_top = layer is head or isinstance(layer, pooling)
+        return "float32" if is_top else _POLICIES[precision]
 
     if all(
         layer.dtype_policy.name == policy_of(layer)

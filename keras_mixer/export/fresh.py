@@ -1,4 +1,4 @@
-"""Asks a fresh process for the answers of a version, and compares them."""
+"""Compares the answers of a version, loaded by a fresh process, with ours."""
 
 import os
 import pathlib
@@ -14,58 +14,55 @@ import tensorflow as tf
 
 from keras_mixer.data.augment import images
 from keras_mixer.export import fresh_process
-from keras_mixer.export.classifier import Classifier, ExportError
+from keras_mixer.export.classifier import Classifier, ExportError, Options
 
 _BATCH = 3
-# The memory of a GPU and the TPU belong to this process. TensorFlow takes a TPU
-# when it is imported, if it can; this variable says not to try.
-ON_CPU = {"CUDA_VISIBLE_DEVICES": "-1", "TPU_LOAD_LIBRARY": "0"}
-# Largest difference allowed, relative to the largest value, or 1.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}
+# This process holds the GPU's memory and the TPU. TensorFlow would take a TPU
+# when it is imported; TPU_LOAD_LIBRARY=0 keeps it from trying.
+_ON_CPU = {"CUDA_VISIBLE_DEVICES": "-1", "TPU_LOAD_LIBRARY": "0"}
+# Largest difference allowed, relative to the largest value, or to 1.
+_TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}
+# What each signature gets: the pixels or the files of a request.
+_INPUTS = {
+    "serving_default": "pixels",
+    "serve_float": "pixels",
+    "serve_features": "pixels",
+    "serve_bytes": "files",
+}
 
 
-def _random_images(side: int) -> np.ndarray:
-    """Returns uint8 [3, height, width, 3], of another size than the model's.
+def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
+    """Writes random images, of another size than the model's `side`.
 
-    Large squares, so that they differ after they have been made smaller.
+    Returns:
+      "pixels", uint8 `[height, width, 3]`, and encoded "files".
     """
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (_BATCH, 5, 6, 3)).astype(np.uint8)
+    # Large squares, so that the images still differ when they are resized.
     scale = side // 4 + 1
-    return coarse.repeat(scale, axis=1).repeat(scale, axis=2)
-
-
-def _write_request(folder: pathlib.Path, pixels: np.ndarray) -> None:
+    pixels = coarse.repeat(scale, axis=1).repeat(scale, axis=2)
     np.save(folder / "pixels.npy", pixels)
+    files = []
     encoders = (tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg)
     for i, encode in enumerate(encoders):
-        picture = pixels[i, : pixels.shape[1] - i]  # of different sizes
-        (folder / f"file_{i}").write_bytes(encode(picture).numpy())
-
-
-def _prepared(
-    request: pathlib.Path, policy: str, side: int
-) -> dict[str, tf.Tensor]:
-    """Returns what the model gets, eagerly: pixels and files in [-1, 1]."""
-    apply = images.parse_policy(policy, side)
-    seed = tf.zeros([2], tf.int64)
-    pixels = list(np.load(request / "pixels.npy"))
-    files = [p.read_bytes() for p in sorted(request.glob("file_*"))]
-    return {
-        name: images.to_value_range(
-            tf.stack([apply(tf.constant(x), seed) for x in items])
-        )
-        for name, items in (("pixels", pixels), ("files", files))
-    }
+        files.append(encode(pixels[i, : pixels.shape[1] - i]).numpy())
+        (folder / f"file_{i}").write_bytes(files[i])
+    return {"pixels": list(pixels), "files": files}
 
 
 def run(
     kind: str, version: pathlib.Path, request: pathlib.Path
 ) -> dict[str, np.ndarray]:
-    """Runs fresh_process.py.
+    """Runs fresh_process.py; returns its outputs by name.
+
+    Args:
+      kind: "answer" or "tflite".
+      version: Folder of the SavedModel.
+      request: Folder with the images.
 
     Raises:
-      ExportError: It failed, or crashed.
+      ExportError: The process failed, or crashed.
     """
     script = pathlib.Path(fresh_process.__file__)
     target = request / f"{kind}.npz"
@@ -73,11 +70,11 @@ def run(
         [sys.executable, "-P", script, kind, version, request, target],
         capture_output=True,
         text=True,
-        env={**os.environ, **ON_CPU},
+        env={**os.environ, **_ON_CPU},
     )
     if process.returncode:
         lines = process.stderr.strip().splitlines() or ["it said nothing"]
-        # The line of the exception, rather than notes behind it.
+        # The line of the exception, not the notes after it.
         named = [x for x in lines if re.match(r"[\w.]+(Error|Exception)\b", x)]
         reason = (named or lines)[-1][:500]
         failed = {
@@ -101,32 +98,26 @@ def difference(name: str, ours: Any, theirs: Any, *, precision: str) -> float:
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape:
         raise ExportError(
-            f"{name}: the fresh process returned the shape {theirs.shape} in "
-            f"place of {ours.shape}."
+            f"{name}: the fresh process returned the shape {theirs.shape} "
+            f"instead of {ours.shape}."
         )
     for who, values in (("this", ours), ("the fresh", theirs)):
         if not np.isfinite(values).all():
             raise ExportError(
-                f"{name}: in {who} process there are values that are not "
-                "finite."
+                f"{name}: {who} process returned values that are not finite."
             )
     worst = float(np.abs(ours - theirs).max())
-    allowed = TOLERANCES[precision] * max(1.0, float(np.abs(ours).max()))
+    allowed = _TOLERANCES[precision] * max(1.0, float(np.abs(ours).max()))
     if worst > allowed:
         raise ExportError(
             f"{name}: the fresh process differs by {worst:.2g} from the model "
-            f"in this one; {allowed:.2g} is allowed."
+            f"in this process; {allowed:.2g} is allowed."
         )
     return worst
 
 
 def check(
-    version: pathlib.Path,
-    classifier: Classifier,
-    *,
-    policy: str,
-    class_names: tuple[str, ...] | None,
-    precision: str,
+    version: pathlib.Path, classifier: Classifier, options: Options
 ) -> dict[str, float]:
     """Compares a fresh process with the model in this one.
 
@@ -134,33 +125,30 @@ def check(
       The largest difference of each output, by "signature/output".
 
     Raises:
-      ExportError: The process fails, or answers something else.
+      ExportError: The process fails, or its answers differ.
     """
     side = classifier.image_size
-    with tempfile.TemporaryDirectory() as name, tf.device("/cpu:0"):
-        request = pathlib.Path(name)
-        _write_request(request, _random_images(side))
+    apply = images.parse_policy(options.eval_policy, side)
+    answers = {}
+    with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
+        request = pathlib.Path(folder)
+        inputs = _write_request(request, side)
         theirs = run("answer", version, request)
-        prepared = _prepared(request, policy, side)
-        answers = {
-            key: _reference(classifier, image)
-            for key, image in prepared.items()
-        }
+        seed = tf.zeros([2], tf.int64)
+        for key, items in inputs.items():
+            prepared = tf.stack([apply(tf.constant(x), seed) for x in items])
+            image = images.to_value_range(prepared)
+            answers[key] = _reference(classifier, image)
     found = {}
-    for signature, key in (
-        ("serving_default", "pixels"),
-        ("serve_float", "pixels"),
-        ("serve_features", "pixels"),
-        ("serve_bytes", "files"),
-    ):
+    for signature, key in _INPUTS.items():
         for output, ours in answers[key].items():
             name = f"{signature}/{output}"
             if name in theirs:
                 found[name] = difference(
-                    name, ours, theirs[name], precision=precision
+                    name, ours, theirs[name], precision=options.precision
                 )
         if signature != "serve_features":
-            _check_top_k(signature, theirs, class_names)
+            _check_top_k(signature, theirs, options.class_names)
     return found
 
 
@@ -180,24 +168,20 @@ def _check_top_k(
     if not good:
         raise ExportError(
             f"{signature}: the fresh process names other classes than those "
-            "of the largest logits."
+            "with the largest logits."
         )
 
 
 def _reference(
     classifier: Classifier, image: tf.Tensor
 ) -> Mapping[str, tf.Tensor]:
-    """Returns what the whole model says of images in [-1, 1]."""
+    """Returns the whole model's outputs for images in [-1, 1]."""
     answer = classifier.model(image, training=False)
     features, logits = classifier(image)
     if classifier.returns_logits:
         logits = answer
         answer = classifier.probabilities_of(logits)
-    return {
-        "features": features,
-        "logits": logits,
-        "probabilities": answer,
-    }
+    return {"features": features, "logits": logits, "probabilities": answer}
 
 
 def write_tflite(
@@ -209,16 +193,16 @@ def write_tflite(
 
     Returns:
       For "float32" and "float16" the file, its bytes, and the largest
-      difference of its logits.
+      difference of its outputs.
 
     Raises:
-      ExportError: The converter fails, or the files answer something else.
+      ExportError: The converter fails, or the answers of a file differ.
     """
     side = classifier.image_size
     rng = np.random.default_rng(1)
     fitted = rng.uniform(0, 255, (_BATCH, side, side, 3)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as name, tf.device("/cpu:0"):
-        request = pathlib.Path(name)
+    with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
+        request = pathlib.Path(folder)
         np.save(request / "fitted.npy", fitted)
         theirs = run("tflite", version, request)
         ours = _reference(classifier, images.to_value_range(fitted))

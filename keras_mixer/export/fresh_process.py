@@ -1,13 +1,13 @@
-"""What a process that has TensorFlow alone makes of a SavedModel.
+"""Uses a SavedModel in a process that has TensorFlow alone.
 
-fresh.py runs this file, it is not imported:
+fresh.py runs this file as a program:
 
     python -P fresh_process.py answer VERSION REQUEST ANSWER
     python -P fresh_process.py tflite VERSION REQUEST ANSWER
 
 VERSION is the SavedModel, REQUEST a folder with images (pixels.npy, uint8
 [batch, height, width, 3]; fitted.npy, float32 of the model's size; file_*),
-ANSWER a .npz for the outputs under "signature/output".
+ANSWER the .npz to write, with the outputs under "signature/output".
 """
 
 import importlib.abc
@@ -17,12 +17,12 @@ import sys
 import warnings
 from typing import Any
 
-FORBIDDEN = ("keras_mixer", "keras_cv", "tensorflow_datasets")
+_FORBIDDEN = ("keras_mixer", "keras_cv", "tensorflow_datasets")
 
 
 class _Forbid(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> None:
-        if name.partition(".")[0] in FORBIDDEN:
+        if name.partition(".")[0] in _FORBIDDEN:
             raise ImportError(f"a server has no {name}")
 
 
@@ -53,7 +53,7 @@ def answer(version: str, request: pathlib.Path) -> dict[str, Any]:
 
 
 def tflite(version: str, request: pathlib.Path) -> dict[str, Any]:
-    """Writes model_float32.tflite and model_float16.tflite, and runs them."""
+    """Writes model_float32.tflite and model_float16.tflite; runs both."""
     import numpy as np
     import tensorflow as tf
 
@@ -84,7 +84,7 @@ def main() -> None:
     kind, version, request, target = sys.argv[1:]
     sys.meta_path.insert(0, _Forbid())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Of the interpreter, which TensorFlow is about to move elsewhere.
+    # tf.lite.Interpreter warns that it will move to another package.
     warnings.simplefilter("ignore")
     import numpy as np
 

@@ -1,6 +1,5 @@
-"""`export`: writes a version, has it checked, and lets it appear."""
+"""`export`: writes a version, has it checked, and publishes it."""
 
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -14,12 +13,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import keras_mixer
 from keras_mixer import data
 from keras_mixer.data.augment import images
 from keras_mixer.export import accuracy, fresh, versions
 from keras_mixer.export.classifier import (
     Classifier,
     ExportError,
+    Options,
     Precision,
     Probabilities,
     make_classifier,
@@ -28,18 +29,6 @@ from keras_mixer.export.signatures import Server
 from keras_mixer.run import files
 
 CARD = "export.json"
-NOT_MEASURED = "not measured"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """What a version is, besides its model."""
-
-    eval_policy: str
-    class_names: tuple[str, ...] | None
-    top_k: int
-    precision: Precision
-    xla: bool
 
 
 def export(
@@ -60,28 +49,28 @@ def export(
 ) -> pathlib.Path:
     """Writes a SavedModel into the next numbered folder of `output`.
 
-    The folder appears when it is complete, and when a fresh process that has
-    TensorFlow alone has answered as `model` does. Signatures: README.md,
-    "Export and serving"; the card beside the model, export.json, says what it
-    is. The weights are float32.
+    The folder appears when it is complete and a fresh process with TensorFlow
+    alone has answered as `model` does. README.md, "Export and serving", has the
+    signatures. The card beside the model, export.json, describes the version.
+    The weights are float32.
 
     Args:
-      model: Images `[batch, side, side, 3]` in [-1, 1] to `[batch, classes]`;
-        it ends in a Dense layer. In whatever precision.
+      model: Maps images `[batch, side, side, 3]` in [-1, 1] to
+        `[batch, classes]`, in any precision; it ends in a Dense layer.
       output: Folder of the versions, on a local disk.
-      eval_policy: What is done to an image before it is mapped to [-1, 1],
-        see `images.parse_policy`: what the model was evaluated with.
+      eval_policy: The preprocessing that the model was evaluated with, before
+        the mapping to [-1, 1]; see `images.parse_policy`.
       class_names: One per class; without them there are no `top_k_names`.
       probabilities: "softmax" or "sigmoid" (a model trained with the sigmoid
-        loss); by default what the head applies, or softmax of logits.
+        loss); by default the head's activation, or softmax of logits.
       top_k: How many classes to name, at most.
       precision: Of the computation: "float32" or "bfloat16".
-      xla: Whether to compile the forward pass with XLA: anew for each size of
+      xla: Whether to compile the forward pass with XLA, once for each size of
         a batch.
-      tflite: Whether to write TFLite files too. Where that fails the version
+      tflite: Whether to write TFLite files too. If that fails, the version
         is written without them, and the card has the reason.
       split: Where to measure the accuracy before and after.
-      max_broken: Share of its images that may be broken.
+      max_broken: Share of the split's images that may be broken.
       provenance: Where the weights come from, for the card.
       keep_alive: Gets what is not to be freed before the program ends, see
         `trainer.fit`.
@@ -91,7 +80,7 @@ def export(
 
     Raises:
       ExportError: The model, an option or the output cannot be used, or what
-        was written is not the model. Earlier versions are as they were.
+        was written is not the model. Earlier versions are untouched.
       ValueError: The policy cannot be read.
     """
     if keras.backend.backend() != "tensorflow":
@@ -104,33 +93,21 @@ def export(
         model, precision=precision, probabilities=probabilities
     )
     names = None if class_names is None else tuple(map(str, class_names))
-    options = _Options(eval_policy, names, top_k, precision, xla)
+    options = Options(eval_policy, names, top_k, precision, xla)
     _check(options, classifier, split, tflite)
     card = _describe(classifier, options, provenance)
     with versions.draft(folder) as draft:
-        signatures = _save(draft, classifier, options)
-        differences = fresh.check(
-            draft,
-            classifier,
-            policy=eval_policy,
-            class_names=names,
-            precision=precision,
-        )
-        card |= {
-            "signatures": signatures,
-            "check": {
-                "by": "a fresh process with TensorFlow alone",
-                "largest_differences": differences,
-            },
-            "accuracy": NOT_MEASURED,
-            "tflite": None,
+        card["signatures"] = _save(draft, classifier, options)
+        card["check"] = {
+            "by": "a fresh process with TensorFlow alone",
+            "largest_differences": fresh.check(draft, classifier, options),
         }
+        card["accuracy"] = "not measured"
         if split is not None:
             card["accuracy"] = _measure(
                 draft, model, classifier, options, split, max_broken, keep_alive
             )
-        if tflite:
-            card["tflite"] = _try_tflite(draft, classifier)
+        card["tflite"] = _try_tflite(draft, classifier) if tflite else None
         files.write_json(draft / CARD, card)
         return versions.publish(draft)
 
@@ -141,12 +118,12 @@ def read_card(version: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check(
-    options: _Options,
+    options: Options,
     classifier: Classifier,
     split: data.Split | None,
     tflite: bool,
 ) -> None:
-    """Raises ValueError for what can be seen before anything is written."""
+    """Raises ValueError for options that cannot be used together."""
     images.parse_policy(options.eval_policy, classifier.image_size)
     classes = classifier.num_classes
     names = options.class_names
@@ -165,57 +142,49 @@ def _check(
         )
     if split is not None and split.is_multi_label:
         raise ExportError(
-            f"{split.name} has several labels per image; the accuracy of an "
-            "export is measured with one."
+            f"{split.name} has several labels per image; measure the accuracy "
+            "of an export on a split with one."
         )
     if tflite and options.precision != "float32":
         raise ExportError(
-            "TFLite files are made of the float32 model. Received: "
-            f"precision={options.precision!r}"
+            "TFLite files are made from the float32 model: leave precision at "
+            f"'float32'. Received: {options.precision!r}"
         )
 
 
 def _save(
-    folder: pathlib.Path, classifier: Classifier, options: _Options
+    folder: pathlib.Path, classifier: Classifier, options: Options
 ) -> dict[str, Any]:
     """Writes the SavedModel; returns what its signatures take and return."""
-    server = Server(
-        classifier,
-        eval_policy=options.eval_policy,
-        class_names=options.class_names,
-        top_k=options.top_k,
-        xla=options.xla,
-    )
+    server = Server(classifier, options)
     concrete = {
         name: function.get_concrete_function()
         for name, function in server.make_signatures().items()
     }
+    save_options = tf.saved_model.SaveOptions(
+        experimental_custom_gradients=False
+    )
     try:
         tf.saved_model.save(
-            server,
-            str(folder),
-            signatures=concrete,
-            options=tf.saved_model.SaveOptions(
-                experimental_custom_gradients=False
-            ),
+            server, str(folder), signatures=concrete, options=save_options
         )
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"Cannot write {folder}: {error}") from error
-
-    def specs(tensors: Mapping[str, Any]) -> dict[str, str]:
-        return {
-            name: f"{tensor.dtype.name} {tensor.shape.as_list()}"
-            for name, tensor in sorted(tensors.items())
-        }
-
     return {
         name: {
-            "inputs": specs(
+            "inputs": _describe_tensors(
                 {x.name: x for x in function.structured_input_signature[0]}
             ),
-            "outputs": specs(function.structured_outputs),
+            "outputs": _describe_tensors(function.structured_outputs),
         }
         for name, function in concrete.items()
+    }
+
+
+def _describe_tensors(tensors: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{tensor.dtype.name} {tensor.shape.as_list()}"
+        for name, tensor in sorted(tensors.items())
     }
 
 
@@ -223,31 +192,26 @@ def _measure(
     folder: pathlib.Path,
     model: keras.Model,
     classifier: Classifier,
-    options: _Options,
+    options: Options,
     split: data.Split,
     max_broken: float,
     keep_alive: list[Any] | None,
 ) -> dict[str, Any]:
     """Returns the accuracy before and after, or raises ExportError."""
-    own = (
-        classifier
-        if classifier.model is model
-        else make_classifier(
-            model, precision=None, probabilities=classifier.probabilities
-        )
-    )
+    loss = classifier.probabilities
+    same_precision = classifier.model is model
+    if not same_precision:
+        classifier = make_classifier(model, precision=None, probabilities=loss)
     before = accuracy.of_model(
-        own,
+        classifier,
         split,
         policy=options.eval_policy,
-        loss=classifier.probabilities,
+        loss=loss,
         broken=data.BrokenImages(split, limit=max_broken),
         keep_alive=keep_alive,
     )
-    after = accuracy.of_version(folder, split, loss=classifier.probabilities)
-    accuracy.require_same(
-        before, after, same_precision=classifier.model is model
-    )
+    after = accuracy.of_version(folder, split, loss=loss)
+    accuracy.require_same(before, after, same_precision=same_precision)
     return {"split": split.name, "before": before, "after": after}
 
 
@@ -273,12 +237,10 @@ def _digest(model: keras.Model) -> str:
 
 def _describe(
     classifier: Classifier,
-    options: _Options,
+    options: Options,
     provenance: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Returns the part of the card that is known before the export."""
-    import keras_mixer
-
     now = datetime.datetime.now(datetime.UTC)
     return {
         "created": now.isoformat(timespec="seconds"),
@@ -297,9 +259,7 @@ def _describe(
             "value_range": [-1.0, 1.0],
         },
         "probabilities": classifier.probabilities,
-        "class_names": (
-            None if options.class_names is None else list(options.class_names)
-        ),
+        "class_names": options.class_names,
         "versions": {
             "keras_mixer": keras_mixer.__version__,
             "tensorflow": tf.__version__,

@@ -1,23 +1,23 @@
 """What a server calls: the signatures of the SavedModel.
 
-All of them preprocess with the ops of evaluation (images.py), so that a file
-gets the same logits from the server as from eval.py.
+All of them preprocess with the ops of evaluation (images.py): a file gets the
+same logits from the server as from eval.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from keras_mixer import data
 from keras_mixer.data.augment import images
-from keras_mixer.export.classifier import Classifier
+from keras_mixer.export.classifier import Classifier, Options
 
 SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
 
 _PARALLEL = 16  # images of a batch that are resized at the same time
 _LISTED = 32  # indices that an error names
-# Longer side to shorter. resize_small keeps the aspect: of 1 x 4000 pixels, a
-# file of 92 bytes, it would make 256 x 1,024,000, gigabytes in floats.
+# Longer side to shorter. resize_small keeps the aspect: it would turn 1 x 4000
+# pixels, a file of 92 bytes, into 256 x 1,024,000, gigabytes in floats.
 MAX_ASPECT = 50
 _ASPECT = (
     f"images whose longer side is more than {MAX_ASPECT} times the shorter "
@@ -26,6 +26,8 @@ _ASPECT = (
 )
 
 Outputs = dict[str, tf.Tensor]
+# (image or file, seed) -> uint8 [side, side, 3], from `images.parse_policy`.
+Policy = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class Server(tf.Module):
@@ -33,39 +35,27 @@ class Server(tf.Module):
 
     Args:
       classifier: The model.
-      eval_policy: Preprocessing, see `images.parse_policy`.
-      class_names: One per class; None: unknown.
-      top_k: How many classes to name, at most.
-      xla: Whether to compile the forward pass with XLA.
-
-    Raises:
-      ValueError: The policy cannot be read.
+      options: Preprocessing, class names, how many to name, XLA.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        *,
-        eval_policy: str,
-        class_names: Sequence[str] | None,
-        top_k: int,
-        xla: bool,
-    ):
+    def __init__(self, classifier: Classifier, options: Options):
         super().__init__(name="keras_mixer")
         self.variables_read = [v.value for v in classifier.model.weights]
-        side = classifier.image_size
+        self._side = side = classifier.image_size
         pixels = tf.TensorSpec([None, side, side, 3], tf.float32, name="image")
-        self._prepare = images.parse_policy(eval_policy, side)
-        forward = tf.function(
-            classifier, input_signature=[pixels], jit_compile=xla or None
+        self._policy = images.parse_policy(options.eval_policy, side)
+        self._forward = tf.function(
+            classifier,
+            input_signature=[pixels],
+            jit_compile=options.xla or None,
         )
-        self._top_k = min(top_k, classifier.num_classes)
-        self._names = None if class_names is None else tuple(class_names)
-        self._classifier, self._forward = classifier, forward
+        self._top_k = min(options.top_k, classifier.num_classes)
+        self._names = options.class_names
+        self._classifier = classifier
 
         @tf.function(input_signature=[pixels])
         def classify_pixels(image: tf.Tensor) -> Outputs:
-            """Of the model's size, 0 to 255, not rounded: for TFLite."""
+            """Takes the model's size, 0 to 255, not rounded: for TFLite."""
             _, logits = classifier(images.to_value_range(image))
             return {
                 "logits": logits,
@@ -78,53 +68,43 @@ class Server(tf.Module):
         self,
     ) -> dict[str, tf.types.experimental.GenericFunction]:
         """Returns the functions of `SIGNATURES`."""
-        prepare, side = self._prepare, self._classifier.image_size
+        shape = [None, None, None, 3]
+        uint8 = tf.TensorSpec(shape, tf.uint8, name="image")
+        float32 = tf.TensorSpec(shape, tf.float32, name="image")
+        files = tf.TensorSpec([None], tf.string, name="image_bytes")
+        parts = {
+            "serving_default": (uint8, _prepare_images, self._classify),
+            "serve_float": (float32, _prepare_floats, self._classify),
+            "serve_bytes": (files, _prepare_files, self._classify),
+            "serve_features": (uint8, _prepare_images, self._features),
+        }
         return {
-            "serving_default": self._signature(
-                "serving_default",
-                tf.TensorSpec([None, None, None, 3], tf.uint8, name="image"),
-                lambda image: _prepare_images(image, prepare, side),
-                self._classify,
-            ),
-            "serve_float": self._signature(
-                "serve_float",
-                tf.TensorSpec([None, None, None, 3], tf.float32, name="image"),
-                lambda image: _prepare_images(_to_uint8(image), prepare, side),
-                self._classify,
-            ),
-            "serve_bytes": self._signature(
-                "serve_bytes",
-                tf.TensorSpec([None], tf.string, name="image_bytes"),
-                lambda encoded: _prepare_files(encoded, prepare, side),
-                self._classify,
-            ),
-            "serve_features": self._signature(
-                "serve_features",
-                tf.TensorSpec([None, None, None, 3], tf.uint8, name="image"),
-                lambda image: _prepare_images(image, prepare, side),
-                lambda image: {"features": self._forward(image)[0]},
-            ),
+            name: self._signature(name, *parts[name]) for name in SIGNATURES
         }
 
     def _signature(
         self,
         name: str,
         spec: tf.TensorSpec,
-        prepare: Callable[[tf.Tensor], tf.Tensor],
+        prepare: Callable[[tf.Tensor, Policy, int], tf.Tensor],
         answer: Callable[[tf.Tensor], Outputs],
     ) -> tf.types.experimental.GenericFunction:
         def serve(images_or_files: tf.Tensor) -> Outputs:
-            image = prepare(images_or_files)  # uint8 [batch, side, side, 3]
+            image = prepare(images_or_files, self._policy, self._side)
             return answer(images.to_value_range(image))
 
         serve.__name__ = name
         return tf.function(serve, input_signature=[spec])
 
+    def _features(self, image: tf.Tensor) -> Outputs:
+        """Maps images in [-1, 1] to the head's input."""
+        return {"features": self._forward(image)[0]}
+
     def _classify(self, image: tf.Tensor) -> Outputs:
         """Maps images in [-1, 1] to what the classifying signatures return."""
         _, logits = self._forward(image)
         probabilities = self._classifier.probabilities_of(logits)
-        # By logits: probabilities of far-off classes round to the same 0 or 1.
+        # By logits: the probabilities of several classes may round to 0 or 1.
         _, indices = tf.math.top_k(logits, self._top_k)
         outputs = {
             "logits": logits,
@@ -140,16 +120,16 @@ class Server(tf.Module):
         return outputs
 
 
-Prepare = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-
 def _no_draws() -> tf.Tensor:
-    """Seed of an evaluation's images, whose policy draws nothing."""
+    """Returns the seed of an evaluation, whose policy draws nothing."""
     return tf.zeros([2], tf.int64)
 
 
-def _prepare_images(image: tf.Tensor, prepare: Prepare, side: int) -> tf.Tensor:
+def _prepare_images(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
     """Applies a policy to each of uint8 `[batch, height, width, 3]`.
+
+    Returns:
+      uint8 `[batch, side, side, 3]`.
 
     Raises (in the graph):
       InvalidArgumentError: A side is zero, or more than `MAX_ASPECT`
@@ -159,7 +139,7 @@ def _prepare_images(image: tf.Tensor, prepare: Prepare, side: int) -> tf.Tensor:
     good = tf.fill(shape[:1], _is_moderate(shape[1:3]))
     image = _require(good, image, f"image: {_ASPECT}")
     return tf.map_fn(
-        lambda x: prepare(x, _no_draws()),
+        lambda x: policy(x, _no_draws()),
         image,
         fn_output_signature=tf.TensorSpec([side, side, 3], tf.uint8),
         parallel_iterations=_PARALLEL,
@@ -167,19 +147,20 @@ def _prepare_images(image: tf.Tensor, prepare: Prepare, side: int) -> tf.Tensor:
 
 
 def _is_moderate(size: tf.Tensor) -> tf.Tensor:
-    """Tells whether an image of (height, width) is not too long to resize."""
+    """Whether an image of (height, width) is not too long to resize."""
     short, long = tf.reduce_min(size), tf.reduce_max(size)
     return (short > 0) & (long <= MAX_ASPECT * short)
 
 
-def _to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Rounds float32 `[batch, height, width, 3]` to the pixels of a file.
+def _prepare_floats(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
+    """Rounds float32 `[batch, height, width, 3]`, then applies a policy.
 
-    Evaluation resizes whole numbers, and truncates to whole numbers: floats
-    that were resized as such would be up to one level away from it.
+    Evaluation resizes whole numbers, and truncates to whole numbers. Floats
+    resized without rounding would be up to one level off.
 
     Raises (in the graph):
-      InvalidArgumentError: A value is NaN, or does not round to 0 ... 255.
+      InvalidArgumentError: A value is NaN, or does not round to 0 ... 255; or
+        as `_prepare_images`.
     """
     rounded = tf.round(image)
     inside = (rounded >= 0.0) & (rounded <= 255.0)  # false for NaN
@@ -190,22 +171,20 @@ def _to_uint8(image: tf.Tensor) -> tf.Tensor:
         "image: NaN, or a value that does not round to 0 ... 255, at the "
         "indices {} of the batch of {}. Nothing of the batch was classified.",
     )
-    return tf.cast(rounded, tf.uint8)
+    return _prepare_images(tf.cast(rounded, tf.uint8), policy, side)
 
 
-def _prepare_files(
-    encoded: tf.Tensor, prepare: Prepare, side: int
-) -> tf.Tensor:
+def _prepare_files(encoded: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
     """Decodes and preprocesses files, in parallel.
 
-    TensorFlow's own error does not say which image of the batch it is about.
-    So where decoding fails there is a black pixel, and a note of it. The
-    policy is applied afterwards, and fails with its own errors.
+    TensorFlow's own error does not say which image of the batch is broken.
+    Therefore a file that cannot be decoded becomes a black pixel, and is
+    noted. The policy is applied afterwards, and fails with its own errors.
 
     Args:
       encoded: Files, strings `[batch]`.
-      prepare: What `images.parse_policy` returns.
-      side: Of the images, in pixels.
+      policy: From `images.parse_policy`.
+      side: Side of the model's images, in pixels.
 
     Returns:
       uint8 `[batch, side, side, 3]`.
@@ -225,12 +204,12 @@ def _prepare_files(
         moderate = _is_moderate(tf.shape(image)[:2])
         image = tf.cond(
             decoded & moderate,
-            lambda: prepare(image, _no_draws()),
+            lambda: policy(image, _no_draws()),
             lambda: tf.zeros([side, side, 3], tf.uint8),
         )
         return image, decoded, moderate
 
-    # At most one batch; of no files, an empty one.
+    # One batch of all files, or an empty one if there are none.
     nothing = tf.zeros([0], tf.bool)
     empty = (tf.zeros([0, side, side, 3], tf.uint8), nothing, nothing)
     image, decoded, moderate = (
@@ -245,14 +224,14 @@ def _prepare_files(
         decoded,
         moderate,
         "image_bytes: cannot decode the files at the indices {} of the batch "
-        "of {}: they are no JPEG, PNG, GIF, BMP or WebP without alpha, or not "
-        "all of it. Nothing of the batch was classified.",
+        "of {}: they are not JPEG, PNG, GIF, BMP or WebP without alpha, or are "
+        "incomplete. Nothing of the batch was classified.",
     )
     return _require(moderate, image, f"image_bytes: {_ASPECT}")
 
 
 def _require(good: tf.Tensor, value: tf.Tensor, message: str) -> tf.Tensor:
-    """Returns `value`, or fails with the indices at which `good` is false."""
+    """Returns `value`; fails with the indices at which `good` is false."""
     bad = tf.where(tf.logical_not(good))[:, 0]
     text = tf.strings.format(message, (bad, tf.size(good)), summarize=_LISTED)
     check = tf.debugging.Assert(tf.reduce_all(good), [text])

@@ -1,9 +1,9 @@
 """Numbered versions in a folder that a server watches.
 
 TensorFlow Serving takes every subfolder whose name is a number for a version.
-So a version is written into a hidden folder beside them, synced to the disk,
-and renamed when it is complete: it is there whole, or not at all. What a
-killed export leaves is a hidden folder, which the next export removes.
+A version is therefore written into a hidden folder beside them, synced to the
+disk, and renamed when it is complete: it is there whole, or not at all. A
+killed export leaves its hidden folder, which the next export removes.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import shutil
 from collections.abc import Iterator
 
 from keras_mixer.export.classifier import ExportError
+from keras_mixer.run import files
 
-_NUMBER = re.compile(r"\d+")
 _DRAFT = ".exporting-"
 
 
@@ -35,7 +35,7 @@ def check_output(output: str | os.PathLike[str]) -> pathlib.Path:
         )
     output = pathlib.Path(output).expanduser()
     there = output
-    while not there.exists() and there != there.parent:
+    while not there.exists():
         there = there.parent
     if not there.is_dir():
         raise ExportError(
@@ -50,14 +50,14 @@ def check_output(output: str | os.PathLike[str]) -> pathlib.Path:
 def draft(output: pathlib.Path) -> Iterator[pathlib.Path]:
     """Makes a hidden folder for a version that is being written.
 
-    It is removed at the end, unless `publish` has renamed it.
+    The folder is removed at the end, unless `publish` has renamed it.
 
     Raises:
       ExportError: It cannot be made.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(output)
+        _remove_leftovers(output)
         folder, lock = _make_draft(output)
     except OSError as error:
         raise ExportError(
@@ -73,31 +73,32 @@ def draft(output: pathlib.Path) -> Iterator[pathlib.Path]:
 def _make_draft(output: pathlib.Path) -> tuple[pathlib.Path, int]:
     """Makes a folder that is locked as long as this process lives.
 
-    Until it is locked another export may take it for a leftover.
+    Until it is locked, another export may remove it as a leftover; then this
+    one makes another.
     """
     while True:
-        # Not tempfile's: a server of another user must be able to read it.
+        # tempfile would make one that a server of another user cannot read.
         folder = output / f"{_DRAFT}{secrets.token_hex(8)}"
         folder.mkdir()
         try:
             lock = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
             continue
-        with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.suppress(OSError):  # the file system has no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return folder, lock
         os.close(lock)
 
 
-def remove_leftovers(output: pathlib.Path) -> None:
-    """Removes what killed exports have left; it is no error if that fails."""
+def _remove_leftovers(output: pathlib.Path) -> None:
+    """Removes what killed exports have left, where possible."""
     for folder in output.glob(f"{_DRAFT}*"):
         with contextlib.suppress(OSError):
             lock = os.open(folder, os.O_RDONLY)
             try:
-                # Fails while the export that made it is alive, and where the
-                # file system has no locks.
+                # This fails while the export that made it is alive, and where
+                # the file system has no locks.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
@@ -107,40 +108,22 @@ def remove_leftovers(output: pathlib.Path) -> None:
 def publish(folder: pathlib.Path) -> pathlib.Path:
     """Renames a draft to the next number; returns its path.
 
-    Numbers are not used twice while the highest is there; of two exports that
-    end at the same time each gets one of its own.
+    No number is used twice while the highest version is there. Exports that
+    end at the same time each get a number of their own.
     """
-    for path, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            _sync(os.path.join(path, name))
-        _sync(path)
+    for path, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            files.sync(pathlib.Path(path, name))
+        files.sync(pathlib.Path(path))
+    output = folder.parent
     while True:
-        target = folder.parent / str(next_number(folder.parent))
+        numbers = [int(p.name) for p in output.iterdir() if p.name.isdecimal()]
+        target = output / str(max(numbers, default=0) + 1)
         try:
-            # A folder replaces no folder that has anything in it.
-            os.rename(folder, target)
+            os.rename(folder, target)  # fails if it would replace a version
         except OSError:
             if not target.exists():
                 raise
             continue
-        _sync(folder.parent)
+        files.sync(output)
         return target
-
-
-def next_number(output: pathlib.Path) -> int:
-    """Returns the number of the next version, 1 for the first."""
-    numbers = [
-        int(path.name)
-        for path in output.iterdir()
-        if _NUMBER.fullmatch(path.name)
-    ]
-    return max(numbers, default=0) + 1
-
-
-def _sync(path: str | os.PathLike[str]) -> None:
-    """Waits until a file or folder is on the disk, not only in memory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

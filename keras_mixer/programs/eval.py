@@ -235,8 +235,9 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
 
 def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     """Returns the scores of each data set, and what writes the details."""
-    from keras_mixer import data, evaluation as evaluate
+    from keras_mixer import data
     from keras_mixer.data.augment import images
+    from keras_mixer.evaluation import classification, passes, report
 
     config, own = subject.config, subject.config.data
     # A run's own name may be a folder with a comma in it.
@@ -260,11 +261,11 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
             f"image. Received: {', '.join(s.name for s in splits)}"
         )
     if FLAGS.confusion:
-        evaluate.report.check_confusion(splits[0].num_classes)
+        report.check_confusion(splits[0].num_classes)
     results = []
     rows: dict[str, Any] = {}
     for (_, (name, part)), split in zip(entries, splits, strict=True):
-        over = evaluate.Pass(
+        over = passes.Pass(
             split,
             batch_size=config.train.batch_size,
             image_size=config.model.side,
@@ -273,9 +274,9 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
             broken=data.BrokenImages(split, limit=own.max_broken),
         )
         KEPT.append(over)
-        scores, rows = evaluate.make_predictor(
+        scores, rows = classification.predict(
             subject.model, over, loss=config.train.loss, xla=config.train.xla
-        )()
+        )
         if not math.isfinite(scores["loss"]):
             raise ValueError(
                 f"The loss on {split.name} is {scores['loss']}: "
@@ -311,12 +312,13 @@ def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
 
 def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     """Returns the few-shot accuracies on each data set, and no details."""
-    from keras_mixer import data, evaluation as evaluate
+    from keras_mixer import data
+    from keras_mixer.evaluation import features
 
     config = subject.config
     if FLAGS.data:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
-    evaluators = evaluate.make_fewshot_evaluators(
+    evaluators = features.make_fewshot_evaluators(
         subject.model,
         data.open_fewshot(config),
         config=config,
@@ -329,8 +331,8 @@ def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
-    from keras_mixer import evaluation as evaluate
     from keras_mixer.engines import distribute
+    from keras_mixer.evaluation import report
 
     _check_flags()
     begun = time.perf_counter()
@@ -344,7 +346,6 @@ def main(argv: list[str]) -> None:
             results, write_details = task(subject, strategy)
     if not distribute.is_chief(strategy):
         return
-    report = evaluate.report
     as_table = {
         "classification": report.classification_table,
         "fewshot": report.fewshot_table,

@@ -4,8 +4,8 @@ import math
 import time
 from typing import Any
 
-from keras_mixer import evaluation as evaluate
 from keras_mixer.engines import distribute
+from keras_mixer.evaluation import classification, features
 from keras_mixer.run import checkpoint, progress
 from keras_mixer.training.run import Run
 from keras_mixer.training.state import State
@@ -39,7 +39,7 @@ class Duties:
             run.workdir, keep=config.train.keep_checkpoints, writes=run.is_chief
         )
         self._evaluators = {
-            name: evaluate.make_evaluator(
+            name: classification.make_evaluator(
                 state.model,
                 split,
                 batch_size=config.train.batch_size,
@@ -52,13 +52,13 @@ class Duties:
             )
             for name, (role, split) in run.evaluated.items()
         }
-        self._fewshot_evaluators = evaluate.make_fewshot_evaluators(
+        self._fewshot_evaluators = features.make_fewshot_evaluators(
             state.model, run.fewshot_sets, config=config, strategy=run.strategy
         )
         self._evaluation_seconds = 0.0  # of this process
         # From which a later step was finite.
         self._good_checkpoint: str | None = None
-        self.scores: dict[str, evaluate.Scores] = {}
+        self.scores: dict[str, classification.Scores] = {}
 
     def begin(self, state: State) -> None:
         """Restores the newest checkpoint, if any, and opens the reports."""

@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_mixer import data, evaluation as evaluate
+from keras_mixer import data
 from keras_mixer.engines import step
+from keras_mixer.evaluation import classification
 from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests.training.test_loop import assert_same_weights, lines_of, small
@@ -419,7 +420,7 @@ def test_hosts_that_saw_few_have_seen_too_many(zoo, tmp_path, strategy_of):
     model, _, _ = assembly.load_model(tmp_path / "r")
     seen = data.BrokenImages(split, limit=0.1)
     seen.names |= broken  # as if another host had reported them
-    evaluator = evaluate.make_evaluator(
+    evaluator = classification.make_evaluator(
         model,
         split,
         batch_size=8,

@@ -1,6 +1,8 @@
 """Few-shot accuracy of a Mixer's features: data sets, replicas, training."""
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import keras
@@ -8,9 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer import data, evaluation as evaluate
+from keras_mixer import data
 from keras_mixer.data.augment import images
-from keras_mixer.evaluation import fewshot
+from keras_mixer.evaluation import features, fewshot
 from keras_mixer.run import checkpoint, config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests import reference
@@ -21,6 +23,7 @@ from tests.training.test_loop import (
 )
 
 SETTINGS = (
+    "model.num_blocks=1",
     "fewshot.data=digits@train[:300]@test[:107]",
     "fewshot.shots=1,5,40",
     "fewshot.l2_reg=16,1024",
@@ -36,7 +39,7 @@ def random_model(config, strategy, classes=10):
     return model
 
 
-def all_features(model, split, side=8):
+def all_features(model, split):
     """The features of a whole split, by Keras alone; not of broken images."""
     inner = keras.Model(model.inputs, model.get_layer("avg_pool").output)
     pixels, labels = [], []
@@ -46,10 +49,19 @@ def all_features(model, split, side=8):
             if image == b"nothing":
                 continue
             image = images.decode(image)
-        pixels.append(images.resize(image, None, side))
+        assert image.shape == (8, 8, 3)
+        pixels.append(image)
         labels.append(record["label"])
     x = images.to_value_range(np.stack(pixels))
-    return inner.predict(x, verbose=0), np.array(labels)
+    return inner(x, training=False).numpy(), np.array(labels)
+
+
+def evaluator_of(model, config, strategy):
+    """The few-shot evaluation of the config's only data set."""
+    (run,) = features.make_fewshot_evaluators(
+        model, data.open_fewshot(config), config=config, strategy=strategy
+    ).values()
+    return run
 
 
 def resolved(*overrides):
@@ -58,8 +70,22 @@ def resolved(*overrides):
     return dataclasses.replace(config, model=model)
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 4])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("replicas", "precision"),
+    [
+        (1, "bfloat16"),
+        (2, "float32"),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                (1, "float32"),
+                (2, "bfloat16"),
+                (4, "float32"),
+                (4, "bfloat16"),
+            )
+        ),
+    ],
+)
 def test_equals_the_regression_of_all_features(
     replicas, precision, strategy_of
 ):
@@ -69,15 +95,12 @@ def test_equals_the_regression_of_all_features(
     )
     strategy = strategy_of(replicas)
     model = random_model(config, strategy)
-    sets = data.open_fewshot(config)
-    run = evaluate.make_fewshot_evaluators(
-        model, sets, config=config, strategy=strategy
-    )["digits"]
+    run = evaluator_of(model, config, strategy)
     tolerance = 0 if precision == "float32" else 0.03
+    (found,) = data.open_fewshot(config)
     with tf.device("cpu:0"):
         train, test = (
-            all_features(model, split)
-            for split in (sets[0].train, sets[0].test)
+            all_features(model, split) for split in (found.train, found.test)
         )
     want = fewshot.accuracies(
         *train,
@@ -111,12 +134,7 @@ def test_compiled_once_and_follows_the_weights(strategy_of, monkeypatch):
         "to_value_range",
         lambda image: traced.append(1) or original(image),
     )
-    run = evaluate.make_fewshot_evaluators(
-        model,
-        data.open_fewshot(config),
-        config=config,
-        strategy=strategy,
-    )["digits"]
+    run = evaluator_of(model, config, strategy)
     first = run()
     count = len(traced)
     assert count
@@ -128,18 +146,7 @@ def test_compiled_once_and_follows_the_weights(strategy_of, monkeypatch):
     assert blind != first
     # All features are equal, so all images are of one class.
     assert blind[0]["accuracy"] < 0.2
-
-
-def test_features_that_are_not_finite(strategy_of):
-    config = resolved(*SETTINGS)
-    model = random_model(config, strategy_of(1))
     model.get_layer("stem").bias.assign([np.nan] * 16)
-    run = evaluate.make_fewshot_evaluators(
-        model,
-        data.open_fewshot(config),
-        config=config,
-        strategy=strategy_of(1),
-    )["digits"]
     with pytest.raises(ValueError, match="digits: the model's features are"):
         run()
 
@@ -159,6 +166,7 @@ def test_a_broken_image_is_missing_from_its_support_set(
     (tmp_path / "train" / "a" / "2.png").write_bytes(b"nothing")
     (tmp_path / "test" / "b" / "3.png").write_bytes(b"nothing")
     config = resolved(
+        "model.num_blocks=1",
         f"fewshot.data=folder:{tmp_path}",
         "fewshot.policy=resize",
         "fewshot.shots=6,7",
@@ -166,14 +174,11 @@ def test_a_broken_image_is_missing_from_its_support_set(
         "data.max_broken=0.2",
     )
     model = random_model(config, strategy_of(2), classes=2)
-    sets = data.open_fewshot(config)
-    run = evaluate.make_fewshot_evaluators(
-        model, sets, config=config, strategy=strategy_of(2)
-    )[f"folder:{tmp_path}"]
+    run = evaluator_of(model, config, strategy_of(2))
+    (sets,) = data.open_fewshot(config)
     with tf.device("cpu:0"):
         (x, y), (x_test, y_test) = (
-            all_features(model, split)
-            for split in (sets[0].train, sets[0].test)
+            all_features(model, split) for split in (sets.train, sets.test)
         )
     assert (len(y), len(y_test)) == (11, 17)
     predicted = fewshot.fit(x, y, num_classes=2).predict(x_test)[0]
@@ -188,20 +193,15 @@ def test_a_broken_image_is_missing_from_its_support_set(
     assert told.count("test/b/3.png") == 1
     # Where none may be broken it stops, and says which.
     config = config_lib.override(config, ["data.max_broken=0"])
-    run = evaluate.make_fewshot_evaluators(
-        model,
-        data.open_fewshot(config),
-        config=config,
-        strategy=strategy_of(2),
-    )[f"folder:{tmp_path}"]
+    run = evaluator_of(model, config, strategy_of(1))
     with pytest.raises(data.DataError, match=r"train/a/2\.png"):
         run()
 
 
 def test_a_stream_keeps_its_support_sets(cifar10_dir):
     """Of TFRecords all is read to find a few: once, not at every call."""
-    split = data.open_split("cifar10", "train[:2000]", str(cifar10_dir))
-    indices = np.array([3, 1999, 40, 41])
+    split = data.open_split("cifar10", "train[:200]", str(cifar10_dir))
+    indices = np.array([3, 199, 40, 41])
     records = list(split.records())
     reads = []
 
@@ -220,7 +220,7 @@ def test_a_stream_keeps_its_support_sets(cifar10_dir):
 
     chosen = data.choose(dataclasses.replace(split, records=counted), indices)
     twice = list(chosen.records().repeat(2))  # as a pass goes over it
-    assert reads == list(range(2000))
+    assert reads == list(range(200))
     assert len(twice) == 2 * chosen.num_examples == 8
     for i, record in zip([*sorted(indices)] * 2, twice, strict=True):
         assert record["image"] == records[i]["image"]
@@ -229,69 +229,85 @@ def test_a_stream_keeps_its_support_sets(cifar10_dir):
     )
 
 
-def test_while_training(tmp_path, strategy_of, capsys):
+def watched(*overrides):
+    """A short run with checkpoints and few-shot evaluations at 6 and 12."""
+    return small(
+        *SETTINGS, "fewshot.every=6", "train.checkpoint_every=6", *overrides
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The finished run of `watched`, and what it printed."""
+    workdir = tmp_path_factory.mktemp("measured") / "run"
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        trainer.fit(
+            watched(),
+            workdir=workdir,
+            strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+        )
+    return workdir, shown.getvalue()
+
+
+def test_while_training(measured, tmp_path, strategy_of, capsys):
     """The scores are those of the checkpoints, and the run is another's."""
-    common = ("train.checkpoint_every=6",)
-    measured, plain = tmp_path / "measured", tmp_path / "plain"
-    config = small(*common, *SETTINGS, "fewshot.every=6")
-    strategy = strategy_of(2)
-    trainer.fit(config, workdir=measured, strategy=strategy)
-    shown = capsys.readouterr().out
+    workdir, shown = measured
     assert "digits: 1-shot l2=16 0." in shown
     assert "Evaluations took " in shown
-    trainer.fit(small(*common), workdir=plain, strategy=strategy)
-    assert_same_weights(measured, plain, rtol=0, atol=0)
-    lines = lines_of(measured)
+    plain = small("model.num_blocks=1", "train.checkpoint_every=6")
+    trainer.fit(plain, workdir=tmp_path / "plain", strategy=strategy_of(1))
+    assert_same_weights(workdir, tmp_path / "plain", rtol=0, atol=0)
+    lines = lines_of(workdir)
     found = [line for line in lines if line["kind"] == "fewshot"]
-    assert [x for x in lines if x["kind"] != "fewshot"] == lines_of(plain)
+    others = [line for line in lines if line["kind"] != "fewshot"]
+    assert others == lines_of(tmp_path / "plain")
     assert [x["step"] for x in found] == [6] * 6 + [12] * 6
-    for step in (6, 12):
-        model, config, _ = assembly.load_model(measured, step)
-        run = evaluate.make_fewshot_evaluators(
-            model,
-            data.open_fewshot(config),
-            config=config,
-            strategy=strategy_of(1),
-        )["digits"]
+    model, config, _ = assembly.load_model(workdir, 12)
+    run = evaluator_of(model, config, strategy_of(1))
+    for step in (12, 6):
+        if step == 6:  # into the same model, which is compiled
+            early, _, _ = assembly.load_model(workdir, step)
+            model.set_weights(early.get_weights())
         for line, score in zip(
             [x for x in found if x["step"] == step], run(), strict=True
         ):
             assert line == {"step": step, "kind": "fewshot", **score}
 
     # A run may go on with other few-shot settings, and is the same run.
-    trainer.fit(small(*common), workdir=measured, strategy=strategy)
+    trainer.fit(plain, workdir=workdir, strategy=strategy_of(1))
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "killed_at", [12, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_a_failing_few_shot_evaluation_loses_nothing(
-    tmp_path, strategy_of, monkeypatch
+    killed_at, measured, tmp_path, strategy_of, monkeypatch
 ):
     """The run is saved before it, and goes on with what is missing."""
-    config = small(*SETTINGS, "fewshot.every=4", "train.steps=8")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    trainer.fit(config, workdir=whole, strategy=strategy_of(1))
+    calls = []
     original = fewshot.Regression.predict
-    for steps, killed_at in (([4], 4), ([4, 8], 8)):
-        calls = []
 
-        def fail(self, *arguments, killed_at=killed_at, calls=calls):
-            calls.append(1)  # 6 of them at a step: 3 shots, 2 seeds
-            if killed_at == 4 or len(calls) > 6:
-                raise OSError("the disk is gone")
-            return original(self, *arguments)
+    def fail(self, *arguments):
+        calls.append(1)  # 6 of them at a step: 3 shots, 2 seeds
+        if len(calls) > killed_at - 6:
+            raise OSError("the disk is gone")
+        return original(self, *arguments)
 
-        monkeypatch.setattr(fewshot.Regression, "predict", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(fewshot.Regression, "predict", fail)
         with pytest.raises(OSError, match="the disk is gone"):
-            trainer.fit(config, workdir=parts, strategy=strategy_of(1))
-        assert checkpoint.Checkpoints(parts).steps == steps
-    monkeypatch.setattr(fewshot.Regression, "predict", original)
-    trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+            trainer.fit(watched(), workdir=tmp_path, strategy=strategy_of(1))
+    steps = list(range(6, killed_at + 1, 6))
+    assert checkpoint.Checkpoints(tmp_path).steps == steps
+    trainer.fit(watched(), workdir=tmp_path, strategy=strategy_of(1))
 
     def by_step(workdir):
         return sorted(map(json.dumps, lines_of(workdir)))
 
-    assert by_step(whole) == by_step(parts)
-    assert_same_weights(whole, parts, rtol=0, atol=0)
+    assert by_step(measured[0]) == by_step(tmp_path)
+    assert_same_weights(measured[0], tmp_path, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -361,8 +377,9 @@ def test_data_sets_by_name():
     ]
     import tensorflow_datasets as tfds
 
+    known = tfds.list_builders()
     for name, (dataset, *_) in data.parse_fewshot("reference,imagenet"):
-        assert dataset.partition(":")[0] in tfds.list_builders(), name
+        assert dataset.partition(":")[0] in known, name
 
 
 def test_preprocessing_is_the_authors():

@@ -8,73 +8,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_mixer
-from keras_mixer import export, models
+from keras_mixer import export
 from keras_mixer.data.augment import images
 from keras_mixer.export import signatures
-from tests.conftest import ROOT, SHARED
-
-SIDE, CLASSES = 32, 23
-POLICY = "resize_small(36)|central_crop"
-NAMES = tuple(f"class {i} é" for i in range(CLASSES))
-VARIANT = models.Variant(
-    patch_size=8,
-    num_blocks=2,
-    hidden_dim=24,
-    tokens_mlp_dim=12,
-    channels_mlp_dim=32,
+from tests.conftest import SHARED
+from tests.export import served_alone
+from tests.export.small_model import (
+    CLASSES,
+    NAMES,
+    POLICY,
+    SIDE,
+    call,
+    in_python,
+    make_model,
+    picture,
+    softmax,
 )
-
-
-def make_model(**options):
-    """A small Mixer with random weights everywhere, the head too."""
-    options = {"classifier_activation": None, "classes": CLASSES, **options}
-    model = keras_mixer.Mixer(VARIANT, input_shape=(SIDE, SIDE, 3), **options)
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        value = rng.normal(0, 0.3, weight.shape)
-        weight.assign(value + (weight.path.endswith("gamma")))
-    return model
-
-
-def in_python(model, pictures, policy=POLICY):
-    """Returns the model's answers for pictures or files, one by one."""
-    apply = images.parse_policy(policy, model.input_shape[1])
-    seed = tf.zeros([2], tf.int64)
-    prepared = [apply(tf.constant(x), seed) for x in pictures]
-    image = images.to_value_range(tf.stack(prepared))
-    return model(image, training=False).numpy()
-
-
-def softmax(logits):
-    p = np.exp(logits - logits.max(axis=-1, keepdims=True), dtype=np.float64)
-    return p / p.sum(axis=-1, keepdims=True)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def version(model, tmp_path_factory):
-    return export.export(
-        model,
-        tmp_path_factory.mktemp("served"),
-        eval_policy=POLICY,
-        class_names=NAMES,
-        tflite=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def served(version):
-    return tf.saved_model.load(str(version))
-
-
-def call(served, name, value):
-    key = "image_bytes" if name == "serve_bytes" else "image"
-    return served.signatures[name](**{key: tf.constant(value)})
 
 
 def draw_files(count):
@@ -116,34 +65,45 @@ def photos():
     return [path.read_bytes() for path in found]
 
 
-def test_a_process_with_tensorflow_alone_answers_the_same(
-    model, version, photos, tmp_path
+@pytest.mark.parametrize(
+    ("count", "alone"),
+    [(12, False), pytest.param(100, True, marks=pytest.mark.slow)],
+    ids=["in this process", "alone"],
+)
+def test_a_client_gets_the_answers_of_the_model(
+    model, version, photos, tmp_path, count, alone
 ):
-    files, pixels = photos, []
+    """In all signatures and batches, with TensorFlow alone."""
+    files, pixels = photos[:count], []
     for i, file in enumerate(files):
         (tmp_path / f"file_{i:03d}").write_bytes(file)
-        picture = images.decode(tf.constant(file)).numpy()[:200, :260]
-        room = [(0, 200 - picture.shape[0]), (0, 260 - picture.shape[1])]
-        pixels.append(np.pad(picture, [*room, (0, 0)], mode="wrap"))
+        shown = images.decode(tf.constant(file)).numpy()[:200, :260]
+        room = [(0, 200 - shown.shape[0]), (0, 260 - shown.shape[1])]
+        pixels.append(np.pad(shown, [*room, (0, 0)], mode="wrap"))
     np.save(tmp_path / "pixels.npy", np.stack(pixels))
-    subprocess.run(
-        [
-            sys.executable,
-            "-I",
-            ROOT / "tests" / "served_alone.py",
-            version,
-            tmp_path,
-            tmp_path / "answer.npz",
-        ],
-        check=True,
-    )
-    answer = np.load(tmp_path / "answer.npz")
+    sizes = (1, 7, 32) if alone else (1, 7)
+    if alone:
+        target = tmp_path / "answer.npz"
+        subprocess.run(
+            [
+                sys.executable,
+                "-I",
+                served_alone.__file__,
+                version,
+                tmp_path,
+                target,
+            ],
+            check=True,
+        )
+        answer = np.load(target)
+    else:
+        answer = served_alone.answer(version, tmp_path, sizes)
     body = make_model(include_top=False, pooling="avg", classes=None)
     expected_features = in_python(body, pixels)
     for name in ("serving_default", "serve_float", "serve_bytes"):
         want = in_python(model, files if name == "serve_bytes" else pixels)
         best = np.argsort(-want, axis=-1)[:, :5]
-        for size in (1, 7, 32):
+        for size in sizes:
             got = {
                 output: answer[f"{name}_{size}/{output}"]
                 for output in (
@@ -165,7 +125,7 @@ def test_a_process_with_tensorflow_alone_answers_the_same(
             )
             names = np.strings.decode(got["top_k_names"], "utf-8")
             assert names.tolist() == np.array(NAMES)[best].tolist()
-    for size in (1, 7, 32):
+    for size in sizes:
         np.testing.assert_allclose(
             answer[f"serve_features_{size}/features"],
             expected_features,
@@ -174,21 +134,15 @@ def test_a_process_with_tensorflow_alone_answers_the_same(
 
 
 def test_images_of_their_own_sizes(model, served, photos):
-    for file in photos[:9]:
-        picture = images.decode(tf.constant(file)).numpy()
-        want = in_python(model, [picture])
+    for file in photos[:5]:
+        shown = images.decode(tf.constant(file)).numpy()
+        want = in_python(model, [shown])
         for dtype, name in (
             (np.uint8, "serving_default"),
             (np.float32, "serve_float"),
         ):
-            got = call(served, name, picture[None].astype(dtype))["logits"]
+            got = call(served, name, shown[None].astype(dtype))["logits"]
             np.testing.assert_allclose(got, want, atol=1e-4)
-
-
-def picture(height=40, width=57, channels=3, seed=0):
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (6, 7, channels)).astype(np.uint8)
-    return coarse.repeat(9, axis=0).repeat(9, axis=1)[:height, :width]
 
 
 def test_formats(model, served):
@@ -510,8 +464,15 @@ def test_sigmoid_and_unknown_names(trusting, tmp_path):
     assert export.read_card(path)["probabilities"] == "sigmoid"
 
 
-def test_float32_of_a_half_precision_model_and_back(tmp_path):
-    half, full = make_model(dtype="mixed_bfloat16"), make_model()
+@pytest.mark.parametrize(
+    "checked", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_float32_of_a_half_precision_model_and_back(
+    checked, model, tmp_path, request
+):
+    if not checked:
+        request.getfixturevalue("trusting")
+    half, full = make_model(dtype="mixed_bfloat16"), model
     pixels = picture()[None]
     path = export.export(half, tmp_path, eval_policy=POLICY)
     got = call(tf.saved_model.load(str(path)), "serving_default", pixels)[

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from keras_mixer import export
 from keras_mixer.export import versions
+from keras_mixer.run import files
 from tests.conftest import ROOT
-from tests.export.test_saved_model import call, picture
+from tests.export.small_model import call, picture
 
 
 def visible(output):
@@ -48,7 +49,7 @@ def test_versions_of_concurrent_exports(tmp_path):
 
 def test_a_version_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
     events = []
-    sync, rename = versions._sync, os.rename
+    sync, rename = files.sync, os.rename
 
     def note_sync(path):
         sync(path)
@@ -58,7 +59,7 @@ def test_a_version_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
         rename(source, target)
         events.append("renamed")
 
-    monkeypatch.setattr(versions, "_sync", note_sync)
+    monkeypatch.setattr(files, "sync", note_sync)
     monkeypatch.setattr(os, "rename", note_rename)
     with versions.draft(tmp_path) as folder:
         (folder / "variables").mkdir()
@@ -72,7 +73,7 @@ def test_a_version_is_on_the_disk_before_it_appears(tmp_path, monkeypatch):
         f"{draft}/variables",
         f"{draft}/variables/data",
     ]
-    assert events[end - 1] == draft  # a folder behind what is in it
+    assert events[end - 1] == draft  # a folder after what is in it
     assert events[end + 1 :] == ["."]
 
 
@@ -93,7 +94,7 @@ def test_only_what_the_dead_left_is_removed(tmp_path):
 # Exports random weights again and again; the first argument is the folder.
 _ENDLESS = """
 import sys
-from tests.export.test_saved_model import make_model, POLICY
+from tests.export.small_model import make_model, POLICY
 from keras_mixer import export
 from keras_mixer.export import fresh
 if sys.argv[2] == "unchecked":
@@ -104,10 +105,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize(
-    "when",
-    ["draft", "saved", pytest.param("checked", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["draft", "saved", "checked"])
 def test_a_killed_export_leaves_whole_versions(when, tmp_path):
     """SIGKILL while a version is being written; then the next export."""
     with subprocess.Popen(

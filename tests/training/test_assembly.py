@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import keras_mixer
-from keras_mixer import data, evaluation as evaluate, weights as weights_lib
+from keras_mixer import data, weights as weights_lib
+from keras_mixer.evaluation import classification
 from keras_mixer.run import (
     checkpoint,
     config as config_lib,
@@ -72,7 +73,7 @@ def test_a_loaded_model_scores_as_the_run_did(finished, strategy_of):
     model, loaded_config, class_names, *_ = assembly.load_trained(workdir)
     assert class_names == tuple(str(i) for i in range(10))
     assert loaded_config == config_lib.load(workdir / "config.json")
-    scores = evaluate.make_evaluator(
+    scores = classification.make_evaluator(
         model,
         data.open_split("digits", "test[:70]"),
         batch_size=7,

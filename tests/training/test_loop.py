@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from keras_mixer import data, evaluation as evaluate
+from keras_mixer import data
+from keras_mixer.evaluation import classification
 from keras_mixer.run import checkpoint, config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests.training.common import RANDOM, assert_same_weights, lines_of, small
@@ -172,7 +173,7 @@ def test_a_final_evaluation_that_is_no_number(
 ):
     scores = {"accuracy": 0.1, "loss": math.nan, "count": 70}
     monkeypatch.setattr(
-        evaluate, "make_evaluator", lambda *_, **__: lambda: scores
+        classification, "make_evaluator", lambda *_, **__: lambda: scores
     )
     config = small("train.eval_every=null")
     with pytest.raises(trainer.NonFiniteError, match="Step 12.*step_00000008"):
@@ -206,7 +207,7 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
     assert best["split"] == "train[200:270]"
     assert checkpoint.Checkpoints(tmp_path).steps == sorted({want, 40})
     model = assembly.load_trained(tmp_path, "best").model
-    scores = evaluate.make_evaluator(
+    scores = classification.make_evaluator(
         model,
         data.open_split("digits", "test[:70]"),
         batch_size=70,
