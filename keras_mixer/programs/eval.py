@@ -9,19 +9,21 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
 
 from keras_mixer.evaluation import paper
 from keras_mixer.programs.flags import (
+    check_file,
+    check_picture,
     check_source_flags,
     define_device_flags,
     define_source_flags,
     make_strategy,
     override_some,
-    parse_checkpoint,
+    read_checkpoint,
 )
 from keras_mixer.programs.program import KEPT, run_program
 from keras_mixer.run import config as config_lib, files
@@ -51,7 +53,7 @@ Few-shot accuracy of the frozen features, by regularised linear regression
       --data=cifar100,uc_merced@train[:1000]@train[1000:] \\
       fewshot.shots=1,5 fewshot.l2_reg=64,1024 fewshot.seeds=5
 
-A table goes to the terminal (stderr), and JSON to stdout and to --output.
+A table goes to stderr, JSON to stdout and to --output.
 
 Data sets (--data), with commas between them: NAME or NAME@SPLIT, and for
 few-shot NAME@TRAIN@TEST; by default the run's own. Known by name:
@@ -75,14 +77,11 @@ _TASKS = ("classification", "fewshot")
 _BATCH_SIZE = 256  # without a run that says how many fit
 
 
-Later = Callable[[], None]
-
-
 class Subject(NamedTuple):
-    """What is evaluated; `class_names` are None where only a number is known.
+    """What is evaluated.
 
-    `origin` is what the JSON says of it. Without a head there are features
-    alone.
+    `class_names` are None if only their number is known. `origin` is what the
+    JSON says of the model. A model without a head has features only.
     """
 
     model: Any
@@ -91,6 +90,10 @@ class Subject(NamedTuple):
     source: str
     origin: dict[str, Any]
     has_head: bool = True
+
+
+# Of the only split that was evaluated: what became of each example.
+Details = tuple[Any, dict[str, Any]]
 
 
 def help_text() -> str:
@@ -110,9 +113,9 @@ def help_text() -> str:
     )
 
 
-def define_flags() -> list[str]:
-    """Defines the flags of this program and returns their names."""
-    names = define_source_flags()
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_source_flags()
     flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
     flags.DEFINE_string(
         "data", None, "Data sets with commas between them, see above."
@@ -126,8 +129,7 @@ def define_flags() -> list[str]:
         None,
         "Picture of which class is taken for which: .png, .svg or .pdf.",
     )
-    names += ["task", "data", "output", "per_class", "confusion"]
-    return [*names, *define_device_flags()]
+    define_device_flags()
 
 
 def _check_flags() -> None:
@@ -142,38 +144,26 @@ def _check_flags() -> None:
             f"--per_class must end in .csv. Received: {FLAGS.per_class}"
         )
     if FLAGS.confusion:
-        from keras_mixer.evaluation import pictures
-
-        pictures.check_file(FLAGS.confusion, "--confusion")
-    for name in ("output", "per_class", "confusion"):
+        check_picture("confusion")
+    for name in ("output", "per_class"):
         if FLAGS[name].value:
-            file = pathlib.Path(str(FLAGS[name].value))
-            if file.is_dir():
-                raise ConfigError(
-                    f"--{name} must be a file: {file} is a folder"
-                )
-            file.parent.mkdir(parents=True, exist_ok=True)
+            check_file(name)
 
 
 def _load(overrides: list[str]) -> Subject:
-    """Loads what the flags name; inside the strategy's scope."""
-
+    """Loads what the flags name; call it in the strategy's scope."""
     if FLAGS.workdir:
-        trained = assembly.load_trained(
-            FLAGS.workdir, parse_checkpoint(FLAGS.checkpoint)
+        trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
+        config = override_some(
+            trained.config, overrides, _OVERRIDABLE, "an evaluation"
         )
+        origin = {
+            "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+            "checkpoint": FLAGS.checkpoint,
+            "step": trained.step,
+        }
         return Subject(
-            trained.model,
-            override_some(
-                trained.config, overrides, _OVERRIDABLE, "an evaluation"
-            ),
-            trained.class_names,
-            trained.source,
-            {
-                "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
-                "checkpoint": FLAGS.checkpoint,
-                "step": trained.step,
-            },
+            trained.model, config, trained.class_names, trained.source, origin
         )
     config = Config(
         data=config_lib.DataConfig(
@@ -210,8 +200,8 @@ def _check_classes(split: Any, subject: Subject) -> None:
         )
     ours = subject.class_names
     if ours is not None and split.class_names != ours:
-        i = [a == b for a, b in zip(ours, split.class_names, strict=True)]
-        at = i.index(False)
+        same = [a == b for a, b in zip(ours, split.class_names, strict=True)]
+        at = same.index(False)
         raise data.DataError(
             f"{split.name} has other classes than {subject.source}: class "
             f"{at} is {split.class_names[at]!r}, not {ours[at]!r}."
@@ -233,44 +223,60 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
-    """Returns the scores of each data set, and what writes the details."""
+def _open_splits(subject: Subject) -> list[tuple[str, str, Any]]:
+    """Returns name, split expression and split of each data set.
+
+    Raises ConfigError or DataError before any is evaluated, for what does not
+    fit the model or the flags.
+    """
     from keras_mixer import data, evaluation as evaluate
     from keras_mixer.data.augment import images
 
     config, own = subject.config, subject.config.data
     # A run's own name may be a folder with a comma in it.
-    entries: Sequence[tuple[str, tuple[str, ...]]]
-    entries = [(own.name, (own.name, own.eval_split))]
+    named: Sequence[tuple[str, ...]] = [(own.name, own.eval_split)]
     if FLAGS.data:
-        entries = data.parse_classification(FLAGS.data, own.eval_split)
-    splits = [
-        data.open_split(name, split, own.data_dir, classes=own.classes)
-        for _, (name, split) in entries
-    ]
-    for split in splits:  # before any is evaluated
+        parsed = data.parse_classification(FLAGS.data, own.eval_split)
+        named = [entry for _, entry in parsed]
+    found = []
+    for name, part in named:
+        split = data.open_split(name, part, own.data_dir, classes=own.classes)
+        found.append((name, part, split))
+    for _, _, split in found:
         _check_classes(split, subject)
         images.parse_policy(
             config.augment.eval_policy, config.model.side, split.image_size
         )
-    details = FLAGS.per_class or FLAGS.confusion
-    if details and (len(splits) > 1 or splits[0].is_multi_label):
+    first = found[0][2]
+    if (FLAGS.per_class or FLAGS.confusion) and (
+        len(found) > 1 or first.is_multi_label
+    ):
         raise ConfigError(
             "--per_class and --confusion take one data set with one label per "
-            f"image. Received: {', '.join(s.name for s in splits)}"
+            f"image. Received: {', '.join(split.name for *_, split in found)}"
         )
     if FLAGS.confusion:
-        evaluate.report.check_confusion(splits[0].num_classes)
+        evaluate.report.check_confusion(first.num_classes)
+    return found
+
+
+def _classify(
+    subject: Subject, strategy: Any
+) -> tuple[list[Any], Details | None]:
+    """Returns the scores of each data set, and the details of a single one."""
+    from keras_mixer import data, evaluation as evaluate
+
+    config = subject.config
     results = []
-    rows: dict[str, Any] = {}
-    for (_, (name, part)), split in zip(entries, splits, strict=True):
+    details: Details | None = None
+    for name, part, split in _open_splits(subject):
         over = evaluate.Pass(
             split,
             batch_size=config.train.batch_size,
             image_size=config.model.side,
             policy=config.augment.eval_policy,
             strategy=strategy,
-            broken=data.BrokenImages(split, limit=own.max_broken),
+            broken=data.BrokenImages(split, limit=config.data.max_broken),
         )
         KEPT.append(over)
         scores, rows = evaluate.make_predictor(
@@ -284,11 +290,8 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
             )
         found = {"data": name, "split": part, **scores}
         results.append({**found, **_reported(config, name, part)})
-
-    def write_details() -> None:
-        _write_details(splits[0], rows, results[0]["accuracy"])
-
-    return results, write_details
+        details = split, rows
+    return results, details
 
 
 def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
@@ -309,7 +312,7 @@ def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
         )
 
 
-def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
+def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], None]:
     """Returns the few-shot accuracies on each data set, and no details."""
     from keras_mixer import data, evaluation as evaluate
 
@@ -323,8 +326,7 @@ def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
         strategy=strategy,
     )
     KEPT.append(evaluators)
-    found = [x for evaluator in evaluators.values() for x in evaluator()]
-    return found, lambda: None
+    return [x for measure in evaluators.values() for x in measure()], None
 
 
 def main(argv: list[str]) -> None:
@@ -334,21 +336,19 @@ def main(argv: list[str]) -> None:
 
     _check_flags()
     begun = time.perf_counter()
-    task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
-    # Nothing but the scores goes to stdout, whatever a download says.
+    task = _fewshot if FLAGS.task == "fewshot" else _classify
+    # Only the scores go to stdout, whatever a download prints.
     with contextlib.redirect_stdout(sys.stderr):
         strategy = make_strategy()
         with distribute.watch_workers(strategy):
             with strategy.scope():
                 subject = _load(argv[1:])
-            results, write_details = task(subject, strategy)
+            results, details = task(subject, strategy)
     if not distribute.is_chief(strategy):
         return
-    report = evaluate.report
-    as_table = {
-        "classification": report.classification_table,
-        "fewshot": report.fewshot_table,
-    }[FLAGS.task]
+    as_table = evaluate.report.classification_table
+    if FLAGS.task == "fewshot":
+        as_table = evaluate.report.fewshot_table
     print(f"{subject.source}:\n{as_table(results)}", file=sys.stderr)
     whole = {
         "task": FLAGS.task,
@@ -363,9 +363,10 @@ def main(argv: list[str]) -> None:
     print(json.dumps(whole, indent=2), flush=True)
     if FLAGS.output:
         files.write_json(FLAGS.output, whole)
-    write_details()  # last: whatever becomes of it, the scores are there
+    if details is not None:  # last, so that a failure loses no scores
+        _write_details(*details, results[0]["accuracy"])
 
 
 def run() -> None:
     """Entry point."""
-    run_program(main, names=define_flags(), help_text=help_text())
+    run_program(main, define_flags=define_flags, help_text=help_text())

@@ -9,20 +9,20 @@ from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
-# What a program holds until it ends; see `trainer.fit`.
+# What a program holds until it ends. See `trainer.fit`.
 KEPT: list[Any] = []
 
 
 def _rehearses() -> bool:
-    """Whether the program has virtual devices; not all have the flag."""
+    """Whether the program has virtual devices. Not all have the flag."""
     return "virtual_devices" in FLAGS and FLAGS.virtual_devices is not None
 
 
 def _end_at_once(code: int) -> None:
     """Ends a rehearsal on virtual devices without freeing anything.
 
-    TensorFlow 2.21 hung in one of five such programs while it freed its
-    iterators over several CPUs, when all was done and written.
+    One in five such programs hung in TensorFlow 2.21 while it freed its
+    iterators over several CPUs, after all was done and written.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -30,16 +30,21 @@ def _end_at_once(code: int) -> None:
 
 
 def run_program(
-    main: Callable[[list[str]], None], *, names: list[str], help_text: str
+    main: Callable[[list[str]], None],
+    *,
+    define_flags: Callable[[], None],
+    help_text: str,
 ) -> None:
     """Runs `main` under absl, with its errors as one line.
 
     Args:
       main: Takes the command line without the flags.
-      names: The program's own flags, shown by --help.
+      define_flags: Defines the program's flags.
       help_text: Shown by --help above the flags.
     """
-    for name in names:  # absl would list them under the module that has them
+    others = set(FLAGS)
+    define_flags()
+    for name in set(FLAGS) - others:  # so that --help lists them first
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     sys.modules["__main__"].__doc__ = help_text
 

@@ -175,8 +175,8 @@ def test_installed_programs_are_the_same():
     if not ours:
         pytest.skip("keras_mixer is not installed, only imported")
     assert ours == {
-        "keras-mixer-train": "keras_mixer.train:run",
-        "keras-mixer-eval": "keras_mixer.eval:run",
+        "keras-mixer-train": "keras_mixer.programs.train:run",
+        "keras-mixer-eval": "keras_mixer.programs.eval:run",
     }
     for script in scripts:
         if script.name in ours:
