@@ -316,11 +316,7 @@ def finetune_flowers() -> Config:
 
     Command: python train.py --recipe=finetune_flowers
     """
-    return _finetune(
-        "finetune_flowers",
-        data="oxford_flowers102",
-        steps=500,
-    )
+    return _finetune("finetune_flowers", data="oxford_flowers102", steps=500)
 
 
 def finetune_imagenet() -> Config:
