@@ -152,28 +152,30 @@ def _define_sweep() -> None:
     define_device_flags()
 
 
-def _read_sweep(
-    overrides: list[str],
-) -> tuple[pathlib.Path, pathlib.Path, Config, tuple[int, ...]]:
-    """Returns the picture's file, the workdir, the config and the seeds."""
-    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
-    config = read_config(overrides)
-    seeds = sweep.parse_list(
+def _define_permutation() -> None:
+    _define_sweep()
+    flags.DEFINE_string(
+        "models", "mixer,resnet", "Which models, with commas between them."
+    )
+
+
+def _seeds() -> tuple[int, ...]:
+    found = sweep.parse_list(
         FLAGS.seeds, int, "--seeds", "whole numbers from 0 on"
     )
-    if min(seeds) < 0:
+    if min(found) < 0:
         raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
-    return output, workdir, config, seeds
+    return found
 
 
 def _trained(study: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a sweep. A signal saves its run, and exits with 75 as train.py."""
+    """Runs a sweep; a signal saves its run, and exits with 75 as train.py."""
     import tensorflow as tf
 
     from keras_mixer.training import loop as trainer, preemption
 
     tf.get_logger().setLevel("ERROR")  # each run traces its own functions
-    # See `trainer.fit`. Nothing need stay in memory for a single device.
+    # See `trainer.fit`; of one device nothing need stay in the memory.
     kept = None if FLAGS.virtual_devices is None else KEPT
     try:
         return study(*arguments, make_strategy(), say=_say, keep_alive=kept)
@@ -196,26 +198,16 @@ def _title(config: Config, seeds: tuple[int, ...]) -> str:
     return f"{data}, recipe {recipe}, {length}; {of_seeds}"
 
 
-def _save_rows(output: pathlib.Path, rows: list[dict[str, Any]]) -> None:
-    files.write_json(output.with_suffix(".json"), rows)
-    sweep.write_csv(output.with_suffix(".csv"), rows)
-
-
-def _define_permutation() -> None:
-    _define_sweep()
-    flags.DEFINE_string(
-        "models", "mixer,resnet", "Which models, with commas between them."
-    )
-
-
 def _permutation(arguments: list[str]) -> None:
-    output, workdir, config, seeds = _read_sweep(arguments)
+    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
+    config, seeds = read_config(arguments), _seeds()
     names = sweep.parse_list(
         FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
     )
     runs = permutation.plan(config, models=names, seeds=seeds)
     rows = _trained(permutation.study, runs, workdir)
-    _save_rows(output, rows)
+    files.write_json(output.with_suffix(".json"), rows)
+    sweep.write_csv(output.with_suffix(".csv"), rows)
     print(permutation.summary(rows))
     drawn = permutation.draw(rows, workdir, output, _title(config, seeds))
     _tell(drawn, output)
@@ -228,21 +220,24 @@ def _define_scale() -> None:
 
 
 def _scale(arguments: list[str]) -> None:
-    output, workdir, config, seeds = _read_sweep(arguments)
-    widths = sweep.parse_list(
-        FLAGS.widths, scale.parse_positive, "--widths", "numbers above 0"
-    )
-    fractions = sweep.parse_list(
-        FLAGS.fractions,
-        scale.parse_fraction,
-        "--fractions",
-        "numbers above 0, up to 1",
-    )
+    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
+    config, seeds = read_config(arguments), _seeds()
     runs, rows = scale.plan(
-        config, widths=widths, fractions=fractions, seeds=seeds
+        config,
+        widths=sweep.parse_list(
+            FLAGS.widths, scale.parse_positive, "--widths", "numbers above 0"
+        ),
+        fractions=sweep.parse_list(
+            FLAGS.fractions,
+            scale.parse_fraction,
+            "--fractions",
+            "numbers above 0, up to 1",
+        ),
+        seeds=seeds,
     )
     rows = _trained(scale.study, runs, rows, workdir)
-    _save_rows(output, rows)
+    files.write_json(output.with_suffix(".json"), rows)
+    sweep.write_csv(output.with_suffix(".csv"), rows)
     print(scale.summary(rows))
     _tell(scale.draw(output, rows, _title(config, seeds)), output)
 

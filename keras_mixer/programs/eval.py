@@ -9,7 +9,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -77,6 +77,9 @@ _TASKS = ("classification", "fewshot")
 _BATCH_SIZE = 256  # without a run that says how many fit
 
 
+Later = Callable[[], None]
+
+
 class Subject(NamedTuple):
     """What is evaluated.
 
@@ -90,10 +93,6 @@ class Subject(NamedTuple):
     source: str
     origin: dict[str, Any]
     has_head: bool = True
-
-
-# Of the only split that was evaluated: what became of each example.
-Details = tuple[Any, dict[str, Any]]
 
 
 def help_text() -> str:
@@ -223,60 +222,44 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _open_splits(subject: Subject) -> list[tuple[str, str, Any]]:
-    """Returns name, split expression and split of each data set.
-
-    Raises ConfigError or DataError before any is evaluated, for what does not
-    fit the model or the flags.
-    """
+def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
+    """Returns the scores of each data set, and what writes the details."""
     from keras_mixer import data, evaluation as evaluate
     from keras_mixer.data.augment import images
 
     config, own = subject.config, subject.config.data
     # A run's own name may be a folder with a comma in it.
-    named: Sequence[tuple[str, ...]] = [(own.name, own.eval_split)]
+    entries: Sequence[tuple[str, tuple[str, ...]]]
+    entries = [(own.name, (own.name, own.eval_split))]
     if FLAGS.data:
-        parsed = data.parse_classification(FLAGS.data, own.eval_split)
-        named = [entry for _, entry in parsed]
-    found = []
-    for name, part in named:
-        split = data.open_split(name, part, own.data_dir, classes=own.classes)
-        found.append((name, part, split))
-    for _, _, split in found:
+        entries = data.parse_classification(FLAGS.data, own.eval_split)
+    splits = [
+        data.open_split(name, split, own.data_dir, classes=own.classes)
+        for _, (name, split) in entries
+    ]
+    for split in splits:  # before any is evaluated
         _check_classes(split, subject)
         images.parse_policy(
             config.augment.eval_policy, config.model.side, split.image_size
         )
-    first = found[0][2]
-    if (FLAGS.per_class or FLAGS.confusion) and (
-        len(found) > 1 or first.is_multi_label
-    ):
+    details = FLAGS.per_class or FLAGS.confusion
+    if details and (len(splits) > 1 or splits[0].is_multi_label):
         raise ConfigError(
             "--per_class and --confusion take one data set with one label per "
-            f"image. Received: {', '.join(split.name for *_, split in found)}"
+            f"image. Received: {', '.join(s.name for s in splits)}"
         )
     if FLAGS.confusion:
-        evaluate.report.check_confusion(first.num_classes)
-    return found
-
-
-def _classify(
-    subject: Subject, strategy: Any
-) -> tuple[list[Any], Details | None]:
-    """Returns the scores of each data set, and the details of a single one."""
-    from keras_mixer import data, evaluation as evaluate
-
-    config = subject.config
+        evaluate.report.check_confusion(splits[0].num_classes)
     results = []
-    details: Details | None = None
-    for name, part, split in _open_splits(subject):
+    rows: dict[str, Any] = {}
+    for (_, (name, part)), split in zip(entries, splits, strict=True):
         over = evaluate.Pass(
             split,
             batch_size=config.train.batch_size,
             image_size=config.model.side,
             policy=config.augment.eval_policy,
             strategy=strategy,
-            broken=data.BrokenImages(split, limit=config.data.max_broken),
+            broken=data.BrokenImages(split, limit=own.max_broken),
         )
         KEPT.append(over)
         scores, rows = evaluate.make_predictor(
@@ -290,8 +273,11 @@ def _classify(
             )
         found = {"data": name, "split": part, **scores}
         results.append({**found, **_reported(config, name, part)})
-        details = split, rows
-    return results, details
+
+    def write_details() -> None:
+        _write_details(splits[0], rows, results[0]["accuracy"])
+
+    return results, write_details
 
 
 def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
@@ -312,7 +298,7 @@ def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
         )
 
 
-def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], None]:
+def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     """Returns the few-shot accuracies on each data set, and no details."""
     from keras_mixer import data, evaluation as evaluate
 
@@ -326,7 +312,8 @@ def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], None]:
         strategy=strategy,
     )
     KEPT.append(evaluators)
-    return [x for measure in evaluators.values() for x in measure()], None
+    found = [x for evaluator in evaluators.values() for x in evaluator()]
+    return found, lambda: None
 
 
 def main(argv: list[str]) -> None:
@@ -336,19 +323,21 @@ def main(argv: list[str]) -> None:
 
     _check_flags()
     begun = time.perf_counter()
-    task = _fewshot if FLAGS.task == "fewshot" else _classify
-    # Only the scores go to stdout, whatever a download prints.
+    task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
+    # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):
         strategy = make_strategy()
         with distribute.watch_workers(strategy):
             with strategy.scope():
                 subject = _load(argv[1:])
-            results, details = task(subject, strategy)
+            results, write_details = task(subject, strategy)
     if not distribute.is_chief(strategy):
         return
-    as_table = evaluate.report.classification_table
-    if FLAGS.task == "fewshot":
-        as_table = evaluate.report.fewshot_table
+    report = evaluate.report
+    as_table = {
+        "classification": report.classification_table,
+        "fewshot": report.fewshot_table,
+    }[FLAGS.task]
     print(f"{subject.source}:\n{as_table(results)}", file=sys.stderr)
     whole = {
         "task": FLAGS.task,
@@ -363,8 +352,7 @@ def main(argv: list[str]) -> None:
     print(json.dumps(whole, indent=2), flush=True)
     if FLAGS.output:
         files.write_json(FLAGS.output, whole)
-    if details is not None:  # last, so that a failure loses no scores
-        _write_details(*details, results[0]["accuracy"])
+    write_details()  # last: whatever becomes of it, the scores are there
 
 
 def run() -> None:

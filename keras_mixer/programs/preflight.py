@@ -13,7 +13,7 @@ from keras_mixer.preflight import chips
 from keras_mixer.programs.flags import define_config_flags, read_config
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import files
-from keras_mixer.run.config import ConfigError
+from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
 
@@ -60,36 +60,32 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
-def _read_overrides(overrides: list[str]) -> list[str]:
-    """Returns what --model and --batch override, before `overrides`."""
+def read_run(overrides: list[str]) -> Config:
+    """Returns the config that the flags and overrides ask for."""
     given = {"model.variant": FLAGS.model, "train.batch_size": FLAGS.batch}
-    return [
-        *(f"{k}={v}" for k, v in given.items() if v is not None),
-        *overrides,
-    ]
+    ours = [f"{name}={x}" for name, x in given.items() if x is not None]
+    return read_config([*ours, *overrides])
 
 
-def _check_json() -> None:
-    """Raises ConfigError unless --json can be written."""
-    if FLAGS.json is None:
-        return
-    target = pathlib.Path(FLAGS.json)
+def _check_json(path: str | None) -> pathlib.Path | None:
+    if path is None:
+        return None
+    target = pathlib.Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(
-            f"--json must be a file in a folder that exists. Received: {target}"
+            f"--json must be a file in a folder that exists. Received: {path}"
         )
+    return target
 
 
 def main(argv: list[str]) -> None:
     """Compiles, counts and prints."""
     from keras_mixer import preflight
 
-    _check_json()
+    target = _check_json(FLAGS.json)
     topology = preflight.parse_topology(FLAGS.topology)
     run = preflight.resolve(
-        read_config(_read_overrides(argv[1:])),
-        classes=FLAGS.classes,
-        examples=FLAGS.examples,
+        read_run(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
     )
     start = time.perf_counter()
 
@@ -112,8 +108,8 @@ def main(argv: list[str]) -> None:
             print("\nThe largest batch that fits:")
             print(preflight.to_text(largest, run))
         content["largest"] = largest and dataclasses.asdict(largest)
-    if FLAGS.json is not None:
-        files.write_json(FLAGS.json, content)
+    if target is not None:
+        files.write_json(target, content)
 
 
 def run() -> None:

@@ -9,20 +9,20 @@ from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
-# What a program holds until it ends. See `trainer.fit`.
+# What a program holds until it ends; see `trainer.fit`.
 KEPT: list[Any] = []
 
 
 def _rehearses() -> bool:
-    """Whether the program has virtual devices. Not all have the flag."""
+    """Whether the program has virtual devices; not all have the flag."""
     return "virtual_devices" in FLAGS and FLAGS.virtual_devices is not None
 
 
 def _end_at_once(code: int) -> None:
     """Ends a rehearsal on virtual devices without freeing anything.
 
-    One in five such programs hung in TensorFlow 2.21 while it freed its
-    iterators over several CPUs, after all was done and written.
+    TensorFlow 2.21 hung in one of five such programs while it freed its
+    iterators over several CPUs, when all was done and written.
     """
     sys.stdout.flush()
     sys.stderr.flush()
