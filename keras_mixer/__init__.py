@@ -3,8 +3,8 @@
     model = keras_mixer.MixerB16()
 
 Importing the package imports nothing else: a name is imported when it is first
-used. Models and weights need keras and NumPy alone, under any Keras backend;
-training, data and evaluation need TensorFlow.
+used. Models and weights need only keras and NumPy, under any Keras backend.
+Training, data and evaluation need TensorFlow.
 """
 
 import importlib
@@ -14,25 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "Mixer": "models.mixer",
-    "MixerB16": "models.mixer",
-    "MixerB32": "models.mixer",
-    "MixerBlock": "models.layers",
-    "MixerH14": "models.mixer",
-    "MixerL16": "models.mixer",
-    "MixerL32": "models.mixer",
-    "MixerS8": "models.mixer",
-    "MixerS16": "models.mixer",
-    "MixerS32": "models.mixer",
-    "MlpBlock": "models.layers",
-    "StochasticDepth": "models.layers",
-    "decode_predictions": "models.mixer",
-    "preprocess_input": "models.mixer",
-}
-_MODULES = {
+# Where each public name is: module, or module:attribute.
+_PLACES = {
+    "Mixer": "models.mixer:Mixer",
+    "MixerB16": "models.mixer:MixerB16",
+    "MixerB32": "models.mixer:MixerB32",
+    "MixerBlock": "models.layers:MixerBlock",
+    "MixerH14": "models.mixer:MixerH14",
+    "MixerL16": "models.mixer:MixerL16",
+    "MixerL32": "models.mixer:MixerL32",
+    "MixerS8": "models.mixer:MixerS8",
+    "MixerS16": "models.mixer:MixerS16",
+    "MixerS32": "models.mixer:MixerS32",
+    "MlpBlock": "models.layers:MlpBlock",
+    "StochasticDepth": "models.layers:StochasticDepth",
     "analysis": "analysis",
     "data": "data",
+    "decode_predictions": "models.mixer:decode_predictions",
     "doctor": "doctor",
     "engines": "engines",
     "evaluation": "evaluation",
@@ -41,6 +39,7 @@ _MODULES = {
     "layers": "models.layers",
     "models": "models",
     "preflight": "preflight",
+    "preprocess_input": "models.mixer:preprocess_input",
     "programs": "programs",
     "run": "run",
     "trainer": "training.loop",
@@ -90,26 +89,26 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        found = importlib.import_module(f"keras_mixer.{_MODULES[name]}")
-    elif name in _MODULE_OF:
-        module = importlib.import_module(f"keras_mixer.{_MODULE_OF[name]}")
-        found = getattr(module, name)
-    else:
+    if name not in _PLACES:
         raise AttributeError(f"module 'keras_mixer' has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    found = importlib.import_module(f"keras_mixer.{module}")
+    if attribute:
+        found = getattr(found, attribute)
     globals()[name] = found
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF, *_MODULES})
+    return sorted({*globals(), *_PLACES})
 
 
 class _RegisterLayers:
-    """Registers the layers with Keras as soon as Keras is imported.
+    """Imports the layers, which registers them, right after Keras is imported.
 
-    So `keras.models.load_model` finds them after `import keras_mixer`. A finder
-    of `sys.meta_path` that hands Keras' own loader on.
+    `keras.models.load_model` finds only registered layers, and importing them
+    here would import Keras. A finder of `sys.meta_path` that returns Keras' own
+    spec with a loader that does both.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:

@@ -3,7 +3,6 @@
 The program behind `python -m keras_mixer.analysis`.
 """
 
-import difflib
 import pathlib
 import sys
 from collections.abc import Callable
@@ -21,19 +20,19 @@ from keras_mixer.analysis import (
     units,
     weights_figures,
 )
-from keras_mixer.evaluation import pictures
 from keras_mixer.programs.flags import (
+    check_picture,
     check_source_flags,
     define_config_flags,
     define_device_flags,
     define_source_flags,
     make_strategy,
-    parse_checkpoint,
+    read_checkpoint,
     read_config,
 )
 from keras_mixer.programs.program import KEPT, run_program
-from keras_mixer.run import files
-from keras_mixer.run.config import ConfigError
+from keras_mixer.run import files, suggest
+from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
 
@@ -50,26 +49,23 @@ _HELP = """The paper's analyses, a command for each:
 
 
 def _say(line: str) -> None:
-    """Tells how far it is; the results alone go to stdout."""
+    """Reports progress on stderr. Only results go to stdout."""
     print(line, file=sys.stderr, flush=True)
 
 
-def _define_output() -> list[str]:
+def _define_output() -> None:
     flags.DEFINE_string(
         "output",
         None,
-        "File of the picture: .png, .svg or .pdf. PNG and SVG are written "
-        "whatever it is, and the numbers beside them.",
+        "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
+        "written, and the numbers beside them.",
         required=True,
     )
-    return ["output"]
 
 
 def _check_output() -> pathlib.Path:
     """Returns the file of the picture, after making its folder."""
-    output = pictures.check_file(FLAGS.output, "--output")
-    if output.is_dir():
-        raise ConfigError(f"--output must be a file: {output} is a folder")
+    output = check_picture("output")
     if (output.parent / "config.json").exists():
         raise ConfigError(
             f"--output={output} lies in the workdir of a run, whose files "
@@ -83,7 +79,6 @@ def _check_output() -> pathlib.Path:
                     f"{output}, and would be overwritten. Choose another "
                     "--output."
                 )
-    output.parent.mkdir(parents=True, exist_ok=True)
     return output
 
 
@@ -94,18 +89,15 @@ def _take_nothing(arguments: list[str]) -> None:
         )
 
 
-def _tell(files: list[pathlib.Path], output: pathlib.Path) -> None:
-    drawn = ", ".join(map(str, files))
-    numbers = " and ".join(
-        str(file)
-        for file in (output.with_suffix(".json"), output.with_suffix(".csv"))
-        if file.exists()
-    )
-    print(f"Drew {drawn}; the numbers are in {numbers}", flush=True)
+def _tell(drawn: list[pathlib.Path], output: pathlib.Path) -> None:
+    files = (output.with_suffix(suffix) for suffix in (".json", ".csv"))
+    numbers = " and ".join(str(file) for file in files if file.exists())
+    pictures = ", ".join(map(str, drawn))
+    print(f"Drew {pictures}; the numbers are in {numbers}", flush=True)
 
 
-def _define_weights() -> list[str]:
-    names = define_source_flags()
+def _define_weights() -> None:
+    define_source_flags()
     flags.DEFINE_string("layers", None, "Blocks, from 0 on; the first three.")
     flags.DEFINE_string(
         "grid", None, "ROWSxCOLUMNS of patches; a square by default."
@@ -116,7 +108,7 @@ def _define_weights() -> list[str]:
         ["layer", "all"],
         "One colour scale for each layer, or for all.",
     )
-    return [*names, "layers", "grid", "scale", *_define_output()]
+    _define_output()
 
 
 def _read_weights() -> Any:
@@ -124,8 +116,7 @@ def _read_weights() -> Any:
     from keras_mixer import models, weights as weights_lib
 
     if FLAGS.workdir:
-        which = parse_checkpoint(FLAGS.checkpoint)
-        return weights_lib.read_workdir(FLAGS.workdir, which)
+        return weights_lib.read_workdir(FLAGS.workdir, read_checkpoint())
     if FLAGS.model is not None:
         models.get_variant(FLAGS.model)
     return weights_lib.get(FLAGS.weights, FLAGS.model)
@@ -141,35 +132,31 @@ def _weights(arguments: list[str]) -> None:
     text = FLAGS.layers or ",".join(map(str, range(min(3, blocks))))
     layers = weights_figures.parse_layers(text, blocks)
     grid = units.grid_of(parameters, grid)
-    units.stem_tiles(parameters)  # or it fails behind the slow part
+    units.stem_tiles(parameters)  # fails here rather than after the slow part
     measured = weights_figures.measure(parameters, layers, grid)
-    files = weights_figures.draw_units(
+    drawn = weights_figures.draw_units(
         output, parameters.source, measured, one_scale=FLAGS.scale == "all"
     )
     stem = output.with_name(f"{output.stem}_stem{output.suffix}")
-    files += weights_figures.draw_stem(stem, parameters)
+    drawn += weights_figures.draw_stem(stem, parameters)
     weights_figures.write(output, parameters.source, measured)
     print(f"{parameters.source}:\n{weights_figures.summary(measured)}")
-    _tell(files, output)
+    _tell(drawn, output)
 
 
-def _define_sweep() -> list[str]:
+def _define_sweep() -> None:
+    define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the runs.")
     flags.DEFINE_string("seeds", "0,1,2", "Seeds, with commas between them.")
-    return [
-        *define_config_flags(),
-        "workdir",
-        "seeds",
-        *_define_output(),
-        *define_device_flags(),
-    ]
+    _define_output()
+    define_device_flags()
 
 
-def _define_permutation() -> list[str]:
+def _define_permutation() -> None:
+    _define_sweep()
     flags.DEFINE_string(
         "models", "mixer,resnet", "Which models, with commas between them."
     )
-    return [*_define_sweep(), "models"]
 
 
 def _seeds() -> tuple[int, ...]:
@@ -199,7 +186,7 @@ def _trained(runs: list[sweep.Trial], workdir: pathlib.Path) -> Any:
         sys.exit(preemption.EXIT_CODE)
 
 
-def _title(config: Any, seeds: tuple[int, ...]) -> str:
+def _title(config: Config, seeds: tuple[int, ...]) -> str:
     of_seeds = f"seed {seeds[0]}"
     if len(seeds) > 1:
         of_seeds = (
@@ -228,10 +215,10 @@ def _permutation(arguments: list[str]) -> None:
     _tell(drawn, output)
 
 
-def _define_scale() -> list[str]:
+def _define_scale() -> None:
+    _define_sweep()
     flags.DEFINE_string("widths", "0.5,1,2", "Factors of the model's widths.")
     flags.DEFINE_string("fractions", "0.1,0.25,0.5,1", "Shares of the data.")
-    return [*_define_sweep(), "widths", "fractions"]
 
 
 def _scale(arguments: list[str]) -> None:
@@ -257,7 +244,7 @@ def _scale(arguments: list[str]) -> None:
     _tell(scale.draw(output, rows, _title(config, seeds)), output)
 
 
-def _define_cost() -> list[str]:
+def _define_cost() -> None:
     flags.DEFINE_string(
         "variants", "all", "all, or some, with commas between them."
     )
@@ -282,9 +269,7 @@ def _define_cost() -> list[str]:
     flags.DEFINE_bool("xla", True, "Whether XLA compiles, as in train.py.")
     flags.DEFINE_bool("expand", True, "Token mixing as in fine-tuning (above).")
     flags.DEFINE_bool("fresh", False, "Measure again what is known.")
-    names = ["variants", "image_sizes", "measure", "batch", "seconds"]
-    names += ["time_limit", "xla", "expand", "fresh"]
-    return [*names, *_define_output()]
+    _define_output()
 
 
 def _cost(arguments: list[str]) -> None:
@@ -306,8 +291,7 @@ def _cost(arguments: list[str]) -> None:
     rows = cost.count(variants, sizes, expand=FLAGS.expand, say=_say)
 
     def save() -> None:
-        content = {"rows": rows, "measured": known}
-        files.write_json(numbers, content)
+        files.write_json(numbers, {"rows": rows, "measured": known})
 
     cost.measure(rows, settings, known, save=save, say=_say, fresh=FLAGS.fresh)
     save()
@@ -316,7 +300,7 @@ def _cost(arguments: list[str]) -> None:
     _tell(cost_figure.draw(output, rows, settings), output)
 
 
-def _define_compare() -> list[str]:
+def _define_compare() -> None:
     flags.DEFINE_string(
         "names", None, "Names of the runs, with commas between them."
     )
@@ -326,7 +310,7 @@ def _define_compare() -> list[str]:
         "Files that eval.py --output wrote of the runs, with commas between "
         "them.",
     )
-    return ["names", "evaluations", *_define_output()]
+    _define_output()
 
 
 def _compare(arguments: list[str]) -> None:
@@ -341,7 +325,7 @@ def _compare(arguments: list[str]) -> None:
 
 class _Command(NamedTuple):
     main: Callable[[list[str]], None]
-    define_flags: Callable[[], list[str]]
+    define_flags: Callable[[], None]
     help_text: str
 
 
@@ -363,17 +347,16 @@ def run() -> None:
         if name.lstrip("-") in ("help", "h", "helpfull", "helpshort"):
             print(_HELP)
             return
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         sys.exit(
             f"error: the first argument is one of {', '.join(COMMANDS)}. "
-            f"Received: {name or 'nothing'!r}.{hint} (--help says what they do)"
+            f"Received: {name or 'nothing'!r}.{suggest.nearest(name, COMMANDS)}"
+            " (--help says what they do)"
         )
     del sys.argv[1]
     command = COMMANDS[name]
     FLAGS.set_gnu_getopt(True)  # flags may follow workdirs and overrides
     run_program(
         lambda argv: command.main(argv[1:]),
-        names=command.define_flags(),
+        define_flags=command.define_flags,
         help_text=command.help_text,
     )

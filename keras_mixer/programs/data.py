@@ -6,7 +6,11 @@ The program behind `python -m keras_mixer.data`.
 from absl import flags
 
 from keras_mixer.evaluation import pictures
-from keras_mixer.programs.flags import define_config_flags, read_config
+from keras_mixer.programs.flags import (
+    check_picture,
+    define_config_flags,
+    read_config,
+)
 from keras_mixer.programs.program import run_program
 
 FLAGS = flags.FLAGS
@@ -19,17 +23,16 @@ _HELP = """Draws a contact sheet: what the model really gets.
       data.name=folder:~/photos data.train_split=train --images=64
   python -m keras_mixer.data --recipe=imagenet_b --output=eval.png --evaluation
 
-Recipes and overrides are those of train.py, and so are the pictures: the batch
-of update --step of that run, cropped, augmented, mixed and labelled as the
-model sees it. Above each one is its class, or the two that mixup mixed and
-their shares.
+Recipes and overrides are those of train.py. The pictures are the batch of
+update --step of that run: cropped, augmented, mixed and labelled as the model
+sees it. Above each one is its class, or the two that mixup mixed and their
+shares.
 """
 
-_MAX_IMAGES = 1024
 
-
-def define_flags() -> list[str]:
-    """Defines the flags of this program and returns their names."""
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_config_flags()
     flags.DEFINE_string(
         "output",
         None,
@@ -37,17 +40,12 @@ def define_flags() -> list[str]:
         required=True,
     )
     flags.DEFINE_integer(
-        "images",
-        32,
-        "How many, at most.",
-        lower_bound=1,
-        upper_bound=_MAX_IMAGES,
+        "images", 32, "How many, at most.", lower_bound=1, upper_bound=1024
     )
     flags.DEFINE_integer(
         "step", 0, "Updates before the batch that is shown.", lower_bound=0
     )
     flags.DEFINE_bool("evaluation", False, "Show what evaluation sees.")
-    return [*define_config_flags(), "output", "images", "step", "evaluation"]
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> None:
     from keras_mixer import data
     from keras_mixer.training import contact_sheet
 
-    output = pictures.check_file(FLAGS.output, "--output")
+    output = check_picture("output")
     config = read_config(argv[1:])
     splits = data.open_splits(config)
     figure = contact_sheet.draw(
@@ -72,4 +70,4 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(main, names=define_flags(), help_text=_HELP)
+    run_program(main, define_flags=define_flags, help_text=_HELP)

@@ -1,12 +1,11 @@
-"""Says what is wrong with this machine, and the command that mends it.
+"""Reports what is wrong with this machine, and the command that fixes it.
 
-The program behind `python -m keras_mixer.doctor`. This process imports neither
-TensorFlow nor Keras nor anything that could be missing.
+The program behind `python -m keras_mixer.doctor`. It imports only the standard
+library and modules of this package that do the same, because anything else may
+be missing or broken.
 """
 
 import argparse
-import json
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import keras_mixer
 from keras_mixer.doctor import checks, imported, machine as machine_lib, probe
 from keras_mixer.doctor.checks import Finding
 from keras_mixer.engines import hosts
+from keras_mixer.run import files
 
 _DESCRIPTION = """Says what is installed and which devices there are, looks for
 combinations that are known not to work, and trains a step of a tiny Mixer on
@@ -163,9 +163,7 @@ def main(arguments: Sequence[str]) -> int:
     report = examine(flags)
     if flags.json:
         try:
-            pathlib.Path(flags.json).write_text(
-                json.dumps(report, indent=2) + "\n"
-            )
+            files.write_json(flags.json, report)
         except OSError as error:
             print(f"error: --json={flags.json}: {error.strerror}")
             return 1

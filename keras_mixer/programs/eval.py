@@ -16,12 +16,14 @@ from absl import flags
 
 from keras_mixer.evaluation import paper
 from keras_mixer.programs.flags import (
+    check_file,
+    check_picture,
     check_source_flags,
     define_device_flags,
     define_source_flags,
     make_strategy,
     override_some,
-    parse_checkpoint,
+    read_checkpoint,
 )
 from keras_mixer.programs.program import KEPT, run_program
 from keras_mixer.run import config as config_lib, files
@@ -51,7 +53,7 @@ Few-shot accuracy of the frozen features, by regularised linear regression
       --data=cifar100,uc_merced@train[:1000]@train[1000:] \\
       fewshot.shots=1,5 fewshot.l2_reg=64,1024 fewshot.seeds=5
 
-A table goes to the terminal (stderr), and JSON to stdout and to --output.
+A table goes to stderr, JSON to stdout and to --output.
 
 Data sets (--data), with commas between them: NAME or NAME@SPLIT, and for
 few-shot NAME@TRAIN@TEST; by default the run's own. Known by name:
@@ -79,10 +81,10 @@ Later = Callable[[], None]
 
 
 class Subject(NamedTuple):
-    """What is evaluated; `class_names` are None where only a number is known.
+    """What is evaluated.
 
-    `origin` is what the JSON says of it. Without a head there are features
-    alone.
+    `class_names` are None if only their number is known. `origin` is what the
+    JSON says of the model. A model without a head has features only.
     """
 
     model: Any
@@ -110,9 +112,9 @@ def help_text() -> str:
     )
 
 
-def define_flags() -> list[str]:
-    """Defines the flags of this program and returns their names."""
-    names = define_source_flags()
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_source_flags()
     flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
     flags.DEFINE_string(
         "data", None, "Data sets with commas between them, see above."
@@ -126,8 +128,7 @@ def define_flags() -> list[str]:
         None,
         "Picture of which class is taken for which: .png, .svg or .pdf.",
     )
-    names += ["task", "data", "output", "per_class", "confusion"]
-    return [*names, *define_device_flags()]
+    define_device_flags()
 
 
 def _check_flags() -> None:
@@ -142,38 +143,26 @@ def _check_flags() -> None:
             f"--per_class must end in .csv. Received: {FLAGS.per_class}"
         )
     if FLAGS.confusion:
-        from keras_mixer.evaluation import pictures
-
-        pictures.check_file(FLAGS.confusion, "--confusion")
-    for name in ("output", "per_class", "confusion"):
+        check_picture("confusion")
+    for name in ("output", "per_class"):
         if FLAGS[name].value:
-            file = pathlib.Path(str(FLAGS[name].value))
-            if file.is_dir():
-                raise ConfigError(
-                    f"--{name} must be a file: {file} is a folder"
-                )
-            file.parent.mkdir(parents=True, exist_ok=True)
+            check_file(name)
 
 
 def _load(overrides: list[str]) -> Subject:
-    """Loads what the flags name; inside the strategy's scope."""
-
+    """Loads what the flags name; call it in the strategy's scope."""
     if FLAGS.workdir:
-        trained = assembly.load_trained(
-            FLAGS.workdir, parse_checkpoint(FLAGS.checkpoint)
+        trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
+        config = override_some(
+            trained.config, overrides, _OVERRIDABLE, "an evaluation"
         )
+        origin = {
+            "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+            "checkpoint": FLAGS.checkpoint,
+            "step": trained.step,
+        }
         return Subject(
-            trained.model,
-            override_some(
-                trained.config, overrides, _OVERRIDABLE, "an evaluation"
-            ),
-            trained.class_names,
-            trained.source,
-            {
-                "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
-                "checkpoint": FLAGS.checkpoint,
-                "step": trained.step,
-            },
+            trained.model, config, trained.class_names, trained.source, origin
         )
     config = Config(
         data=config_lib.DataConfig(
@@ -210,8 +199,8 @@ def _check_classes(split: Any, subject: Subject) -> None:
         )
     ours = subject.class_names
     if ours is not None and split.class_names != ours:
-        i = [a == b for a, b in zip(ours, split.class_names, strict=True)]
-        at = i.index(False)
+        same = [a == b for a, b in zip(ours, split.class_names, strict=True)]
+        at = same.index(False)
         raise data.DataError(
             f"{split.name} has other classes than {subject.source}: class "
             f"{at} is {split.class_names[at]!r}, not {ours[at]!r}."
@@ -369,4 +358,4 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(main, names=define_flags(), help_text=help_text())
+    run_program(main, define_flags=define_flags, help_text=help_text())

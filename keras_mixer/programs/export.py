@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -16,10 +16,11 @@ from keras_mixer.programs.flags import (
     check_source_flags,
     define_source_flags,
     override_some,
-    parse_checkpoint,
+    read_checkpoint,
 )
 from keras_mixer.programs.program import KEPT, run_program
 from keras_mixer.run import config as config_lib
+from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 
 FLAGS = flags.FLAGS
@@ -35,8 +36,8 @@ _HELP = """Exports a trained Mixer for a server: a SavedModel that takes JPEGs.
       --output=served 'augment.eval_policy=resize_small(256)|central_crop'
 
 It writes served/1, or the next number, for TensorFlow Serving or
-tf.saved_model.load; nobody needs keras_mixer there. A version appears when it
-is complete and a fresh process has answered with it as the model does.
+tf.saved_model.load; neither needs keras_mixer. A version appears once it is
+complete and a fresh process has given the model's answers with it.
 
 Signatures: serving_default (uint8 images [batch, height, width, 3] of any
 size), serve_float (the same in float32, 0 to 255), serve_bytes (encoded
@@ -44,11 +45,11 @@ images) and serve_features (uint8 images to features). The version's
 export.json says what is in it.
 
 Overrides (section.field=value) change the run's config for this export: the
-preprocessing, train.loss (softmax or sigmoid: how probabilities are made),
-and for --accuracy_split where the data lies (data.eval_split=test measures,
-too). With --weights also model.* (--model=custom takes all dimensions from
-there) and init.resize_tokens; images are then resized to 8/7 of the model's
-side and cut to their centre, as released weights are evaluated, unless
+preprocessing, train.loss (how probabilities are made: softmax or sigmoid), and
+where the data for --accuracy_split lies (data.eval_split=test measures, too).
+With --weights they also change model.* (--model=custom takes all dimensions
+from there) and init.resize_tokens. Images are then resized to 8/7 of the
+model's side and cut to their centre, as released weights are evaluated, unless
 augment.eval_policy is given.
 """
 
@@ -59,9 +60,9 @@ _OF_WEIGHTS = ("model.", "init.resize_tokens")
 _CROPPED = 8 / 7  # resize_small(256), then a crop of 224
 
 
-def define_flags() -> list[str]:
-    """Defines the flags of this program and returns their names."""
-    names = define_source_flags(
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_source_flags(
         files=".npz, timm .safetensors or Keras .weights.h5 file",
         models="S/32 ... H/14, or custom",
     )
@@ -96,24 +97,13 @@ def define_flags() -> list[str]:
         None,
         "Measure the accuracy on this split of data.name, before and after.",
     )
-    return [
-        *names,
-        "output",
-        "class_names",
-        "top_k",
-        "precision",
-        "xla",
-        "tflite",
-        "accuracy_split",
-    ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A model with what is known of it."""
+class _Source(NamedTuple):
+    """A model and what is known about it."""
 
     model: Any
-    config: config_lib.Config
+    config: Config
     class_names: tuple[str, ...] | None
     provenance: dict[str, Any]
 
@@ -123,12 +113,12 @@ def _read_names(path: str) -> tuple[str, ...]:
     try:
         text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"Cannot read --class_names={path}: {error}"
         ) from error
     names = tuple(line.strip() for line in text.splitlines())
     if not names or not all(names):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"--class_names={path} must have a name in every line."
         )
     return names
@@ -146,10 +136,7 @@ def _imagenet_names() -> tuple[str, ...] | None:
 
 
 def _from_workdir(overrides: list[str]) -> _Source:
-
-    trained = assembly.load_trained(
-        FLAGS.workdir, parse_checkpoint(FLAGS.checkpoint)
-    )
+    trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
     return _Source(
         trained.model,
         override_some(trained.config, overrides, _OVERRIDABLE, "an export"),
@@ -173,13 +160,11 @@ def _from_weights(
         models.get_variant(FLAGS.model)
     weights = FLAGS.weights
     if weights_lib.is_path(weights) and pathlib.Path(weights).is_dir():
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"{weights} is a folder. Of a run: --workdir={weights}"
         )
     config = override_some(
-        config_lib.override(
-            config_lib.Config(), [f"model.variant={FLAGS.model}"]
-        ),
+        config_lib.override(Config(), [f"model.variant={FLAGS.model}"]),
         overrides,
         _OVERRIDABLE + _OF_WEIGHTS,
         "an export",
@@ -193,7 +178,7 @@ def _from_weights(
     else:
         found = weights_lib.get(weights, FLAGS.model)
         if found.num_classes is None:
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f"{weights} has no head: there are no classes to serve."
             )
         patch = config.model.patch_size or found.values["stem/kernel"].shape[0]
@@ -234,37 +219,32 @@ def _load_keras(
             raise
         source = "from --class_names" if from_names else "there are no names"
         reason = " ".join(str(error).split())
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"The model was built with {classes} classes ({source}). If "
             f"{weights} has another number, give --class_names=FILE with one "
             f"line per class. {reason}"
         ) from error
 
 
-def _with_image_size(config: config_lib.Config, size: int) -> config_lib.Config:
+def _with_image_size(config: Config, size: int) -> Config:
     """Sets model.image_size where it is not given."""
     if config.model.image_size is not None:
         return config
     return config_lib.override(config, [f"model.image_size={size}"])
 
 
-def _open_split(config: config_lib.Config, overrides: list[str]) -> Any:
+def _open_split(config: Config, overrides: list[str]) -> Any:
     """Opens the split to measure on, if one is asked for; None otherwise."""
-    name = FLAGS.accuracy_split
-    if name is None and any(
-        x.startswith("data.eval_split=") for x in overrides
-    ):
-        name = config.data.eval_split
-    if name is None:
-        return None
     from keras_mixer import data
 
-    return data.open_split(
-        config.data.name,
-        name,
-        config.data.data_dir,
-        classes=config.data.classes,
-    )
+    own, name = config.data, FLAGS.accuracy_split
+    if name is None and any(
+        text.startswith("data.eval_split=") for text in overrides
+    ):
+        name = own.eval_split
+    if name is None:
+        return None
+    return data.open_split(own.name, name, own.data_dir, classes=own.classes)
 
 
 def main(argv: list[str]) -> None:
@@ -285,7 +265,7 @@ def main(argv: list[str]) -> None:
         and FLAGS.workdir
         and split.class_names != source.class_names
     ):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"{split.name} has {split.num_classes} classes and the run in "
             f"{FLAGS.workdir} {len(source.class_names or ())}, or other names."
         )
@@ -333,4 +313,4 @@ def _print(version: pathlib.Path, card: dict[str, Any]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(main, names=define_flags(), help_text=_HELP)
+    run_program(main, define_flags=define_flags, help_text=_HELP)

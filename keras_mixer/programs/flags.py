@@ -1,17 +1,19 @@
 """Flags that several programs have, each defined once."""
 
+import pathlib
 from typing import Any
 
 from absl import flags
 
 from keras_mixer.engines import hosts
 from keras_mixer.run import config as config_lib, recipes
+from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
 
 
-def define_device_flags() -> list[str]:
-    """Defines the flags that say where to compute; returns their names."""
+def define_device_flags() -> None:
+    """Defines the flags that say where to compute."""
     flags.DEFINE_enum(
         "strategy",
         "auto",
@@ -31,7 +33,6 @@ def define_device_flags() -> list[str]:
         None,
         "Split the CPU into so many devices, to rehearse several replicas.",
     )
-    return ["strategy", "tpu", "virtual_devices"]
 
 
 def make_strategy() -> Any:
@@ -44,41 +45,52 @@ def make_strategy() -> Any:
     return distribute.make_strategy(FLAGS.strategy, cpu=virtual, tpu=FLAGS.tpu)
 
 
-def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> list[str]:
-    """Defines the flags that say which run; returns their names."""
+def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> None:
+    """Defines the flags that say which run."""
     flags.DEFINE_string("recipe", recipe, "Name of the run's recipe.")
     flags.DEFINE_string(
         "config", None, "A config.json of a run, in place of a recipe."
     )
-    return ["recipe", "config"]
 
 
-def read_config(overrides: list[str]) -> config_lib.Config:
+def _require_no_flags(overrides: list[str]) -> None:
+    """Raises ConfigError for a flag that is written like an override."""
+    for text in overrides:
+        name = text.partition("=")[0].removeprefix("--")
+        if name in FLAGS:
+            raise ConfigError(
+                f"{name} is a flag, written with two dashes and before a "
+                f"value: --{name}=..."
+            )
+
+
+def read_config(overrides: list[str]) -> Config:
     """Returns the config that the flags and overrides ask for."""
+    _require_no_flags(overrides)
     if FLAGS.config is None:
-        return config_lib.override(recipes.get_recipe(FLAGS.recipe), overrides)
-    if FLAGS["recipe"].present:
-        raise config_lib.ConfigError("Give --recipe or --config, not both.")
-    return config_lib.override(config_lib.load(FLAGS.config), overrides)
+        config = recipes.get_recipe(FLAGS.recipe)
+    elif FLAGS["recipe"].present:
+        raise ConfigError("Give --recipe or --config, not both.")
+    else:
+        config = config_lib.load(FLAGS.config)
+    return config_lib.override(config, overrides)
 
 
 def override_some(
-    config: config_lib.Config,
-    overrides: list[str],
-    allowed: tuple[str, ...],
-    purpose: str,
-) -> config_lib.Config:
-    """Returns `config` with what may be changed of a trained model.
+    config: Config, overrides: list[str], allowed: tuple[str, ...], purpose: str
+) -> Config:
+    """Returns the config of a trained model with some fields replaced.
 
     Args:
       config: Of the run.
       overrides: `section.field=value` each.
-      allowed: Beginnings of those that may be.
-      purpose: What for, for the error.
+      allowed: What an override must begin with.
+      purpose: "an export", for the error.
     """
+    _require_no_flags(overrides)
     for text in overrides:
         if not text.startswith(allowed):
-            raise config_lib.ConfigError(
+            raise ConfigError(
                 f"{text!r} cannot be changed for {purpose}. What can: "
                 f"{', '.join(allowed)}"
             )
@@ -89,11 +101,11 @@ def define_source_flags(
     *,
     files: str = ".npz or timm .safetensors file",
     models: str = "S/32 ... H/14",
-) -> list[str]:
-    """Defines the flags that name a trained model; returns their names.
+) -> None:
+    """Defines the flags that name a trained model.
 
     Args:
-      files: Which ones --weights takes, for people.
+      files: The files that --weights takes, for people.
       models: What --model takes.
     """
     flags.DEFINE_string("workdir", None, "Folder of a run.")
@@ -109,21 +121,20 @@ def define_source_flags(
         f"In place of a run: imagenet1k, imagenet21k, sam, gsam, or a {files}.",
     )
     flags.DEFINE_string("model", None, f"Variant of --weights: {models}.")
-    return ["workdir", "checkpoint", "weights", "model"]
 
 
 def check_source_flags(*, file_needs_model: bool = True) -> None:
-    """Raises ConfigError where they do not name one trained model.
+    """Raises ConfigError unless the flags name one trained model.
 
     Args:
-      file_needs_model: Whether --weights=FILE goes with --model, as the name
-        of a release does.
+      file_needs_model: Whether --weights=FILE needs --model, as the name of a
+        release does.
     """
     from keras_mixer import models, weights as weights_lib
 
     given = [name for name in ("workdir", "weights") if FLAGS[name].value]
     if len(given) != 1:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             "Give --workdir=DIR of a run, or --weights=NAME_OR_FILE with "
             f"--model=B/16. Received: {' and '.join(given) or 'neither'}"
         )
@@ -133,26 +144,52 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
         and weights_lib.is_path(FLAGS.weights)
     )
     if bool(FLAGS.model) != bool(FLAGS.weights) and not may_lack_model:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             "--weights and --model go together: --weights=imagenet1k "
             "--model=B/16. The model of a --workdir is known. Received: "
             + (f"--model={FLAGS.model}" if FLAGS.model else "no --model")
             + f". Variants: {', '.join(models.VARIANTS)}"
         )
     if FLAGS.weights and FLAGS["checkpoint"].present:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"--checkpoint goes with --workdir. Received: "
             f"--checkpoint={FLAGS.checkpoint} with --weights"
         )
-    parse_checkpoint(FLAGS.checkpoint)
+    read_checkpoint()
 
 
-def parse_checkpoint(text: str) -> str | int:
-    """Reads --checkpoint: "latest", "best" or a step."""
+def read_checkpoint() -> str | int:
+    """Returns --checkpoint: "latest", "best" or a step."""
+    text = FLAGS.checkpoint
     if text.isdecimal():
         return int(text)
     if text not in ("latest", "best"):
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"--checkpoint must be latest, best or a step. Received: {text!r}"
         )
     return text
+
+
+def check_file(name: str) -> pathlib.Path:
+    """Returns the file that a flag names, after making its folder.
+
+    Raises:
+      ConfigError: It is a folder.
+    """
+    file = pathlib.Path(getattr(FLAGS, name))
+    if file.is_dir():
+        raise ConfigError(f"--{name} must be a file: {file} is a folder")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def check_picture(name: str) -> pathlib.Path:
+    """Returns the file of a picture as `check_file` does.
+
+    Raises:
+      ConfigError: It is a folder or no picture, or matplotlib is missing.
+    """
+    from keras_mixer.evaluation import pictures
+
+    pictures.check_file(getattr(FLAGS, name), f"--{name}")
+    return check_file(name)

@@ -10,7 +10,8 @@ from absl import flags
 from keras_mixer.preflight import chips
 from keras_mixer.programs.flags import define_config_flags, read_config
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, files
+from keras_mixer.run import files
+from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
 
@@ -23,20 +24,21 @@ _HELP = """Compiles a training step for a TPU that is not here, and reports.
       --batch=4096 model.remat=block --json=h14.json
 
 It is the step that train.py would run: model, loss, mixup, clipping and
-optimizer of the recipe ({recipe} by default), in its precision. The compiler is
-the one of the TPU (pip install '.[preflight]'), and no TPU is asked. Small
-models take a minute, H/14 takes several. If the batch does not fit, the largest
-that does is looked for.
+optimizer of the recipe ({recipe} by default), in its precision. The TPU's own
+compiler compiles it (pip install '.[preflight]'); this needs no TPU. Small
+models take a minute, H/14 takes several. If the batch does not fit, the program
+looks for the largest that does.
 
-Topologies: {chips}, as v5e:2x4 or v4:2x2x1. Of v2, v3 and v4 a device is a
-core, two of a chip; of the others a chip.
+Topologies: {chips}, as v5e:2x4 or v4:2x2x1. On v2, v3 and v4 a device is one of
+a chip's two cores, on the others a chip.
 
 Overrides are those of train.py: section.field=value.
 """
 
 
-def define_flags() -> list[str]:
-    """Defines the flags of this program and returns their names."""
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_config_flags(_RECIPE)
     flags.DEFINE_string(
         "model", None, "Variant, in place of the recipe's: S/32 ... H/14."
     )
@@ -54,26 +56,13 @@ def define_flags() -> list[str]:
         "largest", None, "Look for the largest batch even if this one fits."
     )
     flags.DEFINE_string("json", None, "File to write the figures to.")
-    return [
-        *define_config_flags(_RECIPE),
-        "model",
-        "topology",
-        "batch",
-        "classes",
-        "examples",
-        "largest",
-        "json",
-    ]
 
 
-def read_run(overrides: list[str]) -> config_lib.Config:
+def read_run(overrides: list[str]) -> Config:
     """Returns the config that the flags and overrides ask for."""
-    given = []
-    if FLAGS.model is not None:
-        given.append(f"model.variant={FLAGS.model}")
-    if FLAGS.batch is not None:
-        given.append(f"train.batch_size={FLAGS.batch}")
-    return read_config([*given, *overrides])
+    given = {"model.variant": FLAGS.model, "train.batch_size": FLAGS.batch}
+    ours = [f"{name}={x}" for name, x in given.items() if x is not None]
+    return read_config([*ours, *overrides])
 
 
 def _check_json(path: str | None) -> pathlib.Path | None:
@@ -81,8 +70,8 @@ def _check_json(path: str | None) -> pathlib.Path | None:
         return None
     target = pathlib.Path(path)
     if target.is_dir() or not target.parent.is_dir():
-        raise config_lib.ConfigError(
-            f"--json must be a file in a folder that is there. Received: {path}"
+        raise ConfigError(
+            f"--json must be a file in a folder that exists. Received: {path}"
         )
     return target
 
@@ -125,6 +114,6 @@ def run() -> None:
     """Entry point."""
     run_program(
         main,
-        names=define_flags(),
+        define_flags=define_flags,
         help_text=_HELP.format(recipe=_RECIPE, chips=", ".join(chips.CHIPS)),
     )

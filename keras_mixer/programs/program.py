@@ -30,16 +30,21 @@ def _end_at_once(code: int) -> None:
 
 
 def run_program(
-    main: Callable[[list[str]], None], *, names: list[str], help_text: str
+    main: Callable[[list[str]], None],
+    *,
+    define_flags: Callable[[], None],
+    help_text: str,
 ) -> None:
     """Runs `main` under absl, with its errors as one line.
 
     Args:
       main: Takes the command line without the flags.
-      names: The program's own flags, shown by --help.
+      define_flags: Defines the program's flags.
       help_text: Shown by --help above the flags.
     """
-    for name in names:  # absl would list them under the module that has them
+    others = set(FLAGS)
+    define_flags()
+    for name in set(FLAGS) - others:  # so that --help lists them first
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
     sys.modules["__main__"].__doc__ = help_text
 

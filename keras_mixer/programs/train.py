@@ -27,8 +27,8 @@ _HELP = """Trains an MLP-Mixer and prints its accuracy.
   python train.py --config=runs/b/config.json --workdir=runs/c
 
 The same command on the same workdir goes on where it stopped, also after a
-crash. On SIGTERM or Ctrl-C the run is saved. The program exits with 75 then,
-and when another worker died: give the same command again.
+crash. On SIGTERM or Ctrl-C the program saves the run. It then exits with 75, as
+it does when another worker died: give the same command again.
 
 Recipes (--recipe):
 {recipes}
@@ -49,12 +49,13 @@ def help_text() -> str:
     )
 
 
-def define_flags() -> list[str]:
-    """Defines the flags of this program and returns their names."""
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    define_config_flags()
     flags.DEFINE_string(
         "workdir", None, "Folder of the run; runs/<recipe> by default."
     )
-    return [*define_config_flags(), "workdir", *define_device_flags()]
+    define_device_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -81,4 +82,4 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(main, names=define_flags(), help_text=help_text())
+    run_program(main, define_flags=define_flags, help_text=help_text())

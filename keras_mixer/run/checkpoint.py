@@ -1,10 +1,10 @@
-"""Saves and restores what a run is, so that no crash can cost it.
+"""Saves a run and restores it, so that no crash loses it.
 
 A checkpoint is a folder `checkpoints/step_00001234` of `.safetensors` files
 and a `manifest.json` with the size and SHA-256 of each. The manifest is
-written last, and by way of a temporary name: a folder that has one is whole,
-and whatever happens to its files later is noticed when they are read. The
-state is a dictionary of NumPy arrays; nothing here needs TensorFlow.
+written last and renamed into place: a folder that has one is complete, and
+later damage to its files is noticed when they are read. The state is a
+dictionary of NumPy arrays. Nothing here needs TensorFlow.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ import pathlib
 import re
 import shutil
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from concurrent import futures
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from keras_mixer.run import files
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 _FOLDER = re.compile(r"step_(\d+)")
-_CHUNK = 1 << 22  # bytes that are hashed at once
 
 State = dict[str, np.ndarray]
 
@@ -36,11 +35,8 @@ class CheckpointError(ValueError):
 
 
 def _sha256(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(
@@ -49,10 +45,10 @@ def _write(
     parts: Mapping[str, State],
     best: Mapping[str, Any] | None,
 ) -> None:
-    """Writes a whole checkpoint; until the manifest it counts as none."""
+    """Writes a checkpoint, which counts as one once it has a manifest."""
     from safetensors import numpy as safetensors_numpy
 
-    # A folder without a manifest is what a killed run left.
+    # A killed run leaves a folder without a manifest.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     written = {}
@@ -75,20 +71,6 @@ def _write(
     files.write_json(folder / _MANIFEST, manifest)
 
 
-@contextlib.contextmanager
-def _names_the_damage(folder: pathlib.Path) -> Iterator[None]:
-    """Turns whatever reading raises into a CheckpointError that says where."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:  # JSON, the file system, safetensors' own
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise CheckpointError(
-            f"{folder} is damaged ({type(error).__name__}: {reason})"
-        ) from error
-
-
 def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
     """Reads one verified file of a checkpoint, or all of them.
 
@@ -97,23 +79,25 @@ def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
     """
     from safetensors import numpy as safetensors_numpy
 
-    with _names_the_damage(folder):
-        manifest = json.loads((folder / _MANIFEST).read_text())["files"]
-        names = list(manifest) if part is None else [f"{part}.safetensors"]
-        state = {}
-        for name in names:
-            expected, path = manifest[name], folder / name
+    state = {}
+    try:
+        written = json.loads((folder / _MANIFEST).read_text())["files"]
+        for name in written if part is None else [f"{part}.safetensors"]:
+            expected, path = written[name], folder / name
             size = path.stat().st_size
-            if size != expected["bytes"]:
+            if size != expected["bytes"] or _sha256(path) != expected["sha256"]:
                 raise CheckpointError(
-                    f"{path} is damaged: it has {size:,} bytes in place of "
-                    f"{expected['bytes']:,}"
-                )
-            if _sha256(path) != expected["sha256"]:
-                raise CheckpointError(
-                    f"{path} is damaged: it has changed since it was written"
+                    f"{path} is damaged: it has changed since it was written "
+                    f"({size:,} bytes now, {expected['bytes']:,} then)"
                 )
             state[path.stem] = dict(safetensors_numpy.load_file(path))
+    except CheckpointError:
+        raise
+    except Exception as error:  # JSON, the file system, safetensors' own
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{folder} is damaged ({type(error).__name__}: {reason})"
+        ) from error
     return state
 
 
@@ -137,6 +121,30 @@ def _steps(root: pathlib.Path) -> dict[int, pathlib.Path]:
     return dict(sorted(found.items()))
 
 
+def _read_newest(
+    steps: dict[int, pathlib.Path], part: str | None, report: TextIO
+) -> tuple[int, dict[str, State]] | None:
+    """Reads the newest checkpoint that is not damaged, or one part of it.
+
+    Each damaged one gets a line in `report`. Returns None if there is none.
+
+    Raises:
+      CheckpointError: There are checkpoints, but none can be read.
+    """
+    problems = []
+    for step in reversed(steps):
+        try:
+            return step, _read(steps[step], part)
+        except CheckpointError as error:
+            print(f"Not used: {error}", file=report, flush=True)
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(
+            "No checkpoint can be read: " + "; ".join(problems)
+        )
+    return None
+
+
 def read_part(
     workdir: str | os.PathLike[str], part: str, which: str | int = "latest"
 ) -> tuple[int, State]:
@@ -145,8 +153,8 @@ def read_part(
     Args:
       workdir: Folder of the run.
       part: Name that it was saved under.
-      which: "latest" (that is whole), "best" (on the validation split), or a
-        step.
+      which: "latest" (of those that are whole), "best" (on the validation
+        split), or a step.
 
     Returns:
       The step and the arrays.
@@ -156,22 +164,13 @@ def read_part(
     """
     root = pathlib.Path(workdir) / "checkpoints"
     steps = _steps(root)
+    if which == "latest" and (found := _read_newest(steps, part, sys.stderr)):
+        return found[0], found[1][part]
     if not steps:
         raise CheckpointError(
             f"{workdir} has no checkpoint yet. Train it, or go on training: "
             f"train.py --config={pathlib.Path(workdir) / 'config.json'} "
             f"--workdir={workdir}"
-        )
-    if which == "latest":
-        problems = []
-        for step in reversed(steps):
-            try:
-                return step, _read(steps[step], part)[part]
-            except CheckpointError as error:
-                print(f"Not used: {error}", file=sys.stderr, flush=True)
-                problems.append(str(error))
-        raise CheckpointError(
-            "No checkpoint can be read: " + "; ".join(problems)
         )
     if which == "best":
         best = _read_best(root)
@@ -181,13 +180,14 @@ def read_part(
                 "split (data.val_split), or was not evaluated on it yet. Take "
                 "the latest, or a step."
             )
-        which = int(best["step"])
-    if which not in steps:
+        which = best["step"]
+    step = int(which)
+    if step not in steps:
         raise CheckpointError(
-            f"{workdir} has no checkpoint of step {which}. Steps: "
+            f"{workdir} has no checkpoint of step {step}. Steps: "
             + ", ".join(map(str, steps))
         )
-    return int(which), _read(steps[int(which)], part)[part]
+    return step, _read(steps[step], part)[part]
 
 
 def _read_best(root: pathlib.Path) -> dict[str, Any] | None:
@@ -199,12 +199,12 @@ def _read_best(root: pathlib.Path) -> dict[str, Any] | None:
 class Checkpoints:
     """The checkpoints of one run, written by a thread.
 
-    `save` returns as soon as it has the arrays; the previous save must have
-    ended, and its failure, if any, is raised then. `wait` at the end of the
-    run, or before leaving it.
+    `save` returns once it has the arrays. It waits for the previous save first
+    and raises its failure, if any. Call `wait` at the end of the run, or before
+    leaving it.
 
     Args:
-      workdir: They lie in its folder `checkpoints`.
+      workdir: Its folder `checkpoints` holds them.
       keep: How many of the newest are kept, besides the best.
       writes: Whether this process writes (of several workers, the chief).
     """
@@ -219,25 +219,29 @@ class Checkpoints:
         self._root = pathlib.Path(workdir) / "checkpoints"
         self._keep = keep
         self._writes = writes
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        # The interpreter waits for its thread before it exits.
+        self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._saving: futures.Future[None] | None = None
         self._last: int | None = None
         self._best: dict[str, Any] | None = None
 
     @property
     def latest(self) -> str | None:
         """Path of the newest checkpoint, saved or being saved; or None."""
-        step = (
-            self._last
-            if self._last is not None
-            else max(self.steps, default=None)
-        )
+        step = self._last
+        if step is None:
+            step = max(self.steps, default=None)
         return None if step is None else str(self._path(step))
 
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are on the disk, oldest first."""
         return list(_steps(self._root))
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """What `save` was told of the best checkpoint so far, and its step."""
+        return self._best
 
     def _path(self, step: int) -> pathlib.Path:
         return self._root / f"step_{step:08d}"
@@ -264,22 +268,32 @@ class Checkpoints:
         self._last = step
         if best is not None:
             self._best = {"step": step, **best}
-        current = self._best
-        if not self._writes:
-            return
+        if self._writes:
+            self._saving = self._writer.submit(
+                self._write_and_prune, step, parts, self._best
+            )
 
-        def write() -> None:
-            try:
-                _write(self._path(step), step, parts, current)
-                if current is not None:
-                    files.write_json(self._root / "best.json", current)
-                self._prune(current)
-            except Exception as error:  # re-raised by wait
-                self._error = error
-
-        # Not a daemon: the interpreter waits for it.
-        self._thread = threading.Thread(target=write, name="checkpoint")
-        self._thread.start()
+    def _write_and_prune(
+        self,
+        step: int,
+        parts: Mapping[str, State],
+        best: Mapping[str, Any] | None,
+    ) -> None:
+        """Writes a checkpoint, then best.json, then removes old checkpoints."""
+        try:
+            _write(self._path(step), step, parts, best)
+            if best is not None:
+                files.write_json(self._root / "best.json", best)
+            self._prune(best)
+        except Exception as error:
+            if not (self._path(step) / _MANIFEST).exists():
+                shutil.rmtree(self._path(step), ignore_errors=True)
+            self._last = None
+            raise CheckpointError(
+                f"Cannot write the checkpoint {self._path(step)}: {error}. "
+                f"The last good one: {self.latest or 'none'}. Make room, or "
+                "make the folder writable, and give the same command again."
+            ) from error
 
     def wait(self) -> None:
         """Waits for the checkpoint that is being written.
@@ -287,37 +301,20 @@ class Checkpoints:
         Raises:
           CheckpointError: It could not be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            failed, self._last = self._last, None
-            assert failed is not None
-            if not (self._path(failed) / _MANIFEST).exists():
-                shutil.rmtree(self._path(failed), ignore_errors=True)
-            good = self.latest or "none"
-            raise CheckpointError(
-                f"Cannot write the checkpoint {self._path(failed)}: {error}. "
-                f"The last good one: {good}. Make room, or make "
-                "the folder writable, and give the same command again."
-            ) from error
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """What was said of the best checkpoint up to here; None at first."""
-        return self._best
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def _prune(self, best: Mapping[str, Any] | None) -> None:
         """Removes old checkpoints, and what killed runs left half-written."""
-        steps = list(_steps(self._root))
-        kept = set(steps[-self._keep :])
+        kept = set(self.steps[-self._keep :])
         if best is not None:
             kept.add(int(best["step"]))
         for path in self._root.iterdir():
             match = _FOLDER.fullmatch(path.name)
             if match and int(match[1]) not in kept:
-                # Without its manifest it is none, whatever comes next.
+                # Without a manifest it no longer counts, even if the process
+                # is killed while it removes the rest.
                 with contextlib.suppress(OSError):
                     (path / _MANIFEST).unlink()
                 shutil.rmtree(path, ignore_errors=True)
@@ -325,7 +322,7 @@ class Checkpoints:
     def restore(self) -> tuple[int, dict[str, State]] | None:
         """Reads the newest checkpoint that is whole.
 
-        A damaged one is reported, and set aside under another name.
+        Damaged ones are reported, and renamed so that they no longer count.
 
         Returns:
           Its step and parts; None if there is no checkpoint.
@@ -334,41 +331,35 @@ class Checkpoints:
           CheckpointError: There are checkpoints, but none can be read.
         """
         steps = _steps(self._root)
-        problems = []
-        for step in reversed(steps):
-            try:
-                state = _read(steps[step])
-            except CheckpointError as error:
-                print(f"Not used: {error}", flush=True)
-                problems.append(str(error))
-                continue
-            for damaged in [s for s in steps if s > step]:
-                self._set_aside(steps[damaged])
-            self._last = step
-            self._restore_best(steps[step], set(steps))
-            return step, state
-        if problems:
+        try:
+            found = _read_newest(steps, None, sys.stdout)
+        except CheckpointError as error:
             raise CheckpointError(
-                "No checkpoint can be read, and the run is not started over "
-                f"without a word: {'; '.join(problems)}. To start over, give "
-                "another --workdir."
-            )
-        return None
+                f"{error}. The run is not started over without a word. To "
+                "start over, give another --workdir."
+            ) from error
+        if found is None:
+            return None
+        self._last = found[0]
+        for step, folder in steps.items():
+            if step > self._last:
+                self._set_aside(folder)
+        self._restore_best(steps[self._last], set(steps))
+        return found
 
     def _restore_best(self, folder: pathlib.Path, steps: set[int]) -> None:
         """Goes back to the best of the steps up to a checkpoint.
 
-        best.json may be of a later one, or of an earlier one if the run was
-        killed before it was written; the manifest knows.
+        best.json may name a later one, or an earlier one if the run was killed
+        before it was written. The manifest has the right one.
         """
         best = json.loads((folder / _MANIFEST).read_text()).get("best")
-        known = best if best and int(best["step"]) in steps else None
-        self._best = known
-        if self._writes and known != _read_best(self._root):
-            if known is None:
+        self._best = best if best and int(best["step"]) in steps else None
+        if self._writes and self._best != _read_best(self._root):
+            if self._best is None:
                 (self._root / "best.json").unlink(missing_ok=True)
             else:
-                files.write_json(self._root / "best.json", known)
+                files.write_json(self._root / "best.json", self._best)
 
     def _set_aside(self, folder: pathlib.Path) -> None:
         if self._writes:

@@ -1,9 +1,10 @@
-"""What a person and a program see of a run.
+"""Reports a run to people and programs.
 
-`metrics.jsonl` (one object per line), TensorBoard events and the lines on the
-terminal all come from the same calls, `train`, `evaluation` and `fewshot`.
+Each call of `train`, `evaluation` or `fewshot` writes a line (a JSON object) to
+`metrics.jsonl`, TensorBoard events, and a line on the terminal.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -34,33 +35,31 @@ def _keep_lines_up_to(path: pathlib.Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines():
-        try:
+        # A line may be half-written if the run was stopped.
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # half-written when the run was stopped
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept))
     os.replace(temporary, path)
 
 
 class Stopwatch:
-    """Counts the images and the seconds of training steps alone.
+    """Counts the images and seconds of training, for the images per second.
 
-    What happens between `stop` and `start` (compiling, evaluation,
-    checkpoints) is left out of the images per second.
+    The time between `stop` and `start` does not count: compiling, evaluation,
+    checkpoints.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.images = 0
-        self._started: float | None = None
+        self._started = 0.0
 
     def start(self) -> None:
         self._started = time.perf_counter()
 
     def stop(self, images: int) -> None:
-        assert self._started is not None
         self.seconds += time.perf_counter() - self._started
         self.images += images
 
@@ -73,11 +72,11 @@ class Stopwatch:
 
 
 class Countdown:
-    """Says on stderr how far a pass over images is, if it takes long.
+    """Reports a long pass over images on stderr.
 
     Args:
-      name: What is gone through.
-      total: Images in all.
+      name: Of the images.
+      total: Their number.
     """
 
     _PATIENCE = 10.0  # seconds between two lines
@@ -88,7 +87,7 @@ class Countdown:
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int) -> None:
-        """Notes that so many images are done."""
+        """Reports that `done` images are done, if a line is due."""
         now = time.perf_counter()
         if self._first is None:  # compiling is over
             self._first, self._told = (done, now), now
@@ -97,23 +96,22 @@ class Countdown:
             return
         self._told = now
         rate = (done - count) / (now - since)
-        left = format_seconds((self._total - done) / rate)
-        print(
+        text = (
             f"{self._name}: {done:,} of {self._total:,} images, "
-            f"{rate:,.0f} img/s, ETA {left}",
-            file=sys.stderr,
-            flush=True,
+            f"{rate:,.0f} img/s, "
+            f"ETA {format_seconds((self._total - done) / rate)}"
         )
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Writes the metrics of a run to all who read them.
+    """Writes the metrics of a run.
 
     Args:
       workdir: Folder of `metrics.jsonl` and the TensorBoard events.
       total_steps: Updates of the whole run.
-      start_step: The step a restored run goes on from; later lines of
-        `metrics.jsonl` are dropped, because they will be written again.
+      start_step: The step that a restored run goes on from. Later lines of
+        `metrics.jsonl` are dropped because the run will write them again.
       batch_size: Examples per update.
       cores: Number of replicas, for the images/s/core.
       writes: Whether this process reports (of several workers, the chief).
@@ -149,7 +147,7 @@ class Progress:
         metrics: dict[str, Any],
         events: dict[str, float] | None = None,
     ) -> None:
-        """Writes a line, and as events its numbers or the given ones."""
+        """Writes a line, and its numbers or the given ones as events."""
         if not self._writes:
             return
         if events is None:
@@ -162,7 +160,7 @@ class Progress:
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        except OSError as error:  # of a full disk it names no file
+        except OSError as error:  # a full disk names no file
             raise OSError(
                 error.errno, error.strerror, str(self._path)
             ) from error
@@ -181,16 +179,13 @@ class Progress:
         images_per_second: float | None,
     ) -> None:
         """Reports the mean over the steps since the last report."""
-        self._write(
-            step,
-            "train",
-            {
-                "loss": loss,
-                "lr": lr,
-                "grad_norm": grad_norm,
-                "images_per_second": images_per_second,
-            },
-        )
+        metrics = {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "images_per_second": images_per_second,
+        }
+        self._write(step, "train", metrics)
         parts = [
             f"step {step:,}/{self._total_steps:,}",
             f"loss {loss:.4f}",
@@ -218,17 +213,14 @@ class Progress:
         seconds: float,
     ) -> None:
         """Reports an evaluation over all `count` examples of a split."""
-        self._write(
-            step,
-            "eval",
-            {
-                "split": split,
-                "accuracy": accuracy,
-                "top5_accuracy": top5_accuracy,
-                "loss": loss,
-                "count": count,
-            },
-        )
+        metrics = {
+            "split": split,
+            "accuracy": accuracy,
+            "top5_accuracy": top5_accuracy,
+            "loss": loss,
+            "count": count,
+        }
+        self._write(step, "eval", metrics)
         self._print(
             f"step {step:,}/{self._total_steps:,}  {split}: accuracy "
             f"{accuracy:.4f} ({round(accuracy * count):,} of {count:,})  "
@@ -241,11 +233,8 @@ class Progress:
     ) -> None:
         """Reports the few-shot accuracies on one data set.
 
-        Args:
-          step: Updates done.
-          scores: Each `data`, `shots`, `l2_reg`, `accuracy` (mean over the
-            support sets), `accuracies` and `count`, a line of its own.
-          seconds: What they took.
+        Each of `scores` has `data`, `shots`, `l2_reg`, `accuracy` (the mean
+        over the support sets), `accuracies` and `count`, and becomes a line.
         """
         several = len({score["l2_reg"] for score in scores}) > 1
         shown = []
@@ -262,7 +251,7 @@ class Progress:
         )
 
     def fewshot_data(self, step: int) -> set[str]:
-        """Returns the data sets whose few-shot accuracies are reported."""
+        """Returns the data sets with a few-shot line at `step`."""
         if not self._path.exists():
             return set()
         lines = map(json.loads, self._path.read_text().splitlines())
@@ -277,7 +266,7 @@ class Progress:
             print(line, flush=True)
 
     def sync(self) -> None:
-        """Brings the lines to the disk, before a checkpoint relies on them."""
+        """Flushes the lines to the disk, before a checkpoint relies on them."""
         if self._writes and self._path.exists():
             with self._path.open("a") as file:
                 os.fsync(file.fileno())

@@ -1,9 +1,9 @@
 """Named runs. Each docstring gives the result, the cost and the command."""
 
-import difflib
 from collections.abc import Callable
 
-from keras_mixer.run.config import (
+from keras_mixer.run import suggest
+from keras_mixer.run.fields import (
     AugmentConfig,
     Config,
     DataConfig,
@@ -136,11 +136,7 @@ def imagenet_b() -> Config:
     Command: python train.py --recipe=imagenet_b [train.epochs=60]
     """
     return _imagenet(
-        "imagenet_b",
-        data="imagenet2012",
-        variant="B/16",
-        magnitude=15,
-        p=0.5,
+        "imagenet_b", data="imagenet2012", variant="B/16", magnitude=15, p=0.5
     )
 
 
@@ -151,11 +147,7 @@ def imagenet_l() -> Config:
     Command: python train.py --recipe=imagenet_l
     """
     return _imagenet(
-        "imagenet_l",
-        data="imagenet2012",
-        variant="L/16",
-        magnitude=15,
-        p=0.5,
+        "imagenet_l", data="imagenet2012", variant="L/16", magnitude=15, p=0.5
     )
 
 
@@ -254,7 +246,12 @@ def jft300m_h() -> Config:
 
 
 def _finetune(
-    recipe: str, *, data: str, steps: int, size: int = 224, eval_split: str
+    recipe: str,
+    *,
+    data: str,
+    steps: int,
+    size: int = 224,
+    eval_split: str = "test",
 ) -> Config:
     """Paper, sect. 3 and App. A.2: SGD with momentum, no decay, zero head.
 
@@ -271,10 +268,7 @@ def _finetune(
             remat="tokens",
         ),
         init=InitConfig(weights="imagenet21k", head="fresh"),
-        augment=AugmentConfig(
-            policy="resize|flip",
-            eval_policy="resize",
-        ),
+        augment=AugmentConfig(policy="resize|flip", eval_policy="resize"),
         train=TrainConfig(
             batch_size=512,
             steps=steps,
@@ -298,9 +292,7 @@ def finetune_cifar10() -> Config:
     Learning rates that the paper sweeps: 0.003, 0.01, 0.03, 0.06.
     Command: python train.py --recipe=finetune_cifar10 [optim.lr=0.01]
     """
-    return _finetune(
-        "finetune_cifar10", data="cifar10", steps=10_000, eval_split="test"
-    )
+    return _finetune("finetune_cifar10", data="cifar10", steps=10_000)
 
 
 def finetune_cifar100() -> Config:
@@ -308,9 +300,7 @@ def finetune_cifar100() -> Config:
 
     Command: python train.py --recipe=finetune_cifar100
     """
-    return _finetune(
-        "finetune_cifar100", data="cifar100", steps=10_000, eval_split="test"
-    )
+    return _finetune("finetune_cifar100", data="cifar100", steps=10_000)
 
 
 def finetune_pets() -> Config:
@@ -318,9 +308,7 @@ def finetune_pets() -> Config:
 
     Command: python train.py --recipe=finetune_pets
     """
-    return _finetune(
-        "finetune_pets", data="oxford_iiit_pet", steps=500, eval_split="test"
-    )
+    return _finetune("finetune_pets", data="oxford_iiit_pet", steps=500)
 
 
 def finetune_flowers() -> Config:
@@ -328,12 +316,7 @@ def finetune_flowers() -> Config:
 
     Command: python train.py --recipe=finetune_flowers
     """
-    return _finetune(
-        "finetune_flowers",
-        data="oxford_flowers102",
-        steps=500,
-        eval_split="test",
-    )
+    return _finetune("finetune_flowers", data="oxford_flowers102", steps=500)
 
 
 def finetune_imagenet() -> Config:
@@ -397,8 +380,7 @@ def get_recipe(name: str) -> Config:
     """
     if name in RECIPES:
         return RECIPES[name]()
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"Unknown recipe {name!r}.{hint} Recipes: {', '.join(RECIPES)}"
+        f"Unknown recipe {name!r}.{suggest.nearest(name, RECIPES)} Recipes: "
+        + ", ".join(RECIPES)
     )

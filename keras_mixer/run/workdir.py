@@ -1,7 +1,6 @@
 """What a run is on disk: its config, its classes, its result."""
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -19,6 +18,11 @@ from keras_mixer.run.files import (
     write_json,
 )
 
+# What may change without another run: the data set may lie elsewhere on another
+# machine, the error about broken images says to change their limit, and
+# few-shot accuracy is measured beside the training.
+_MAY_CHANGE = ("data.data_dir:", "data.max_broken:", "fewshot.")
+
 
 def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the folder of a run.
@@ -26,7 +30,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       WorkdirError: It lies in a bucket, where nothing can be locked or renamed.
     """
-    # pathlib makes gs:/bucket of gs://bucket, which would be a local folder.
+    # pathlib turns gs://bucket into gs:/bucket, which would be a local folder.
     if re.match(r"[a-z][a-z0-9]+:/", os.fspath(workdir)):
         raise WorkdirError(
             "A workdir must be a folder of a file system, because checkpoints "
@@ -43,7 +47,7 @@ def read_result(
     class_names: tuple[str, ...],
     other_model: str | None = None,
 ) -> dict[str, Any] | None:
-    """Returns the result of a finished run of `config`, None if it is not.
+    """Returns the result of a finished run, None if it is not finished.
 
     Args:
       workdir: Folder of the run.
@@ -52,8 +56,8 @@ def read_result(
       other_model: What makes the model where that is no Mixer.
 
     Raises:
-      WorkdirError: The workdir holds something other than a run of `config`
-        on these classes, or cannot be read.
+      WorkdirError: The workdir holds something other than this run, or cannot
+        be read.
     """
     try:
         if not (workdir / "config.json").exists():
@@ -65,11 +69,7 @@ def read_result(
                 )
             return None
         changes = _changes(workdir, config, class_names, other_model)
-        metrics = workdir / "metrics.jsonl"
-        begun = (metrics.exists() and metrics.stat().st_size) or (
-            checkpoint.Checkpoints(workdir).steps
-        )
-        if changes and begun:
+        if changes and _has_begun(workdir):
             raise WorkdirError(
                 f"{workdir} holds a run of another config. Give this run a "
                 "--workdir of its own. What differs (there -> here): "
@@ -83,6 +83,13 @@ def read_result(
         ) from error
 
 
+def _has_begun(workdir: pathlib.Path) -> bool:
+    metrics = workdir / "metrics.jsonl"
+    return (metrics.exists() and metrics.stat().st_size > 0) or bool(
+        checkpoint.Checkpoints(workdir).steps
+    )
+
+
 def _changes(
     workdir: pathlib.Path,
     config: Config,
@@ -91,19 +98,11 @@ def _changes(
 ) -> list[str]:
     """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
-    # The same data set may lie elsewhere on another machine, and the error
-    # about broken images says to change their limit. What is measured beside
-    # the training does not change it.
-    theirs = dataclasses.replace(
-        theirs,
-        fewshot=config.fewshot,
-        data=dataclasses.replace(
-            theirs.data,
-            data_dir=config.data.data_dir,
-            max_broken=config.data.max_broken,
-        ),
-    )
-    changes = config_lib.differences(config, theirs)
+    changes = [
+        line
+        for line in config_lib.differences(config, theirs)
+        if not line.startswith(_MAY_CHANGE)
+    ]
     classes = workdir / "classes.json"
     if classes.exists() and read_classes(classes) != class_names:
         changes.append("the names of the classes (classes.json)")
@@ -116,6 +115,7 @@ def _changes(
 
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
+    """Reads classes.json: the names in the order of the labels."""
     return tuple(json.loads(path.read_text()))
 
 
@@ -128,11 +128,7 @@ def claim(
 ) -> Iterator[None]:
     """Writes what the run is into its workdir, and keeps others out.
 
-    Args:
-      workdir: Folder of the run.
-      config: Resolved.
-      class_names: In the order of the labels.
-      other_model: What makes the model where that is no Mixer.
+    The arguments are those of `read_result`.
 
     Raises:
       WorkdirError: It cannot be written, or another process trains in it.

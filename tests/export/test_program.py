@@ -56,13 +56,14 @@ def run_here(monkeypatch, tmp_path, keras_home):
     monkeypatch.setattr(fresh, "check", lambda *_, **__: {"nothing": 0.0})
     monkeypatch.setenv("KERAS_HOME", str(keras_home))
     monkeypatch.chdir(tmp_path)
-    names = program.define_flags()
+    others = set(program.FLAGS)
+    program.define_flags()
 
     def run(*command):
         program.main(program.FLAGS(["export", *map(str, command)]))
 
     yield run
-    for name in names:
+    for name in set(program.FLAGS) - others:
         delattr(program.FLAGS, name)
     program.FLAGS.unparse_flags()
 

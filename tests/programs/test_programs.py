@@ -1,29 +1,53 @@
-"""train.py and eval.py as a user runs them."""
+"""train.py and eval.py as a user runs them.
 
-import importlib.metadata
+Most tests run a program in this process: what it does is the same, and a
+process that imports TensorFlow costs 8 s.
+"""
+
+import configparser
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
+from absl import flags
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.run import (
-    config as config_lib,
-    recipes,
-)
-from keras_mixer.training import assembly
+from keras_mixer.programs import eval as eval_program, train as train_program
+from keras_mixer.run import config as config_lib, recipes
+from keras_mixer.training import assembly, loop
 from tests.conftest import ROOT
-from tests.training.test_loop import SMALL, assert_same_lines, lines_of
 
-SMALL_MODEL = [text for text in SMALL if text.startswith("model.")]
+MODEL = (
+    "model.num_blocks=2",
+    "model.hidden_dim=16",
+    "model.tokens_mlp_dim=8",
+    "model.channels_mlp_dim=16",
+)
+SMALL = (
+    *MODEL,
+    "data.train_split=train[:200]",
+    "data.eval_split=test[:70]",
+    "model.stoch_depth=0",
+    "train.batch_size=24",
+    "train.steps=12",
+    "train.steps_per_call=3",
+    "train.log_every=4",
+    "train.eval_every=6",
+    "train.checkpoint_every=4",
+    "train.xla=false",
+    "optim.warmup_steps=2",
+)
+PROGRAMS = {"train.py": train_program, "eval.py": eval_program}
 
 
-def run(*command, cwd=ROOT, fails=False):
+def run_process(*command, cwd=ROOT, fails=False):
     process = subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,
@@ -35,112 +59,135 @@ def run(*command, cwd=ROOT, fails=False):
     return process
 
 
-def test_train_again_from_the_file_and_evaluate(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    program = ROOT / "train.py"
-    out = run(
-        program,
-        f"--workdir={first}",
-        "--virtual_devices=2",
-        *SMALL,
-        cwd=tmp_path,
-    ).stdout
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, capsys):
+    """Runs a program in this process, in an empty folder.
+
+    What it returns has `stdout` and `stderr`, as that of `run_process`.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *arguments, fails=False):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        others = set(flags.FLAGS)
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ending:
+                PROGRAMS[name].run()
+        finally:
+            for flag in set(flags.FLAGS) - others:
+                delattr(flags.FLAGS, flag)
+            flags.FLAGS.unparse_flags()
+        out, error = capsys.readouterr()
+        code = ending.value.code
+        if isinstance(code, str):  # which Python prints
+            error += code
+        assert (code not in (None, 0)) == fails, error[-3000:]
+        return types.SimpleNamespace(stdout=out, stderr=error)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Workdir of a run of 12 steps on two virtual devices."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = ("--workdir=run", "--virtual_devices=2", *SMALL)
+    out = run_process(ROOT / "train.py", *arguments, cwd=folder).stdout
     assert "MirroredStrategy, 2 replicas on CPU" in out
-    result = json.loads((first / "result.json").read_text())
+    result = json.loads((folder / "run" / "result.json").read_text())
     assert f"accuracy at step 12: {result['accuracy']:.4f}" in out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["first"]
+    assert sorted(p.name for p in folder.iterdir()) == ["run"]
+    return folder / "run"
 
-    again = run(program, f"--workdir={first}", *SMALL, cwd=tmp_path).stdout
-    assert "is finished" in again
 
-    run(
-        program,
-        f"--config={first / 'config.json'}",
-        f"--workdir={second}",
-        cwd=tmp_path,
+def losses_of(workdir):
+    lines = map(
+        json.loads, (workdir / "metrics.jsonl").read_text().splitlines()
     )
-    assert_same_lines(lines_of(first), lines_of(second), rel=1e-4)
+    return [
+        (x["kind"], x["step"], pytest.approx(x["loss"], 1e-4)) for x in lines
+    ]
 
-    out = run(
-        ROOT / "eval.py",
-        f"--workdir={first}",
+
+def test_train_again(trained, run_here, tmp_path):
+    again = run_here("train.py", f"--workdir={trained}", *SMALL).stdout
+    assert "is finished" in again
+    run_here(
+        "train.py",
+        f"--config={trained / 'config.json'}",
+        f"--workdir={tmp_path / 'second'}",
+        "--strategy=one_device",
+    )
+    assert losses_of(tmp_path / "second") == losses_of(trained)
+
+
+def test_evaluate(trained, run_here, tmp_path):
+    file = tmp_path / "new" / "scores.json"
+    out = run_here(
+        "eval.py",
+        f"--workdir={trained}",
         "--task=classification",
-        f"--output={tmp_path / 'scores.json'}",
+        f"--output={file}",
         "train.batch_size=9",
         "data.eval_split=train",
-        cwd=tmp_path,
     ).stdout
-    process = run(
-        ROOT / "eval.py",
-        f"--workdir={first}",
-        "model.precision=bfloat16",
-        cwd=tmp_path,
-        fails=True,
-    )
-    assert "cannot be changed for an evaluation" in process.stderr
     scores = json.loads(out)
-    assert scores == json.loads((tmp_path / "scores.json").read_text())
+    assert scores == json.loads(file.read_text())
     assert scores["count"] == 1437
     assert scores["checkpoint"] == "latest"
     assert scores["step"] == 12
-    assert scores["workdir"] == str(pathlib.Path(first).absolute())
-    assert scores["source"] == f"{first} (step 12)"
+    assert scores["workdir"] == str(pathlib.Path(trained).absolute())
+    assert scores["source"] == f"{trained} (step 12)"
     assert scores["split"] == "train"
+    process = run_here(
+        "eval.py",
+        f"--workdir={trained}",
+        "model.precision=bfloat16",
+        fails=True,
+    )
+    assert "cannot be changed for an evaluation" in process.stderr
 
-    # Several data sets in one call; features; tables go to stderr.
-    process = run(
-        ROOT / "eval.py",
-        f"--workdir={first}",
+
+def test_evaluate_parts_and_a_file_of_no_run(trained, run_here, tmp_path):
+    # Several data sets in one call, on several devices; tables go to stderr.
+    process = run_here(
+        "eval.py",
+        f"--workdir={trained}",
         "--data=digits@test[:50],digits@test[50:]",
-        "--virtual_devices=2",
-        cwd=tmp_path,
+        "--strategy=mirrored",
     )
     first_part, second_part = json.loads(process.stdout)["results"]
     assert (first_part["count"], second_part["count"]) == (50, 310)
     whole = json.loads(
-        run(
-            ROOT / "eval.py",
-            f"--workdir={first}",
+        run_here(
+            "eval.py",
+            f"--workdir={trained}",
             "data.eval_split=test",
-            f"--per_class={tmp_path / 'classes.csv'}",
-            f"--confusion={tmp_path / 'confusion.png'}",
-            cwd=tmp_path,
+            "--per_class=classes.csv",
+            "--confusion=confusion.png",
+            "--strategy=one_device",
         ).stdout
     )
     right = sum(x["count"] * x["accuracy"] for x in (first_part, second_part))
     assert whole["accuracy"] == pytest.approx(right / 360)
     assert len((tmp_path / "classes.csv").read_text().splitlines()) == 11
     assert (tmp_path / "confusion.png").stat().st_size > 5000
-    process = run(
-        ROOT / "eval.py",
-        f"--workdir={first}",
-        "--task=fewshot",
-        "--data=digits",
-        "fewshot.shots=1,5",
-        "fewshot.seeds=2",
-        cwd=tmp_path,
-    )
-    results = json.loads(process.stdout)["results"]
-    assert [(x["shots"], len(x["accuracies"])) for x in results] == [
-        (1, 2),
-        (5, 2),
-    ]
-    assert f"{results[1]['accuracy']:.4f} ± " in process.stderr
 
     # The same weights as a file of no run.
-    model, _, _ = assembly.load_model(first)
+    model, _, _ = assembly.load_model(trained)
     weights_lib.save_npz(model, tmp_path / "mine.npz")
     scores = json.loads(
-        run(
-            ROOT / "eval.py",
-            f"--weights={tmp_path / 'mine.npz'}",
+        run_here(
+            "eval.py",
+            "--weights=mine.npz",
             "--model=custom",
-            *SMALL_MODEL,
+            *MODEL,
             "model.patch_size=2",
             "model.image_size=8",
             "augment.eval_policy=resize",
+            "--strategy=one_device",
             "--data=digits@test",
-            cwd=tmp_path,
         ).stdout
     )
     for key in ("accuracy", "top5_accuracy", "count"):
@@ -149,7 +196,41 @@ def test_train_again_from_the_file_and_evaluate(tmp_path):
     assert "reported" not in scores
 
 
-def test_no_arguments_train_the_default(tmp_path):
+def test_few_shot(trained, run_here):
+    process = run_here(
+        "eval.py",
+        f"--workdir={trained}",
+        "--task=fewshot",
+        "--strategy=one_device",
+        "--data=digits",
+        "fewshot.shots=1,5",
+        "fewshot.seeds=2",
+    )
+    results = json.loads(process.stdout)["results"]
+    assert [(x["shots"], len(x["accuracies"])) for x in results] == [
+        (1, 2),
+        (5, 2),
+    ]
+    assert f"{results[1]['accuracy']:.4f} ± " in process.stderr
+
+
+def test_no_arguments_train_the_default(run_here, monkeypatch):
+    asked = {}
+
+    def fit(config, **options):
+        asked.update(options, config=config)
+        return {"split": "test", "step": 2245, "accuracy": 0.98765}
+
+    monkeypatch.setattr(loop, "fit", fit)
+    out = run_here("train.py").stdout
+    assert out == "test accuracy at step 2,245: 0.9877\n"
+    assert asked["config"] == recipes.digits()
+    assert asked["config"].recipe == recipes.DEFAULT_RECIPE == "digits"
+    assert asked["workdir"] == pathlib.Path("runs", "digits")
+
+
+@pytest.mark.slow
+def test_the_default_trains(tmp_path):
     """Only as far as the first lines: the whole run is the README's."""
     with subprocess.Popen(
         [sys.executable, ROOT / "train.py"],
@@ -164,32 +245,41 @@ def test_no_arguments_train_the_default(tmp_path):
         process.kill()
     assert re.match(r"step 100/2,245  loss \d", line)
     config = config_lib.load(tmp_path / "runs" / "digits" / "config.json")
-    assert config.recipe == recipes.DEFAULT_RECIPE == "digits"
+    assert config.recipe == "digits"
 
 
 def test_installed_programs_are_the_same():
-    scripts = importlib.metadata.entry_points(group="console_scripts")
-    ours = {
-        s.name: s.value for s in scripts if s.name.startswith("keras-mixer")
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    scripts = dict(line.split(" = ") for line in lines if line)
+    assert scripts == {
+        "keras-mixer-train": "keras_mixer.programs.train:run",
+        "keras-mixer-eval": "keras_mixer.programs.eval:run",
     }
-    if not ours:
-        pytest.skip("keras_mixer is not installed, only imported")
-    assert ours == {
-        "keras-mixer-train": "keras_mixer.train:run",
-        "keras-mixer-eval": "keras_mixer.eval:run",
-    }
-    for script in scripts:
-        if script.name in ours:
-            assert callable(script.load())
+    for script in scripts.values():
+        assert callable(pkgutil.resolve_name(script))
 
 
 def test_help_teaches():
-    text = run("train.py", "--help", fails=True).stdout  # absl exits with 1
+    """And imports no large library, so that it answers at once."""
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "finally: print(*(m for m in ('keras', 'numpy', 'tensorflow') "
+        "if m in sys.modules), file=sys.stderr)"
+    )
+    process = run_process("-c", code, fails=True)  # absl exits with 1
+    assert process.stderr.strip() == ""
     for name in recipes.RECIPES:
-        assert name in text
+        assert name in process.stdout
     for part in ("optim.lr=0.001", "--workdir", "--virtual_devices", "digits"):
-        assert part in text
-    text = run("eval.py", "--help", fails=True).stdout
+        assert part in process.stdout
+
+
+def test_help_of_eval_teaches(run_here):
+    text = run_here("eval.py", "--help", fails=True).stdout
     for part in (
         "--workdir",
         "data.eval_split=train",
@@ -208,8 +298,11 @@ def test_help_teaches():
         (("train.py", "--recipe=digit"), "Did you mean 'digits'"),
         (("train.py", "--config=nothing.json"), "no config file nothing.json"),
         (("train.py", "--strategy=gpus"), "one_device"),
-        (("train.py", "recipe=digits"), "--recipe="),
-        (("train.py", "--worddir=x"), "Unknown command line flag 'worddir'"),
+        (
+            ("train.py", "recipe=digits"),
+            "two dashes and before a value: --recipe=",
+        ),
+        (("train.py", "workdir=/tmp/x"), "workdir is a flag, written with two"),
         (("eval.py", "--workdir=/nowhere"), "/nowhere is not the workdir"),
         (("eval.py",), "workdir"),
         (("eval.py", "--weights=x.npz"), "--model go together"),
@@ -242,58 +335,47 @@ def test_help_teaches():
         ),
     ],
 )
-def test_errors_are_one_line(command, message, tmp_path):
-    name, *rest = command
-    process = run(ROOT / name, *rest, cwd=tmp_path, fails=True)
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
-    lines = [
-        line
-        for line in process.stderr.strip().splitlines()
-        if not re.match(r"[IWE]\d{4} |WARNING: All log", line)  # TensorFlow's
-    ]
-    assert len(lines) <= 2, process.stderr
+def test_errors_are_one_line(command, message, run_here, tmp_path):
+    stderr = run_here(*command, fails=True).stderr
+    assert message in stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.strip().splitlines()) <= 2, stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_a_run(tmp_path):
+def test_a_process_ends_with_the_error():
+    message = "Unknown command line flag 'worddir'"
+    process = run_process("train.py", "--worddir=x", fails=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: {message}")
+    assert process.stdout == ""
+
+
+def test_what_does_not_fit_a_run(trained, run_here, tmp_path):
     """Of a run that exists: its checkpoints, its classes, its splits."""
-    workdir = tmp_path / "run"
-    run(ROOT / "train.py", f"--workdir={workdir}", *SMALL, cwd=tmp_path)
-    weights_lib.save_npz(assembly.load_model(workdir)[0], tmp_path / "mine.npz")
     images = tmp_path / "photos" / "train"
     for name in "ab":
         (images / name).mkdir(parents=True)
         (images / name / "x.jpg").write_bytes(b"never read")
+    empty = tmp_path / "empty"
+    shutil.copytree(trained, empty)
+    shutil.rmtree(empty / "checkpoints")
+    run = f"--workdir={trained}"
     for arguments, message in (
-        (["--checkpoint=5"], "no checkpoint of step 5"),
-        (["--data=digits@test[:0]"], "has no examples"),
+        ([run, "--checkpoint=5"], "no checkpoint of step 5"),
+        ([run, "--data=digits@test[:0]"], "has no examples"),
         (
-            [f"--data=folder:{tmp_path / 'photos'}@train"],
-            "has 2 classes, and {workdir} (step 12) has a head of 10",
+            [run, f"--data=folder:{tmp_path / 'photos'}@train"],
+            f"has 2 classes, and {trained} (step 12) has a head of 10",
         ),
-        (["data.classes=9,8,7,6,5,4,3,2,1,0"], "class 0 is '9', not '0'"),
+        ([run, "task=fewshot"], "task is a flag, written with two dashes"),
+        ([run, "data.classes=9,8,7,6,5,4,3,2,1,0"], "class 0 is '9', not '0'"),
+        (
+            [f"--weights={trained}", "--model=S/16"],
+            f"give --workdir={trained}",
+        ),
+        ([f"--workdir={empty}"], "no checkpoint"),
     ):
-        process = run(
-            ROOT / "eval.py",
-            f"--workdir={workdir}",
-            *arguments,
-            cwd=tmp_path,
-            fails=True,
-        )
-        message = message.format(workdir=workdir)
-        assert message in process.stderr, process.stderr[-1000:]
-        assert "Traceback" not in process.stderr
-    process = run(
-        ROOT / "eval.py",
-        f"--weights={workdir}",
-        "--model=S/16",
-        cwd=tmp_path,
-        fails=True,
-    )
-    assert f"give --workdir={workdir}" in process.stderr
-    shutil.rmtree(workdir / "checkpoints")
-    process = run(
-        ROOT / "eval.py", f"--workdir={workdir}", cwd=tmp_path, fails=True
-    )
-    assert "no checkpoint" in process.stderr
+        stderr = run_here("eval.py", *arguments, fails=True).stderr
+        assert message in stderr
+        assert "Traceback" not in stderr

@@ -158,8 +158,9 @@ def test_public_names():
     for name in keras_mixer.__all__:
         assert getattr(keras_mixer, name) is not None
         assert name in dir(keras_mixer)
-    for name in keras_mixer._MODULES:
-        assert getattr(keras_mixer, name).__name__.startswith("keras_mixer.")
+    for name, place in keras_mixer._PLACES.items():
+        found = getattr(keras_mixer, name)
+        assert found.__name__ in (f"keras_mixer.{place}", place.split(":")[-1])
     with pytest.raises(AttributeError, match="nonsense"):
         _ = keras_mixer.nonsense
 

@@ -57,8 +57,9 @@ def test_overrides_are_typed():
         ("optim=3", "optim is a section.*optim.name, optim.lr"),
         ("optim.lr", "an override is section.field=value"),
         ("=3", "an override is section.field=value"),
-        ("recipe=digits", "two dashes.*--recipe="),
-        ("workdir=/tmp/x", "two dashes.*--workdir="),
+        ("recipe=digits", "an override is section.field=value"),
+        ("fewshot.every=3", "fewshot.data.*fewshot.every=3"),
+        ("fewshot.shots=5,5", "fewshot.shots must be .* each once.*'5,5'"),
         ("optim.lr=[1", "optim.lr: cannot read"),
     ],
 )
@@ -220,3 +221,12 @@ def test_imagenet_rows_are_those_of_table_4():
         assert (c.train.loss, c.train.head_bias_init) == ("sigmoid", -6.9)
         # The split that chooses the best is never the one reported.
         assert c.data.val_split != c.data.eval_split
+
+
+def test_what_a_resolved_config_has():
+    config = Config(model=ModelConfig(image_size=8), train=TrainConfig(steps=3))
+    assert (config.model.side, config.train.total_steps) == (8, 3)
+    with pytest.raises(ConfigError, match="model.image_size is null"):
+        _ = Config().model.side
+    with pytest.raises(ConfigError, match="train.steps is null"):
+        _ = Config().train.total_steps

@@ -1,12 +1,13 @@
-"""Every recipe resolves and trains a step at reduced size."""
+"""Every recipe makes a run, and is the paper's; some train a step."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer import models, weights
+from keras_mixer import data, models, weights
+from keras_mixer.data.augment import images
 from keras_mixer.run import config as config_lib, recipes
-from keras_mixer.training import loop as trainer
+from keras_mixer.training import assembly, loop as trainer
 
 
 @pytest.fixture(scope="module")
@@ -22,40 +23,78 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
-def test_one_step(name, folder, tmp_path, strategy_of):
-    recipe = recipes.get_recipe(name)
-    assert recipe.recipe == name
-    patch = recipe.model.patch_size or int(recipe.model.variant.split("/")[1])
-    config = config_lib.override(
-        recipe,
-        [
-            f"data.name=folder:{folder}",
-            "data.train_split=train[:8]",
-            "data.eval_split=train[8:]",
-            "data.val_split=null",
-            f"model.image_size={2 * patch}",
-            "model.num_blocks=2",
-            "model.hidden_dim=8",
-            "model.tokens_mlp_dim=4",
-            "model.channels_mlp_dim=8",
-            "augment.eval_policy="
-            + recipe.augment.eval_policy.replace("256", str(2 * patch + 4)),
-            "train.batch_size=4",
-            "train.steps=1",
-            "train.xla=false",
-            "optim.warmup_steps=null",
-        ],
-    )
-    if recipe.init.weights:
-        dims = models.Variant(patch, 2, 8, 4, 8)
-        model = models.Mixer(dims, input_shape=(patch, patch, 3), classes=5)
-        weights.save_npz(model, tmp_path / "weights.npz")
+@pytest.fixture
+def reduced(folder, tmp_path):
+    """Makes a recipe's config small: few, small images, a tiny model."""
+
+    def reduce(name):
+        recipe = recipes.get_recipe(name)
+        dims = recipe.model
+        patch = dims.patch_size or int(dims.variant.split("/")[1])
         config = config_lib.override(
-            config, [f"init.weights={tmp_path / 'weights.npz'}"]
+            recipe,
+            [
+                f"data.name=folder:{folder}",
+                "data.train_split=train[:8]",
+                "data.eval_split=train[8:]",
+                "data.val_split=null",
+                f"model.image_size={2 * patch}",
+                "model.num_blocks=2",
+                "model.hidden_dim=8",
+                "model.tokens_mlp_dim=4",
+                "model.channels_mlp_dim=8",
+                "augment.eval_policy="
+                + recipe.augment.eval_policy.replace("256", str(2 * patch + 4)),
+                "train.batch_size=4",
+                "train.steps=1",
+                "train.xla=false",
+                "optim.warmup_steps=null",
+            ],
         )
+        if not recipe.init.weights:
+            return config
+        small = models.Variant(patch, 2, 8, 4, 8)
+        model = models.Mixer(small, input_shape=(patch, patch, 3), classes=5)
+        weights.save_npz(model, tmp_path / "weights.npz")
+        init = f"init.weights={tmp_path / 'weights.npz'}"
+        return config_lib.override(config, [init])
+
+    return reduce
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_makes_a_run(name, reduced):
+    """Data, policies and model fit each other; nothing is trained."""
+    config = reduced(name)
+    assert config.recipe == name
+    splits = data.open_splits(config)
+    config = data.resolve(config, splits.train)
+    initial = assembly.initial_weights(config)
+    config = assembly.resolve_model(config, initial)
+    data.parse_train_policy(
+        config.augment.policy,
+        splits.train,
+        image_size=config.model.side,
+        shard_size=4,
+        mixup=config.mixup,
+    )
+    images.parse_policy(
+        config.augment.eval_policy,
+        config.model.side,
+        splits.evaluation.image_size,
+    )
+    model = assembly.build_mixer(config, 3, initial=initial)
+    assert model.output_shape == (None, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["cifar10_scratch", "imagenet_b", "jft300m_s", "finetune_pets"]
+)
+def test_one_step(name, reduced, tmp_path, strategy_of):
+    """One of each kind. Those of a kind differ in numbers alone."""
     result = trainer.fit(
-        config, workdir=tmp_path / "run", strategy=strategy_of(2)
+        reduced(name), workdir=tmp_path / "run", strategy=strategy_of(2)
     )
     assert (result["step"], result["count"]) == (1, 4)
     assert np.isfinite(result["loss"])
