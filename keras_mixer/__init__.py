@@ -27,8 +27,8 @@ _MODULE_OF = {
     "MixerS32": "models.mixer",
     "MlpBlock": "models.layers",
     "StochasticDepth": "models.layers",
-    "decode_predictions": "models.mixer",
-    "preprocess_input": "models.mixer",
+    "decode_predictions": "models.preprocessing",
+    "preprocess_input": "models.preprocessing",
 }
 _MODULES = {
     "analysis": "analysis",
@@ -84,6 +84,8 @@ if TYPE_CHECKING:
         MixerS8,
         MixerS16,
         MixerS32,
+    )
+    from keras_mixer.models.preprocessing import (
         decode_predictions,
         preprocess_input,
     )
