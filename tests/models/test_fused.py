@@ -1,5 +1,6 @@
 """A training step's gradients: those of fused.py, and those with `remat`."""
 
+import functools
 from unittest import mock
 
 import numpy as np
@@ -99,23 +100,38 @@ def test_one_pass_statistics_of_shifted_inputs():
     np.testing.assert_allclose(scale[..., 0], 1 / exact.std(-1), rtol=5e-3)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("remat", ["tokens", "block"])
+@functools.cache
+def kept(policy):
+    """Gradients without remat, not compiled."""
+    return gradients(make_block(policy, stoch_depth=0.5))
+
+
+@pytest.mark.parametrize(
+    ("remat", "compiled", "policy"),
+    [  # pairwise; the other half of the grid is slow
+        ("tokens", False, "float32"),
+        ("tokens", True, "mixed_bfloat16"),
+        ("block", False, "mixed_bfloat16"),
+        ("block", True, "float32"),
+        pytest.param("tokens", False, "mixed_bfloat16", marks=pytest.mark.slow),
+        pytest.param("tokens", True, "float32", marks=pytest.mark.slow),
+        pytest.param("block", False, "float32", marks=pytest.mark.slow),
+        pytest.param("block", True, "mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_computed_again_is_the_same(remat, compiled, policy):
-    """With the masks of stochastic depth of the forward pass."""
-    kept = gradients(make_block(policy, stoch_depth=0.5), compiled=compiled)
+    """Stochastic depth has the masks of the forward pass."""
     again = gradients(
         make_block(policy, stoch_depth=0.5, remat=remat), compiled=compiled
     )
-    limit = 1e-6 if policy == "float32" else 0.02
-    assert max(errors(again, kept)) < limit
+    limit = 3e-6 if policy == "float32" else 0.05
+    assert max(errors(again, kept(policy))) < limit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["tokens", "block"])
 def test_a_run_with_remat_on_two_replicas(remat, tmp_path, strategy_of):
-    """Accumulating, in bfloat16's stead float32: equal to rounding."""
+    """It equals the run without remat on one replica, to rounding."""
     overrides = ["model.stoch_depth=0.3", "mixup.p=0.5", "train.accumulate=2"]
     for value, replicas in (("none", 1), (remat, 2)):
         trainer.fit(
