@@ -30,7 +30,7 @@ _PLACES = {
     "StochasticDepth": "models.layers:StochasticDepth",
     "analysis": "analysis",
     "data": "data",
-    "decode_predictions": "models.mixer:decode_predictions",
+    "decode_predictions": "models.preprocessing:decode_predictions",
     "doctor": "doctor",
     "engines": "engines",
     "evaluation": "evaluation",
@@ -39,7 +39,7 @@ _PLACES = {
     "layers": "models.layers",
     "models": "models",
     "preflight": "preflight",
-    "preprocess_input": "models.mixer:preprocess_input",
+    "preprocess_input": "models.preprocessing:preprocess_input",
     "programs": "programs",
     "run": "run",
     "trainer": "training.loop",
@@ -83,6 +83,8 @@ if TYPE_CHECKING:
         MixerS8,
         MixerS16,
         MixerS32,
+    )
+    from keras_mixer.models.preprocessing import (
         decode_predictions,
         preprocess_input,
     )

@@ -7,6 +7,9 @@ import math
 
 import numpy as np
 
+import keras_mixer
+
+SMALL = keras_mixer.models.Variant(8, 2, 32, 16, 64)
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -88,6 +91,17 @@ def random_weights(model, seed: int = 0) -> dict[str, np.ndarray]:
 def random_images(*shape: int, seed: int = 1) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.uniform(-1, 1, shape).astype(np.float32)
+
+
+def model_and_images(size: str):
+    """Returns a "small" or "full" (S/32) model of logits, and images for it."""
+    side = {"small": 32, "full": 224}[size]
+    model = keras_mixer.Mixer(
+        {"small": SMALL, "full": "S/32"}[size],
+        input_shape=(side, side, 3),
+        classifier_activation=None,
+    )
+    return model, random_images(2, side, side, 3)
 
 
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,42 +3,27 @@
 Needs keras and NumPy alone, under any Keras backend.
 """
 
-from keras_mixer.models.mixer import (
-    DEFAULT_CLASSES,
-    DEFAULT_IMAGE_SIZE,
-    VARIANTS,
-    Mixer,
-    MixerB16,
-    MixerB32,
-    MixerH14,
-    MixerL16,
-    MixerL32,
-    MixerS8,
-    MixerS16,
-    MixerS32,
-    Variant,
-    decode_predictions,
-    fit_weights,
-    get_variant,
-    preprocess_input,
+from keras_mixer.models.arguments import (
+    DEFAULT_CLASSES as DEFAULT_CLASSES,
+    DEFAULT_IMAGE_SIZE as DEFAULT_IMAGE_SIZE,
+    Options as Options,
 )
-
-__all__ = [
-    "DEFAULT_CLASSES",
-    "DEFAULT_IMAGE_SIZE",
-    "VARIANTS",
-    "Mixer",
-    "MixerB16",
-    "MixerB32",
-    "MixerH14",
-    "MixerL16",
-    "MixerL32",
-    "MixerS8",
-    "MixerS16",
-    "MixerS32",
-    "Variant",
-    "decode_predictions",
-    "fit_weights",
-    "get_variant",
-    "preprocess_input",
-]
+from keras_mixer.models.mixer import (
+    VARIANTS as VARIANTS,
+    Mixer as Mixer,
+    MixerB16 as MixerB16,
+    MixerB32 as MixerB32,
+    MixerH14 as MixerH14,
+    MixerL16 as MixerL16,
+    MixerL32 as MixerL32,
+    MixerS8 as MixerS8,
+    MixerS16 as MixerS16,
+    MixerS32 as MixerS32,
+    Variant as Variant,
+    fit_variant as fit_variant,
+    get_variant as get_variant,
+)
+from keras_mixer.models.preprocessing import (
+    decode_predictions as decode_predictions,
+    preprocess_input as preprocess_input,
+)

@@ -1,41 +1,54 @@
-"""A LayerNorm and the Dense layer behind it, with their gradient written out.
+"""The gradient of a LayerNorm and the Dense layer after it, written out.
 
-What TensorFlow's tape derives reads and writes the activations again for each
-of the sums in the gradient of a LayerNorm, and keeps its output for the
-gradient of the kernel. Here the output is computed again from the input, which
-is kept anyway, and most sums are read off smaller tensors. With x^ the
+The gradient that TensorFlow derives reads and writes the activations once for
+each sum in the gradient of a LayerNorm, and keeps the LayerNorm's output for
+the gradient of the kernel. Here the output is computed again from the input,
+which is kept anyway, and most sums are read off smaller tensors. With x^ the
 normalised input, y = gamma x^ + beta, h = y W + b and dh the gradient of h:
 
     dW = gamma (x^T dh) + beta db       dgamma = sum_d W (x^T dh)
     db = sum dh                         dbeta = W db
 
-and the two means over the channels that the gradient of x needs,
+The gradient of x needs two means over the channels,
 
     mean(gamma dy)    = dh . (W^T gamma) / C
     mean(gamma dy x^) = dh . (h - b - W^T beta) / C
 
-so that nothing as large as x is read for them. What that does to the program
-that the TPU compiler makes of a training step: benchmarks/README.md.
+so nothing as large as x is read for them. benchmarks/README.md shows what this
+does to the training step that the TPU compiler makes.
 
-Only while training, and with the TensorFlow backend: see `MixerBlock`.
+Used only while training. Where `supports` is false the layers are called.
 """
 
 from typing import Any
 
+import keras
 from keras import ops
 
 
-def _weights(*variables: Any) -> list[Any]:
-    """Returns the variables' tensors, in float32."""
+def supports(dense: Any) -> bool:
+    """Whether a Dense layer, built, can have its gradient written out here."""
+    return (
+        keras.backend.backend() == "tensorflow"
+        and dense.compute_dtype != "float64"
+        and not (dense.lora_enabled or dense.quantization_mode)
+    )
+
+
+def _weights(norm: Any, dense: Any) -> list[Any]:
+    """Returns gamma, beta, kernel and bias in float32."""
+    variables = norm.gamma, norm.beta, dense.kernel, dense.bias
     return [ops.cast(v.value, "float32") for v in variables]
 
 
-def _normalize(x: Any, epsilon: float) -> tuple[Any, Any]:
-    """Returns mean and 1 / std over the last axis, float32 `[..., 1]`.
+def _layer_norm(
+    x: Any, gamma: Any, beta: Any, epsilon: float
+) -> tuple[Any, Any, Any, Any]:
+    """Returns the LayerNorm of x; and x, its mean and its 1 / std in float32.
 
-    Of half precision both are read off one pass, as E[x^2] - E[x]^2 in
-    float32, as flax computes it: the rounding of x itself is larger than what
-    cancels there. Of float32 it takes two, as Keras' layer does.
+    Half precision takes one pass, E[x^2] - E[x]^2 in float32, as in flax: the
+    rounding of x itself is larger than what cancels there. float32 takes two
+    passes, as Keras' layer does.
     """
     x32 = ops.cast(x, "float32")
     mean = ops.mean(x32, axis=-1, keepdims=True)
@@ -44,15 +57,7 @@ def _normalize(x: Any, epsilon: float) -> tuple[Any, Any]:
     else:
         square = ops.mean(ops.square(x32), axis=-1, keepdims=True)
         variance = ops.maximum(square - ops.square(mean), 0.0)
-    return mean, ops.rsqrt(variance + epsilon)
-
-
-def _layer_norm(
-    x: Any, gamma: Any, beta: Any, epsilon: float
-) -> tuple[Any, Any, Any, Any]:
-    """Returns LayerNorm of x, x in float32, and what `_normalize` returns."""
-    mean, scale = _normalize(x, epsilon)
-    x32 = ops.cast(x, "float32")
+    scale = ops.rsqrt(variance + epsilon)
     y = ops.cast((x32 - mean) * scale * gamma + beta, x.dtype)
     return y, x32, mean, scale
 
@@ -64,12 +69,12 @@ def _input_gradient(
 
     Args:
       x: The input, `[batch, tokens, channels]`.
-      mean: Of `_normalize`.
-      scale: 1 / std, of `_normalize`.
+      mean: The input's mean over the channels, `[batch, tokens, 1]`.
+      scale: The input's 1 / std, `[batch, tokens, 1]`.
       dy: Gradient of the output.
       gamma: `[channels]`.
-      means: The means of gamma dy and of gamma dy x^ over the channels, if
-        they are known.
+      means: mean(gamma dy) and mean(gamma dy x^) over the channels, if they
+        are known.
     """
     normal = (ops.cast(x, "float32") - mean) * scale
     g = ops.cast(dy, "float32") * gamma
@@ -91,6 +96,8 @@ def norm_channels(x: Any, norm: Any, dense: Any) -> Any:
     Returns:
       `[batch, tokens, units]`.
     """
+    if not supports(dense):
+        return dense(norm(x))
 
     @ops.custom_gradient
     def forward(x: Any, gamma: Any, beta: Any, kernel: Any, bias: Any) -> Any:
@@ -100,8 +107,8 @@ def norm_channels(x: Any, norm: Any, dense: Any) -> Any:
         h = ops.einsum("bsc,cd->bsd", y, w) + ops.cast(bias, dtype)
 
         def gradient(dh: Any) -> Any:
-            # In other words than above, or XLA would see that it is the same,
-            # and keep it.
+            # Written differently from the forward pass, so that XLA computes
+            # it again instead of keeping it.
             normal = ops.cast(x32 * scale - mean * scale, dtype)
             product = ops.einsum("bsc,bsd->cd", normal, dh)
             product = ops.cast(product, "float32")
@@ -124,22 +131,22 @@ def norm_channels(x: Any, norm: Any, dense: Any) -> Any:
 
         return h, gradient
 
-    return forward(
-        x, *_weights(norm.gamma, norm.beta, dense.kernel, dense.bias)
-    )
+    return forward(x, *_weights(norm, dense))
 
 
 def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
-    """Returns `dense` over the tokens of `norm(x)`.
+    """Returns `dense(norm(x)^T)`, a Dense layer over the tokens.
 
     Args:
       x: `[batch, tokens, channels]`.
       norm: A `keras.layers.LayerNormalization`, built.
-      dense: A `keras.layers.Dense` over the tokens, built, without activation.
+      dense: A `keras.layers.Dense`, built, without activation.
 
     Returns:
       `[batch, channels, units]`.
     """
+    if not supports(dense):
+        return dense(ops.transpose(norm(x), (0, 2, 1)))
 
     @ops.custom_gradient
     def forward(x: Any, gamma: Any, beta: Any, kernel: Any, bias: Any) -> Any:
@@ -149,8 +156,9 @@ def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
         h = ops.einsum("bsc,sd->bcd", y, w) + ops.cast(bias, dtype)
 
         def gradient(dh: Any) -> Any:
+            # y, written differently so that XLA computes it again.
             again = x32 * (scale * gamma) + (beta - mean * scale * gamma)
-            again = ops.cast(again, dtype)  # y, in other words
+            again = ops.cast(again, dtype)
             dkernel = ops.einsum("bsc,bcd->sd", again, dh)
             over_batch = ops.sum(ops.cast(dh, "float32"), axis=0)  # [c, d]
             dbias = ops.sum(over_batch, axis=0)
@@ -164,6 +172,4 @@ def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
 
         return h, gradient
 
-    return forward(
-        x, *_weights(norm.gamma, norm.beta, dense.kernel, dense.bias)
-    )
+    return forward(x, *_weights(norm, dense))

@@ -1,7 +1,7 @@
 """The layers of MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601, sect. 2).
 
-Written with `keras.ops` alone, so that they run under every Keras backend.
-Sublayers carry the names of the released checkpoints' parameters.
+Written with `keras.ops` alone, so they run under every Keras backend. Sublayers
+have the names of the released checkpoints' parameters.
 """
 
 import contextlib
@@ -12,14 +12,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mixer.models import fused
+from keras_mixer.models import fast
+from keras_mixer.run import suggest
 
-# flax.linen.LayerNorm's default, which the released models were trained with.
+# The default of flax.linen.LayerNorm, with which the released models were
+# trained.
 LAYER_NORM_EPSILON = 1e-6
-
-# What the backward pass of a Mixer layer may compute again.
-REMAT = ("none", "tokens", "block")
-
 
 _drawn_by: contextvars.ContextVar[Callable[..., Any] | None] = (
     contextvars.ContextVar("drawn_by", default=None)
@@ -28,11 +26,11 @@ _drawn_by: contextvars.ContextVar[Callable[..., Any] | None] = (
 
 @contextlib.contextmanager
 def drawn_by(draw: Callable[..., Any]) -> Iterator[None]:
-    """Lets `draw(shape)` make the uniform numbers of stochastic depth, dropout.
+    """Lets `draw(shape)` draw for stochastic depth and dropout, in [0, 1).
 
-    Without it they come from Keras' seed generators, which draw the same on
-    every replica of a `tf.distribute` strategy. The trainer gives draws that
-    belong to the example (draws.py).
+    By default Keras' seed generators draw, and draw the same on every replica
+    of a `tf.distribute` strategy. The trainer passes draws that belong to the
+    example (engines/draws.py).
     """
     token = _drawn_by.set(draw)
     try:
@@ -48,14 +46,14 @@ def _check_rate(name: str, rate: float) -> float:
 
 
 def layer_norm(name: str, dtype: Any = None) -> keras.layers.LayerNormalization:
-    """Returns a LayerNorm as the released models have it."""
+    """Returns a LayerNorm like those of the released models."""
     return keras.layers.LayerNormalization(
         epsilon=LAYER_NORM_EPSILON, name=name, dtype=dtype
     )
 
 
 class _Dropout(keras.layers.Dropout):
-    """Keras' dropout, with the draws of `drawn_by` if there are any."""
+    """Keras' dropout, which takes its draws from `drawn_by` if that is set."""
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         draw = _drawn_by.get()
@@ -66,24 +64,41 @@ class _Dropout(keras.layers.Dropout):
         return inputs * scale
 
 
+class _Layer(keras.layers.Layer):
+    """A layer that keeps the shape of its input and saves its arguments."""
+
+    _arguments: tuple[str, ...]
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        arguments = {name: getattr(self, name) for name in self._arguments}
+        return {**super().get_config(), **arguments}
+
+
 @keras.saving.register_keras_serializable(package="keras_mixer")
-class MlpBlock(keras.layers.Layer):
+class MlpBlock(_Layer):
     """Dense, GELU, Dense over the last axis (paper, sect. 2 and eq. 1).
 
-    Input and output: `[..., features]`. Kernels start lecun-normal and biases
-    zero, as in flax, where the released models come from.
+    Input and output: `[..., features]`. As in the flax code of the released
+    models, kernels start lecun-normal and biases zero.
 
     Args:
       mlp_dim: Width of the hidden layer.
-      dropout: Rate of the dropout behind the GELU and behind the second Dense
-        layer. 0 in every published model.
-      gelu_approximate: The tanh approximation of GELU (the released models)
-        if true, the exact function (timm) otherwise.
+      dropout: Dropout rate after the GELU and after the second Dense layer. 0
+        in every published model.
+      gelu_approximate: True for the tanh approximation of GELU (the released
+        models), False for the exact function (timm).
       **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
       ValueError: `mlp_dim` is not positive, or `dropout` not in [0, 1).
     """
+
+    _arguments = ("mlp_dim", "dropout", "gelu_approximate")
 
     def __init__(
         self,
@@ -132,7 +147,12 @@ class MlpBlock(keras.layers.Layer):
         return self.finish(self.dense_0(inputs), training=training)
 
     def finish(self, hidden: Any, training: bool = False) -> Any:
-        """Returns what comes of the first Dense layer's `[..., mlp_dim]`."""
+        """Returns the output, given that of the first Dense layer.
+
+        Args:
+          hidden: `[..., mlp_dim]`.
+          training: Whether dropout applies.
+        """
         x = ops.gelu(hidden, approximate=self.gelu_approximate)
         if self.dropout:
             x = self.dropout_layer(x, training=training)
@@ -141,22 +161,9 @@ class MlpBlock(keras.layers.Layer):
             x = self.dropout_layer(x, training=training)
         return x
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "mlp_dim": self.mlp_dim,
-            "dropout": self.dropout,
-            "gelu_approximate": self.gelu_approximate,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
-class StochasticDepth(keras.layers.Layer):
+class StochasticDepth(_Layer):
     """Drops the whole input of some examples while training (Huang 2016).
 
     Each example of the batch is kept with probability `1 - rate` and replaced
@@ -164,8 +171,8 @@ class StochasticDepth(keras.layers.Layer):
 
     Args:
       rate: Probability of dropping an example, in [0, 1).
-      rescale: Divides what is kept by `1 - rate`, so that the mean over draws
-        is the input (scenic, timm). False multiplies by the mask alone
+      rescale: True divides kept examples by `1 - rate`, so that the mean over
+        draws is the input (scenic, timm). False multiplies by the mask alone
         (big_vision, the authors' public training code).
       seed: Seed of the draws.
       **kwargs: Arguments of `keras.layers.Layer`.
@@ -173,6 +180,8 @@ class StochasticDepth(keras.layers.Layer):
     Raises:
       ValueError: `rate` is not in [0, 1).
     """
+
+    _arguments = ("rate", "rescale", "seed")
 
     def __init__(
         self,
@@ -196,42 +205,26 @@ class StochasticDepth(keras.layers.Layer):
         return inputs * self.draw(inputs)
 
     def draw(self, inputs: Any) -> Any:
-        """Draws what the examples of `inputs` are multiplied with.
+        """Draws the factors of the examples, `[batch, 1, ...]`.
 
-        Returns:
-          `[batch, 1, ...]`, of the same dtype.
+        They have the dtype of `inputs`.
         """
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
-        draw = _drawn_by.get()
         # float32 draws: bfloat16 has too few values in [0, 1) for the rate.
-        uniform = (
-            draw(shape)
-            if draw
-            else keras.random.uniform(
+        if draw := _drawn_by.get():
+            uniform = draw(shape)
+        else:
+            uniform = keras.random.uniform(
                 shape, dtype="float32", seed=self.seed_generator
             )
-        )
         keep = ops.cast(uniform >= self.rate, inputs.dtype)  # [batch, 1, ...]
         if self.rescale:
             keep = keep / (1.0 - self.rate)
         return keep
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "rate": self.rate,
-            "rescale": self.rescale,
-            "seed": self.seed,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
-class MixerBlock(keras.layers.Layer):
+class MixerBlock(_Layer):
     """One Mixer layer: token mixing, then channel mixing (paper, eq. 1).
 
         x = x + token_mixing(LayerNorm_0(x)^T)^T
@@ -249,13 +242,23 @@ class MixerBlock(keras.layers.Layer):
       gelu_approximate: See `MlpBlock`.
       remat: What the backward pass computes again instead of keeping it
         (Chen 2016, arXiv 1604.06174): "none", the "tokens" branch, which is
-        cheap, or the whole "block" but its input.
+        cheap, or the whole "block" except for its input.
       **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
       ValueError: A rate is not in [0, 1), a width is not positive, the number
-        of tokens is unknown, or `remat` is asked for with dropout.
+        of tokens is unknown, or `remat` is combined with dropout.
     """
+
+    _arguments = (
+        "tokens_mlp_dim",
+        "channels_mlp_dim",
+        "dropout",
+        "stoch_depth",
+        "stoch_depth_rescale",
+        "gelu_approximate",
+        "remat",
+    )
 
     def __init__(
         self,
@@ -269,12 +272,9 @@ class MixerBlock(keras.layers.Layer):
         remat: str = "none",
         **kwargs: Any,
     ):
-        # Sublayers cast for themselves, and fused.py wants float32 weights.
+        # The sublayers cast for themselves, and fused.py reads float32 weights.
         super().__init__(autocast=False, **kwargs)
-        if remat not in REMAT:
-            raise ValueError(
-                f"remat must be one of {', '.join(REMAT)}. Received: {remat!r}"
-            )
+        suggest.check_choice("remat", remat, fast.REMAT)
         if remat != "none" and dropout:
             raise ValueError(
                 "remat would draw other dropout masks in the backward pass "
@@ -326,72 +326,12 @@ class MixerBlock(keras.layers.Layer):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         x = ops.cast(inputs, self.compute_dtype)  # [batch, tokens, hidden_dim]
-
-        def drop(y: Any) -> Any:
-            return self.drop(y, training=training)
-
-        def mix_tokens(x: Any) -> Any:
-            return self._mix_tokens(x, training)
-
-        def mix(x: Any, drop: Callable[[Any], Any] = drop) -> Any:
-            x = x + drop(mix_tokens(x))
-            return x + drop(self._mix_channels(x, training))
-
-        if not training or self.remat == "none":
-            return mix(x)
-        if self.remat == "tokens":
-            mix_tokens = keras.remat(mix_tokens)
-            return mix(x)
-        # Drawn once, for both passes.
-        keeps = [self.drop.draw(x) for _ in range(2) if self.drop.rate]
-
-        def mix_again(x: Any) -> Any:
-            left = iter(keeps)
-            return mix(x, lambda y: y * next(left) if keeps else y)
-
-        return keras.remat(mix_again)(x)
-
-    def _can_fuse(self) -> bool:
-        """Whether fused.py computes the same as the layers it stands for."""
-        dense = self.token_mixing.dense_0, self.channel_mixing.dense_0
-        return (
-            keras.backend.backend() == "tensorflow"
-            and self.compute_dtype != "float64"
-            and not any(d.lora_enabled or d.quantization_mode for d in dense)
-        )
-
-    def _mix_tokens(self, x: Any, training: bool) -> Any:
-        """Returns the branch over the tokens, `[batch, tokens, hidden_dim]`."""
-        mlp = self.token_mixing
-        if training and self._can_fuse():
-            hidden = fused.norm_tokens(x, self.norm_0, mlp.dense_0)
-            y = mlp.finish(hidden, training=training)
-        else:
-            y = ops.transpose(self.norm_0(x), (0, 2, 1))
-            y = mlp(y, training=training)  # [batch, hidden_dim, tokens]
-        return ops.transpose(y, (0, 2, 1))
-
-    def _mix_channels(self, x: Any, training: bool) -> Any:
-        """Returns the branch over the channels, of the same shape."""
-        mlp = self.channel_mixing
-        if training and self._can_fuse():
-            hidden = fused.norm_channels(x, self.norm_1, mlp.dense_0)
-            return mlp.finish(hidden, training=training)
-        return mlp(self.norm_1(x), training=training)
-
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "tokens_mlp_dim": self.tokens_mlp_dim,
-            "channels_mlp_dim": self.channels_mlp_dim,
-            "dropout": self.dropout,
-            "stoch_depth": self.stoch_depth,
-            "stoch_depth_rescale": self.stoch_depth_rescale,
-            "gelu_approximate": self.gelu_approximate,
-            "remat": self.remat,
-        }
+        if training and fast.applies(self):
+            return fast.mix(self, x)  # the same, with other gradients
+        y = ops.transpose(self.norm_0(x), (0, 2, 1))
+        y = self.token_mixing(
+            y, training=training
+        )  # [batch, hidden_dim, tokens]
+        x = x + self.drop(ops.transpose(y, (0, 2, 1)), training=training)
+        y = self.channel_mixing(self.norm_1(x), training=training)
+        return x + self.drop(y, training=training)

@@ -8,21 +8,18 @@ the paper leaves open follows the released models' code
 """
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.models import layers
+from keras_mixer.models import arguments, layers
+from keras_mixer.models.arguments import Options
+from keras_mixer.run import suggest
 
 Weights = str | os.PathLike[str] | weights_lib.Parameters | None
-
-DEFAULT_IMAGE_SIZE = 224
-DEFAULT_CLASSES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,147 +65,105 @@ def get_variant(name: str) -> Variant:
     """
     if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = suggest.nearest(name, VARIANTS, cutoff=0.5)
     raise ValueError(
         f"Unknown variant {name!r}.{hint} Variants: {', '.join(VARIANTS)}"
     )
 
 
-def _check_input_shape(
-    input_shape: tuple[int | None, ...] | None,
-    input_tensor: Any,
-    patch_size: int,
-    in_channels: int,
-) -> tuple[int, int, int]:
-    """Returns a valid (height, width, channels), or raises ValueError."""
-    if input_tensor is not None:
-        if not keras.utils.is_keras_tensor(input_tensor):
-            raise ValueError(
-                "input_tensor must be a Keras tensor, the output of "
-                "keras.Input or of a layer called on one. Received: "
-                f"{type(input_tensor)}"
-            )
-        tensor_shape = tuple(input_tensor.shape[1:])
-        if input_shape is not None and tuple(input_shape) != tensor_shape:
-            raise ValueError(
-                f"input_shape={tuple(input_shape)} differs from the shape of "
-                f"input_tensor, {tensor_shape}; leave input_shape out."
-            )
-        input_shape = tensor_shape
-    if input_shape is None:
-        side = DEFAULT_IMAGE_SIZE
-        if side % patch_size:
-            raise ValueError(
-                f"The default {side} x {side} image does not divide into "
-                f"patches of {patch_size} x {patch_size}; give input_shape."
-            )
-        return side, side, in_channels
-    shape = tuple(input_shape)
-    if len(shape) != 3:
-        raise ValueError(
-            "input_shape must be (height, width, channels). "
-            f"Received: input_shape={shape}"
-        )
-    height, width, channels = shape
-    if height is None or width is None:
-        raise ValueError(
-            "The image side must be fixed, because token mixing has a fixed "
-            f"number of tokens. Received: input_shape={shape}; for example "
-            f"input_shape=({DEFAULT_IMAGE_SIZE}, {DEFAULT_IMAGE_SIZE}, "
-            f"{in_channels})"
-        )
-    if channels != in_channels:
-        raise ValueError(
-            f"Images must have {in_channels} channels in the last axis "
-            f"(channels_last). Received: input_shape={shape}. For images of "
-            "another kind, say so: in_channels=<number of channels>"
-        )
-    for side in (height, width):
-        if side < patch_size or side % patch_size:
-            low = max(side // patch_size, 1) * patch_size
-            raise ValueError(
-                "Each image side must be a multiple of the patch size, "
-                f"{patch_size}. Received: input_shape={shape}; the nearest "
-                f"sides are {low} and {low + patch_size}."
-            )
-    return height, width, channels
-
-
-def fit_weights(
-    weights: Any,
+def fit_variant(
     variant: Variant,
+    found: weights_lib.Parameters,
     grid: tuple[int, int],
     resize_tokens: Literal["expand", "resample"],
-) -> tuple[weights_lib.Parameters, Variant]:
-    """Reads weights and fits them to a grid of rows x columns of patches.
+) -> Variant:
+    """Returns the variant with the tokens_mlp_dim that the weights get.
 
-    Returns:
-      The parameters, and the variant with the tokens_mlp_dim that they have
-      on this grid (paper, App. C: it grows with the image).
+    It grows with the grid, rows x columns of patches (paper, App. C). No
+    kernels are computed.
+
+    Raises:
+      ValueError: The weights cannot be resized to the grid.
     """
-    names = {dims: name for name, dims in VARIANTS.items()}
-    found = weights_lib.get(weights, names.get(variant))
-    stem = found.values.get("stem/kernel")
-    if stem is not None and stem.shape[0] != variant.patch_size:
-        return found, variant  # no change of resolution: `load` says what is
-    found = weights_lib.resize_tokens(
-        found, grid, method=resize_tokens, patch_size=variant.patch_size
+    tokens_mlp_dim = weights_lib.resized_mlp_dim(
+        found, grid, resize_tokens, variant.patch_size
     )
-    if found.tokens_mlp_dim % variant.tokens_mlp_dim == 0:
-        variant = dataclasses.replace(
-            variant, tokens_mlp_dim=found.tokens_mlp_dim
-        )
-    return found, variant
+    if tokens_mlp_dim % variant.tokens_mlp_dim:
+        return variant  # of another model: `weights.load` reports it
+    return dataclasses.replace(variant, tokens_mlp_dim=tokens_mlp_dim)
 
 
-def _check_options(
+_POOLING = {
+    "avg": keras.layers.GlobalAveragePooling1D,
+    "max": keras.layers.GlobalMaxPooling1D,
+}
+
+
+def _build(
+    images: Any,
+    variant: Variant,
+    options: Options,
+    *,
+    exact_gelu: bool,
     pooling: str | None,
     classes: int | None,
-    head: str,
-    resize_tokens: str,
-    keras_file: Any,
-) -> None:
-    """Raises ValueError for what can be seen before weights are read."""
-    for name, value, allowed in (
-        ("pooling", pooling, (None, "avg", "max")),
-        ("head", head, ("keep", "fresh")),
-        ("resize_tokens", resize_tokens, ("expand", "resample")),
-    ):
-        if value not in allowed:
-            choices = ", ".join(repr(a) for a in allowed)
-            raise ValueError(
-                f"{name} must be one of {choices}. Received: {value!r}"
-            )
-    if classes is not None and classes < 1:
-        raise ValueError(f"classes must be positive. Received: {classes}")
-    if keras_file and (head != "keep" or resize_tokens != "expand"):
-        raise ValueError(
-            f"{keras_file} holds all weights of one model: head and "
-            "resize_tokens apply to .npz and .safetensors files. "
-            "keras_mixer.weights.save_npz(model, path) writes one."
-        )
-
-
-def _head_width(
-    classes: int | None, found: weights_lib.Parameters | None, head: str
-) -> int:
-    """Returns the number of classes, or raises ValueError."""
-    if found is None or head == "fresh":
-        return DEFAULT_CLASSES if classes is None else classes
-    if found.num_classes is None:
-        raise ValueError(
-            f"{found.source} has no head. For a new one that is zero: "
-            'head="fresh"; for none: include_top=False'
-        )
-    if classes not in (None, found.num_classes):
-        raise ValueError(
-            f"{found.source} has {found.num_classes} classes. Received: "
-            f"classes={classes}. Leave classes out to keep the head, or start "
-            'with a new one that is zero: head="fresh" (train.py: '
-            "init.head=fresh)"
-        )
-    return found.num_classes
+    classifier_activation: Any,
+    name: str,
+) -> keras.Model:
+    """Builds the model of a Keras tensor of images; the head if `classes`."""
+    policy = keras.dtype_policies.get(
+        options.dtype or keras.config.dtype_policy()
+    )
+    tanh = options.gelu_approximate
+    half = policy.compute_dtype in ("bfloat16", "float16")
+    top_dtype = "float32" if half else policy
+    height, width = images.shape[1:3]
+    x = keras.layers.Conv2D(
+        variant.hidden_dim,
+        variant.patch_size,
+        strides=variant.patch_size,
+        kernel_initializer="lecun_normal",
+        data_format="channels_last",
+        name="stem",
+        dtype=policy,
+    )(images)  # [batch, height / P, width / P, hidden_dim]
+    x = keras.layers.Reshape(
+        (variant.num_tokens(height, width), variant.hidden_dim),
+        name="tokens",
+        dtype=policy,
+    )(x)  # [batch, tokens, hidden_dim], row-major
+    last = max(variant.num_blocks - 1, 1)
+    for i in range(variant.num_blocks):
+        x = layers.MixerBlock(
+            variant.tokens_mlp_dim,
+            variant.channels_mlp_dim,
+            dropout=options.dropout,
+            stoch_depth=options.stoch_depth * i / last,
+            stoch_depth_rescale=options.stoch_depth_rescale,
+            gelu_approximate=not exact_gelu if tanh is None else tanh,
+            remat=options.remat,
+            name=f"MixerBlock_{i}",
+            dtype=policy,
+        )(x)
+    x = layers.layer_norm("pre_head_layer_norm", policy)(x)
+    if pooling is not None:
+        x = _POOLING[pooling](
+            name=f"{pooling}_pool", data_format="channels_last", dtype=top_dtype
+        )(x)  # [batch, hidden_dim]
+    if classes is not None:
+        x = keras.layers.Dense(
+            classes,
+            activation=classifier_activation,
+            kernel_initializer="zeros",
+            bias_initializer=keras.initializers.Constant(
+                options.head_bias_init
+            ),
+            name="head",
+            dtype=top_dtype,
+        )(x)  # [batch, classes]
+    sources = keras.utils.get_source_inputs(images)
+    inputs = sources[0] if len(sources) == 1 else sources
+    return keras.Model(inputs, x, name=name)
 
 
 def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
@@ -222,16 +177,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     classes: int | None = None,
     classifier_activation: Any = "softmax",
     name: str = "mixer",
-    head: Literal["keep", "fresh"] = "keep",
-    resize_tokens: Literal["expand", "resample"] = "expand",
-    dropout: float = 0.0,
-    stoch_depth: float = 0.0,
-    stoch_depth_rescale: bool = False,
-    gelu_approximate: bool | None = None,
-    head_bias_init: float = 0.0,
-    in_channels: int = 3,
-    remat: str = "none",
-    dtype: Any = None,
+    **mixer_options: Any,
 ) -> keras.Model:
     """Builds an MLP-Mixer as a functional Keras model.
 
@@ -244,11 +190,11 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     Args:
       variant: A name of `VARIANTS`, or dimensions of your own.
       include_top: Whether to end in mean pooling and the linear head.
-      weights: None: random, head zero. "imagenet1k", "imagenet21k", "sam" or
-        "gsam": downloaded once (`weights.RELEASES` says what they are). Or the
-        path of a .npz (either layout), a timm .safetensors, a .weights.h5
-        that Keras wrote for the same model, or the workdir of a run. Or
-        `weights.Parameters`.
+      weights: None for random weights with a zero head. "imagenet1k",
+        "imagenet21k", "sam" or "gsam", which are downloaded once
+        (`weights.RELEASES` describes them). The path of a .npz (either
+        layout), a timm .safetensors, a .weights.h5 that Keras wrote for the
+        same model, or the workdir of a run. Or `weights.Parameters`.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides
         are multiples of the patch size.
@@ -256,111 +202,49 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       classes: Width of the head; by default the weights' own, 1000 without.
       classifier_activation: Activation of the head; None returns logits.
       name: Name of the model.
-      head: "keep" the head of `weights`, or a "fresh" one that is zero.
-      resize_tokens: What happens to the token-mixing MLPs of `weights` on an
-        image of another size: "expand" them to a multiple of it (paper, App.
-        C; tokens_mlp_dim grows), or "resample" them to any size.
-      dropout: Dropout rate inside the MLPs.
-      stoch_depth: Stochastic depth of the last block; block i of n drops its
-        branches with probability `stoch_depth * i / (n - 1)` (paper, App. B).
-      stoch_depth_rescale: Whether kept branches are divided by the probability
-        of keeping them. The authors' training code does not.
-      gelu_approximate: Tanh approximation of GELU (the default, and the
-        released models) or, if false, the exact function (the default for
-        weights from timm).
-      head_bias_init: Initial bias of the head (-6.9 in big_vision's recipe
-        with the sigmoid loss: each class starts at a probability of 0.001).
-      in_channels: Channels of the images.
-      remat: What the backward pass computes again instead of keeping it:
-        "none", "tokens" or "block"; see `layers.MixerBlock`.
-      dtype: Keras dtype policy; the global one by default.
+      **mixer_options: The fields of `models.Options`, for example
+        `stoch_depth=0.1` or `head="fresh"`.
 
     Raises:
       ValueError: A shape, name or number is not allowed; the message says
         which are.
     """
+    options = Options(**mixer_options)
     if isinstance(variant, str):
         variant = get_variant(variant)
-    height, width, channels = _check_input_shape(
-        input_shape, input_tensor, variant.patch_size, in_channels
+    shape = arguments.image_shape(
+        input_shape, input_tensor, variant.patch_size, options.in_channels
     )
-    keras_file = None
-    if isinstance(weights, str | os.PathLike) and str(weights)[-3:] == ".h5":
-        keras_file = weights
-    _check_options(pooling, classes, head, resize_tokens, keras_file)
+    arguments.check(pooling, classes, weights, options)
+    grid = shape[0] // variant.patch_size, shape[1] // variant.patch_size
     found = None
-    if weights is not None and not keras_file:
-        patch = variant.patch_size
-        found, variant = fit_weights(
-            weights, variant, (height // patch, width // patch), resize_tokens
-        )
+    if weights is not None and not weights_lib.is_keras_file(weights):
+        names = {dims: name for name, dims in VARIANTS.items()}
+        found = weights_lib.get(weights, names.get(variant))
+        variant = fit_variant(variant, found, grid, options.resize_tokens)
+    exact_gelu = found is not None and found.exact_gelu
     if include_top:
-        classes = _head_width(classes, found, head)
-    if gelu_approximate is None:
-        gelu_approximate = not (found and found.exact_gelu)
-
-    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-    half = policy.compute_dtype in ("bfloat16", "float16")
-    top_dtype = "float32" if half else policy
-
+        pooling = "avg"
+        classes = arguments.head_width(classes, found, options.head)
     if input_tensor is None:
-        inputs = keras.Input((height, width, channels), name="image")
-    else:
-        inputs = input_tensor
-
-    x = keras.layers.Conv2D(
-        variant.hidden_dim,
-        variant.patch_size,
-        strides=variant.patch_size,
-        kernel_initializer="lecun_normal",
-        data_format="channels_last",
-        name="stem",
-        dtype=policy,
-    )(inputs)  # [batch, height / P, width / P, hidden_dim]
-    tokens = variant.num_tokens(height, width)
-    x = keras.layers.Reshape(
-        (tokens, variant.hidden_dim), name="tokens", dtype=policy
-    )(x)  # [batch, tokens, hidden_dim], row-major
-    for i in range(variant.num_blocks):
-        x = layers.MixerBlock(
-            variant.tokens_mlp_dim,
-            variant.channels_mlp_dim,
-            dropout=dropout,
-            stoch_depth=stoch_depth * i / max(variant.num_blocks - 1, 1),
-            stoch_depth_rescale=stoch_depth_rescale,
-            gelu_approximate=gelu_approximate,
-            remat=remat,
-            name=f"MixerBlock_{i}",
-            dtype=policy,
-        )(x)
-    x = layers.layer_norm("pre_head_layer_norm", policy)(x)
-
-    if include_top or pooling == "avg":
-        x = keras.layers.GlobalAveragePooling1D(
-            name="avg_pool", data_format="channels_last", dtype=top_dtype
-        )(x)  # [batch, hidden_dim]
-    elif pooling == "max":
-        x = keras.layers.GlobalMaxPooling1D(
-            name="max_pool", data_format="channels_last", dtype=top_dtype
-        )(x)
-    if include_top:
-        x = keras.layers.Dense(
-            classes,
-            activation=classifier_activation,
-            kernel_initializer="zeros",
-            bias_initializer=keras.initializers.Constant(head_bias_init),
-            name="head",
-            dtype=top_dtype,
-        )(x)  # [batch, classes]
-
-    if input_tensor is not None:
-        sources = keras.utils.get_source_inputs(input_tensor)
-        inputs = sources[0] if len(sources) == 1 else sources
-    model = keras.Model(inputs, x, name=name)
+        input_tensor = keras.Input(shape, name="image")
+    model = _build(
+        input_tensor,
+        variant,
+        options,
+        exact_gelu=exact_gelu,
+        pooling=pooling,
+        classes=classes if include_top else None,
+        classifier_activation=classifier_activation,
+        name=name,
+    )
     if found is not None:
-        weights_lib.load(model, found, head=head)
-    elif keras_file:
-        weights_lib.load_keras(model, keras_file)
+        found = weights_lib.resize_tokens(
+            found, grid, options.resize_tokens, variant.patch_size
+        )
+        weights_lib.load(model, found, head=options.head)
+    elif weights_lib.is_keras_file(weights):
+        weights_lib.load_keras(model, weights)
     return model
 
 
@@ -398,9 +282,9 @@ def _factory(variant: str) -> Callable[..., keras.Model]:
     build.__doc__ = (
         f"Builds Mixer-{variant}: {dims.num_blocks} layers of "
         f"{dims.hidden_dim} channels, patches of {dims.patch_size} pixels.\n\n"
-        "    Takes the arguments of a `keras.applications` model; \n"
-        "    `mixer_options` are the remaining arguments of\n"
-        "    `keras_mixer.models.Mixer`, which describes them all.\n"
+        "    Takes the arguments of a `keras.applications` model, which\n"
+        "    `keras_mixer.Mixer` describes; `mixer_options` are the fields of\n"
+        "    `keras_mixer.models.Options`.\n"
     )
     return build
 
@@ -413,42 +297,3 @@ MixerB16 = _factory("B/16")
 MixerL32 = _factory("L/32")
 MixerL16 = _factory("L/16")
 MixerH14 = _factory("H/14")
-
-
-def preprocess_input(x: Any, data_format: str | None = None) -> Any:
-    """Maps pixel values from [0, 255] to [-1, 1], as the models expect.
-
-    Args:
-      x: Array or tensor of images `[..., height, width, 3]`, values 0 to 255.
-        It is not changed in place.
-      data_format: None or "channels_last"; as in `keras.applications`.
-
-    Returns:
-      Floats of the same shape.
-
-    Raises:
-      ValueError: `data_format` is not "channels_last".
-    """
-    if data_format not in (None, "channels_last"):
-        raise ValueError(
-            'Mixer reads images as "channels_last". '
-            f"Received: data_format={data_format!r}"
-        )
-    if not isinstance(x, np.ndarray):  # Keras divides uint8 tensors in place
-        x = keras.ops.cast(x, keras.config.floatx())
-    return keras.applications.imagenet_utils.preprocess_input(
-        x, data_format="channels_last", mode="tf"
-    )
-
-
-def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple]]:
-    """Names the `top` ImageNet-1k classes of `preds`, `[batch, 1000]`.
-
-    Returns:
-      For each image a list of `(wordnet_id, name, score)`, best first. The
-      first call downloads Keras' list of the class names.
-
-    Raises:
-      ValueError: `preds` does not have 1000 columns.
-    """
-    return keras.applications.imagenet_utils.decode_predictions(preds, top=top)

@@ -1,10 +1,11 @@
-"""The hint of an error: which allowed value was probably meant."""
+"""What an error says about a name that is not allowed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 
-def nearest(value: object, allowed: Iterable[str], cutoff: float = 0.6) -> str:
+def nearest(value: Any, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """Returns `" Did you mean 'digits'?"`, or "" if no name is similar.
 
     The leading space lets the hint follow the sentence that rejects `value`.
@@ -16,3 +17,12 @@ def nearest(value: object, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
+    """Raises ValueError, naming the argument, unless `value` is allowed."""
+    if value not in allowed:
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(
+            f"{name} must be one of {choices}. Received: {value!r}"
+        )

@@ -60,9 +60,9 @@ def resolve_model(
     size = config.model.image_size
     assert size is not None
     dims = dimensions(config.model)
-    _, fitted = models.fit_weights(
-        initial,
+    fitted = models.fit_variant(
         dims,
+        initial,
         (size // dims.patch_size, size // dims.patch_size),
         config.init.resize_tokens,
     )

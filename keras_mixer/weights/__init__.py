@@ -1,53 +1,34 @@
-"""Checkpoint formats, where the released weights are, change of resolution.
+"""Checkpoint formats, released weights, change of resolution.
 
 A file is read into `Parameters`: NumPy arrays under the keys of the released
 checkpoints. `resize_tokens` fits them to another patch grid, and `load` puts
-them into a model: all of them, each once, and none before all are checked.
+them into a model.
 
 Needs keras and NumPy alone; timm's files need the package safetensors.
 """
 
 from keras_mixer.weights.formats import (
-    is_path,
-    load_keras,
-    read,
-    read_workdir,
-    save_npz,
+    is_keras_file as is_keras_file,
+    is_path as is_path,
+    load_keras as load_keras,
+    read as read,
+    read_workdir as read_workdir,
+    save_npz as save_npz,
 )
 from keras_mixer.weights.parameters import (
-    Parameters,
-    WeightsError,
-    from_model,
-    load,
-    mixer_variables,
+    Parameters as Parameters,
+    WeightsError as WeightsError,
+    from_model as from_model,
+    load as load,
+    mixer_variables as mixer_variables,
 )
 from keras_mixer.weights.releases import (
-    RELEASE_NAMES,
-    RELEASES,
-    Release,
-    download,
-    find_release,
-    get,
+    RELEASES as RELEASES,
+    find_release as find_release,
+    get as get,
 )
-from keras_mixer.weights.resolution import resize_tokens, square_grid
-
-__all__ = [
-    "RELEASES",
-    "RELEASE_NAMES",
-    "Parameters",
-    "Release",
-    "WeightsError",
-    "download",
-    "find_release",
-    "from_model",
-    "get",
-    "is_path",
-    "load",
-    "load_keras",
-    "mixer_variables",
-    "read",
-    "read_workdir",
-    "resize_tokens",
-    "save_npz",
-    "square_grid",
-]
+from keras_mixer.weights.resolution import (
+    resize_tokens as resize_tokens,
+    resized_mlp_dim as resized_mlp_dim,
+    square_grid as square_grid,
+)

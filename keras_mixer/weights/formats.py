@@ -1,21 +1,18 @@
-"""Files of weights: read, written, and what is wrong with them.
+"""Reads and writes files of weights.
 
 Read: the official `.npz` (google-research/vision_transformer), the older
 `.npz` layout that big_vision also reads, timm's `.safetensors`, Keras' own
 `.weights.h5`, and the workdirs of train.py. Written: the official `.npz`.
-Needs keras and NumPy alone; timm's files and workdirs the package safetensors.
 """
 
-import contextlib
 import json
 import os
 import pathlib
 import re
-import typing
 import warnings
 import zipfile
 import zlib
-from typing import Any
+from typing import Any, TypeGuard
 
 import keras
 import numpy as np
@@ -23,20 +20,40 @@ import numpy as np
 from keras_mixer.run import checkpoint, files
 from keras_mixer.weights.parameters import Parameters, WeightsError, from_model
 
-# What a file that is damaged, or something else, makes NumPy raise.
+# What NumPy and safetensors raise for a file that is damaged or something else.
 _DAMAGED = (
     OSError,
     EOFError,
     ValueError,
     KeyError,
+    TypeError,
     zipfile.BadZipFile,
     zlib.error,
 )
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()[:200]}"
+
+
+def _damaged(path: pathlib.Path, error: Exception, kind: str) -> WeightsError:
+    return WeightsError(
+        f"Cannot read {path}: {_reason(error)}. The file is truncated, "
+        f"damaged, or not a {kind}."
+    )
+
+
+def _existing_file(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path with ~ expanded."""
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"There is no file of weights {path}")
+    return path
+
+
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here: np.load leaves a damaged file open.
+        # Opened here because np.load leaves a damaged file open.
         with path.open("rb") as opened:
             file = np.load(opened, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
@@ -44,10 +61,7 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             with file:
                 return {key: file[key] for key in file.files}
     except _DAMAGED as error:
-        raise WeightsError(
-            f"Cannot read {path}: {str(error).strip()[:200]}. The file is "
-            "truncated, damaged, or not a .npz of plain arrays."
-        ) from error
+        raise _damaged(path, error, ".npz of plain arrays") from error
 
 
 _LEGACY_BLOCK = re.compile(r"Mixer/encoderblock_(\d+)/(.+)")
@@ -70,14 +84,12 @@ def _from_legacy(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     for axis in reversed(range(value.ndim)):
         if value.ndim > rank and value.shape[axis] == 1:
             value = value.squeeze(axis)
-    return (
-        f"MixerBlock_{number}/{kind}_mixing/Dense_{int(which) - 1}/{leaf}",
-        value,
-    )
+    dense = f"{kind}_mixing/Dense_{int(which) - 1}"
+    return f"MixerBlock_{number}/{dense}/{leaf}", value
 
 
 def _from_bfloat16(value: np.ndarray) -> np.ndarray:
-    """NumPy saves bfloat16 as two bytes without a type."""
+    """Returns bfloat16, which NumPy saves as two untyped bytes, as float32."""
     if value.dtype.kind != "V" or value.dtype.itemsize != 2:
         return value
     return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -85,9 +97,8 @@ def _from_bfloat16(value: np.ndarray) -> np.ndarray:
 
 def read_npz(path: pathlib.Path) -> Parameters:
     """Reads a `.npz` of either layout, whatever the name of the file."""
-    arrays = _read_arrays(path)
     values: dict[str, np.ndarray] = {}
-    for key, value in arrays.items():
+    for key, value in _read_arrays(path).items():
         name, value = _from_legacy(key, _from_bfloat16(value))
         if name in values:
             raise WeightsError(f"{path} holds {name} twice, once as {key}.")
@@ -106,20 +117,18 @@ _TIMM_BLOCK = re.compile(
 
 
 def _from_timm(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    """Renames a key of timm and turns its kernel to `[in, out]`."""
+    """Renames a key of timm and transposes its kernel to `[in, out]`."""
     module, _, leaf = key.rpartition(".")
     name = _TIMM_PARTS.get(module, "")
     block = _TIMM_BLOCK.fullmatch(module)
     if block:
         number, norm, mlp, dense = block.groups()
-        inner = (
-            f"LayerNorm_{int(norm) - 1}"
-            if norm
-            else f"{mlp}_mixing/Dense_{int(dense) - 1}"
-        )
-        name = f"MixerBlock_{number}/{inner}"
+        if norm:
+            name = f"MixerBlock_{number}/LayerNorm_{int(norm) - 1}"
+        else:
+            name = f"MixerBlock_{number}/{mlp}_mixing/Dense_{int(dense) - 1}"
     if not name or leaf not in ("weight", "bias"):
-        return key, value  # listed as surplus
+        return key, value  # `load` reports it as not in the model
     if leaf == "bias":
         return f"{name}/bias", value
     if value.ndim == 4:
@@ -140,19 +149,9 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
         ) from error
     try:
         arrays = safetensors_numpy.load_file(path)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        safetensors.SafetensorError,
-    ) as error:
-        raise WeightsError(
-            f"Cannot read {path}: {type(error).__name__}: "
-            f"{str(error).strip()[:200]}. The file is truncated, damaged, or "
-            "not a .safetensors file."
-        ) from error
-    values = dict(_from_timm(k, v) for k, v in arrays.items())
+    except (*_DAMAGED, safetensors.SafetensorError) as error:
+        raise _damaged(path, error, ".safetensors file") from error
+    values = dict(_from_timm(key, value) for key, value in arrays.items())
     return Parameters(str(path), values, exact_gelu=True)
 
 
@@ -172,24 +171,22 @@ def read_workdir(
     folder = pathlib.Path(workdir)
     try:
         other = files.read_other_model(folder)
-    except files.WorkdirError as error:
+        if other is None:
+            config = json.loads((folder / "config.json").read_text())
+            exact_gelu = config["model"]["gelu"] == "exact"
+            step, values = checkpoint.read_part(folder, "model", which)
+    except (files.WorkdirError, checkpoint.CheckpointError) as error:
         raise WeightsError(str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder} is not the workdir of a run: cannot read its "
+            f"config.json ({_reason(error)})"
+        ) from error
     if other is not None:
         raise WeightsError(
             f"{folder} trained the model of {other}, which is no Mixer: only "
             "trainer.fit with the same build_model can read it."
         )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        exact_gelu = config["model"]["gelu"] == "exact"
-        step, values = checkpoint.read_part(folder, "model", which)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, checkpoint.CheckpointError):
-            raise WeightsError(str(error)) from error
-        raise WeightsError(
-            f"{folder} is not the workdir of a run: cannot read its "
-            f"config.json ({type(error).__name__}: {str(error)[:200]})"
-        ) from error
     return Parameters(f"{folder} (step {step})", values, exact_gelu, step)
 
 
@@ -202,8 +199,7 @@ def read(path: str | os.PathLike[str]) -> Parameters:
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         return read_workdir(path)
-    if not path.is_file():
-        raise WeightsError(f"There is no file of weights {path}")
+    path = _existing_file(path)
     readers = {".npz": read_npz, ".safetensors": _read_safetensors}
     if path.suffix not in readers:
         raise WeightsError(
@@ -229,20 +225,25 @@ def is_path(weights: Any) -> bool:
     )
 
 
+def is_keras_file(weights: Any) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether `weights` is the path of a file that Keras wrote."""
+    is_path_like = isinstance(weights, str | os.PathLike)
+    return is_path_like and pathlib.Path(weights).suffix == ".h5"
+
+
 def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Loads a `.weights.h5` file that Keras wrote for the same model.
 
     Raises:
       WeightsError: It cannot be read, does not fit, or is not finite. The
-        model is as it was.
+        model is unchanged.
     """
     before = model.get_weights()
-    path = pathlib.Path(path).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"There is no file of weights {path}")
+    path = _existing_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Keras warns of what it skips
+            # Keras only warns about weights that it skips.
+            warnings.simplefilter("error")
             model.load_weights(path)
         if not all(np.isfinite(w).all() for w in model.get_weights()):
             raise ValueError("it has values that are not finite")
@@ -256,7 +257,7 @@ def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
 def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes the weights of a Mixer in the official layout.
 
-    The same weights give the same bytes. The file appears when it is whole.
+    The same weights give the same bytes. The file appears once it is complete.
 
     Raises:
       ValueError: `path` does not end in .npz, or the model is not a Mixer.
@@ -268,14 +269,13 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
     if found.exact_gelu:
         warnings.warn(
             "The model applies the exact GELU. The code that reads this layout "
-            "applies the tanh approximation, and will get other logits.",
+            "applies the tanh approximation and computes other logits.",
             stacklevel=2,
         )
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **typing.cast(Any, found.values))
+            np.savez(file, **dict[str, Any](found.values))
         os.replace(temporary, target)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)

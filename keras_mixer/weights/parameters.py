@@ -1,8 +1,7 @@
 """The parameters of a Mixer, and their way into and out of a model.
 
 `Parameters` are NumPy arrays under the keys of the released checkpoints.
-`load` puts them into a model: all of them, each once, and none before all are
-checked. Needs keras and NumPy alone.
+`load` puts them into a model: all of them, each once, after checking them all.
 """
 
 import dataclasses
@@ -14,8 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_mixer.run import suggest
+
+HEADS = ("keep", "fresh")  # what `load` does with the head of the parameters
 _HEAD = ("head/kernel", "head/bias")
-_LISTED = 5  # keys that an error names before it counts the others
+_LISTED = 5  # keys that an error names before it counts the rest
 _PARTS = re.compile(r"(stem|MixerBlock_\d+|pre_head_layer_norm|head)/.+")
 
 
@@ -29,10 +31,10 @@ class Parameters:
 
     Attributes:
       source: Where they come from, for messages.
-      values: Key to array; kernels are `[in, out]`, the stem's `[height,
-        width, in, out]`.
+      values: Key to array. Kernels are `[in, out]`, the stem's `[height, width,
+        in, out]`.
       exact_gelu: Whether they were trained with the exact GELU (timm).
-      step: Of the run, where they come from a workdir.
+      step: The step of the run, for parameters of a workdir.
     """
 
     source: str
@@ -64,11 +66,6 @@ class Parameters:
             )
         return self.values[key]
 
-    def without_head(self) -> "Parameters":
-        """Returns the same without `head/kernel` and `head/bias`."""
-        body = {k: v for k, v in self.values.items() if k not in _HEAD}
-        return dataclasses.replace(self, values=body)
-
 
 def _list(keys: Any) -> str:
     keys = sorted(keys)
@@ -80,7 +77,7 @@ def mixer_variables(model: keras.Model) -> dict[str, Any]:
     """Returns the Mixer's variables by the keys of the released checkpoints.
 
     Raises:
-      ValueError: There are several Mixers in the model.
+      ValueError: The model contains several Mixers.
     """
     found: dict[str, Any] = {}
     for variable in model.weights:
@@ -89,7 +86,7 @@ def mixer_variables(model: keras.Model) -> dict[str, Any]:
             key = re.sub("/beta$", "/bias", path)
             if key in found:
                 raise ValueError(
-                    f"The model has {key} twice; give one Mixer of it."
+                    f"The model has {key} twice; give one of its Mixers."
                 )
             found[key] = variable
     return found
@@ -98,13 +95,10 @@ def mixer_variables(model: keras.Model) -> dict[str, Any]:
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Returns the dimensions of a Mixer, as far as the shapes show them."""
 
-    def shape(key: str) -> tuple[int, ...]:
-        return shapes.get(key, ())
-
     blocks = {k.partition("/")[0] for k in shapes if k.startswith("MixerB")}
-    stem = shape("stem/kernel")
-    tokens = shape("MixerBlock_0/token_mixing/Dense_0/kernel")
-    channels = shape("MixerBlock_0/channel_mixing/Dense_0/kernel")
+    stem = shapes.get("stem/kernel", ())
+    tokens = shapes.get("MixerBlock_0/token_mixing/Dense_0/kernel", ())
+    channels = shapes.get("MixerBlock_0/channel_mixing/Dense_0/kernel", ())
     parts = [f"{len(blocks)} blocks"]
     if len(stem) == 4:
         parts.append(f"patch {stem[0]}, width {stem[3]}")
@@ -112,8 +106,8 @@ def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
         parts.append(f"{tokens[0]} tokens, tokens_mlp_dim {tokens[1]}")
     if len(channels) == 2:
         parts.append(f"channels_mlp_dim {channels[1]}")
-    if shape("head/bias"):
-        parts.append(f"{shape('head/bias')[0]} classes")
+    if shapes.get("head/bias"):
+        parts.append(f"{shapes['head/bias'][0]} classes")
     return "; ".join(parts)
 
 
@@ -133,32 +127,46 @@ def load(
     Args:
       model: A model that `keras_mixer` built.
       parameters: From `read`, `resize_tokens` or `get`.
-      head: "keep", or "fresh": the model's head stays as it was built.
+      head: "keep" loads the head too; "fresh" leaves the model's as it is.
 
     Raises:
       WeightsError: Keys are missing or left over, a shape differs, or a value
-        is not a finite number. The model is as it was.
+        is not a finite number. The model is unchanged.
     """
-    if head not in ("keep", "fresh"):
-        raise ValueError(f'head must be "keep" or "fresh". Received: {head!r}')
+    suggest.check_choice("head", head, HEADS)
     variables = mixer_variables(model)
+    values = dict(parameters.values)
     if head == "fresh" or not set(_HEAD) & set(variables):
-        parameters = parameters.without_head()
-        variables = {k: v for k, v in variables.items() if k not in _HEAD}
-    values = parameters.values
-    where = f"{parameters.source} does not fit the model"
+        for key in _HEAD:
+            variables.pop(key, None)
+            values.pop(key, None)
+    _check(values, variables, f"{parameters.source} does not fit the model")
+    if parameters.exact_gelu and _is_approximate(model):
+        warnings.warn(
+            f"{parameters.source} was trained with the exact GELU, and the "
+            "model applies the tanh approximation. Build it with "
+            "gelu_approximate=False.",
+            stacklevel=2,
+        )
+    for key, variable in variables.items():
+        variable.assign(np.asarray(values[key], np.float32))
+
+
+def _check(
+    values: Mapping[str, np.ndarray], variables: Mapping[str, Any], where: str
+) -> None:
+    """Raises WeightsError unless the values fit the variables."""
     shapes = {key: tuple(v.shape) for key, v in variables.items()}
     wrong = [
         f"{key} is {values[key].shape}, not {shape}"
         for key, shape in shapes.items()
         if key in values and values[key].shape != shape
     ]
-    missing, surplus = set(shapes) - set(values), set(values) - set(shapes)
     problems = [
         f"{what}: {_list(keys)}"
         for what, keys in (
-            ("missing", missing),
-            ("not in the model", surplus),
+            ("missing", shapes.keys() - values.keys()),
+            ("not in the model", values.keys() - shapes.keys()),
             ("wrong shape", wrong),
         )
         if keys
@@ -177,15 +185,6 @@ def load(
                 f"{where}: {key} has {np.sum(~np.isfinite(value))} values "
                 "that are not finite."
             )
-    if parameters.exact_gelu and _is_approximate(model):
-        warnings.warn(
-            f"{parameters.source} was trained with the exact GELU, and the "
-            "model applies the tanh approximation. Build it with "
-            "gelu_approximate=False.",
-            stacklevel=2,
-        )
-    for key, variable in variables.items():
-        variable.assign(np.asarray(values[key], np.float32))
 
 
 def from_model(model: keras.Model, source: str) -> Parameters:

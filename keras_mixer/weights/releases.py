@@ -1,14 +1,14 @@
-"""The released weights: where they are, what they are, and their download."""
+"""The released weights: their source, their description, their download."""
 
 import contextlib
 import dataclasses
-import difflib
 import os
 import pathlib
 from typing import Any
 
 import keras
 
+from keras_mixer.run import suggest
 from keras_mixer.weights.formats import is_path, read, read_npz
 from keras_mixer.weights.parameters import Parameters, WeightsError
 
@@ -18,7 +18,7 @@ _EVAL_POLICY = "resize_small(256)|central_crop"
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Where released weights come from, and what they are.
+    """Released weights: where they come from, and what they are.
 
     Attributes:
       name: Value of `weights=`.
@@ -28,8 +28,9 @@ class Release:
       image_size: Side of the training images, in pixels.
       top1: ImageNet top-1 accuracy in percent that the paper reports for this
         pre-training (Table 3, 224 px, after fine-tuning), or None.
-      remark: What to know about it.
-      eval_policy: Preprocessing, see `images.parse_policy`; then [-1, 1].
+      remark: What to know about the weights.
+      eval_policy: Preprocessing (see `data.augment.images.parse_policy`), after
+        which values are scaled to [-1, 1].
     """
 
     name: str
@@ -55,8 +56,8 @@ _TIMM = (
 )
 _TABLE_3 = "top1: after fine-tuning to ImageNet-1k at 224 px (paper, Table 3)."
 
-# Files: the notebook of google-research/vision_transformer. Accuracy: paper,
-# Table 3; none is repeated here for sam and gsam.
+# The files are those of google-research/vision_transformer's notebook, the
+# accuracies those of the paper's Table 3, which has none for sam and gsam.
 RELEASES: tuple[Release, ...] = (
     Release("imagenet1k", "B/16", _I1K, top1=76.44, remark=_TIMM),
     Release("imagenet1k", "L/16", _I1K, top1=71.76, remark=_TIMM),
@@ -70,31 +71,28 @@ RELEASES: tuple[Release, ...] = (
     Release("gsam", "B/16", f"{_I1K}, with GSAM"),
     Release("gsam", "B/32", f"{_I1K}, with GSAM"),
 )
-RELEASE_NAMES = tuple(dict.fromkeys(r.name for r in RELEASES))
 
 
 def find_release(name: str, variant: str | None) -> Release:
     """Returns the release `name` of `variant`.
 
     Raises:
-      ValueError: There is none; the message says which there are.
+      ValueError: It does not exist; the message lists those that do.
     """
-    for release in RELEASES:
-        if (release.name, release.variant) == (name, variant):
-            return release
-    if name in RELEASE_NAMES:
-        variants = [r.variant for r in RELEASES if r.name == name]
+    variants = {r.variant: r for r in RELEASES if r.name == name}
+    if variant in variants:
+        return variants[variant]
+    if variants:
         others = [r.name for r in RELEASES if r.variant == variant]
         raise ValueError(
             f"weights={name!r} were released for {', '.join(variants)}, not "
             f"for {variant or 'dimensions of your own'}. "
             + (f"For {variant}: {', '.join(others)}" if others else "")
         )
-    near = difflib.get_close_matches(name, RELEASE_NAMES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    names = list(dict.fromkeys(release.name for release in RELEASES))
     raise ValueError(
-        f"Unknown weights {name!r}.{hint} Released: "
-        f"{', '.join(RELEASE_NAMES)}. Or give the path of a .npz, a timm "
+        f"Unknown weights {name!r}.{suggest.nearest(name, names)} Released: "
+        f"{', '.join(names)}. Or give the path of a .npz, a timm "
         ".safetensors or a Keras .weights.h5 file, or None for random weights."
     )
 
@@ -102,24 +100,22 @@ def find_release(name: str, variant: str | None) -> Release:
 def download(release: Release) -> pathlib.Path:
     """Returns the file of a release, from Keras' cache or the network.
 
-    It is downloaded to a name of its own, read, and only then renamed: a file
-    in the cache is whole.
+    The download gets a temporary name and is renamed once it has been read, so
+    a file in the cache is complete.
 
     Raises:
-      WeightsError: It cannot be downloaded, or what came is not a Mixer.
+      WeightsError: It cannot be downloaded, or is not the expected Mixer.
     """
-    # As keras.utils.get_file does where no folder is given.
+    # Where keras.utils.get_file puts files by default.
     home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     folder = pathlib.Path(home) / "models" / "keras_mixer"
-    file = release.url.rpartition("/")[2]
-    target = folder / f"{release.name}_{file}"
+    target = folder / f"{release.name}_{release.url.rpartition('/')[2]}"
     if target.exists():
         return target
     partial = folder / f"{target.name}.{os.getpid()}.part"
     try:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        # Keras takes another folder where it cannot write to this one.
+        partial.unlink(missing_ok=True)
+        # Keras takes another folder if it cannot write to this one.
         partial = pathlib.Path(
             keras.utils.get_file(
                 fname=partial.name,
@@ -132,7 +128,7 @@ def download(release: Release) -> pathlib.Path:
         found = read_npz(partial)
         if found.num_classes != release.classes:
             raise WeightsError(
-                f"{release.url} has {found.num_classes} classes in place of "
+                f"{release.url} has {found.num_classes} classes instead of "
                 f"{release.classes}."
             )
         os.replace(partial, target)
@@ -151,9 +147,11 @@ def download(release: Release) -> pathlib.Path:
 
 
 def get(weights: Any, variant: str | None) -> Parameters:
-    """Returns released weights by name, or a file's by path.
+    """Returns the weights of a release, a file or a workdir.
 
-    `Parameters` are returned as they are.
+    Args:
+      weights: A name, a path, or `Parameters`, which are returned as they are.
+      variant: The model's name in the paper; None for other dimensions.
 
     Raises:
       ValueError: There is no such release or file, or it cannot be read.

@@ -1,8 +1,7 @@
 """Change of resolution: token-mixing MLPs for another grid of patches.
 
 A Mixer is made for one number of tokens. `resize_tokens` expands its
-token-mixing MLPs exactly (paper, App. C) or resamples them. Needs keras and
-NumPy alone.
+token-mixing MLPs exactly (paper, App. C) or resamples them.
 """
 
 import dataclasses
@@ -12,11 +11,14 @@ from typing import Literal
 import keras
 import numpy as np
 
+from keras_mixer.run import suggest
 from keras_mixer.weights.parameters import Parameters, WeightsError
+
+RESIZE_METHODS = ("expand", "resample")
 
 
 def square_grid(parameters: Parameters) -> tuple[int, int]:
-    """Returns the rows and columns of patches that the weights were made for.
+    """Returns the rows and columns of patches of the weights' own images.
 
     Raises:
       WeightsError: The number of tokens is not a square.
@@ -25,30 +27,36 @@ def square_grid(parameters: Parameters) -> tuple[int, int]:
     side = round(tokens**0.5)
     if side * side != tokens:
         raise WeightsError(
-            f"{parameters.source} was made for {tokens} tokens, which are no "
-            "square grid of patches: it can be loaded only into a model of as "
-            "many tokens."
+            f"{parameters.source} was made for {tokens} tokens, which form no "
+            "square grid of patches. It can be loaded only into a model with "
+            "the same number of tokens."
         )
     return side, side
 
 
 _TOKEN_MLP = re.compile(r"(MixerBlock_\d+/token_mixing)/Dense_0/kernel")
+_MLP_LEAVES = (
+    "Dense_0/kernel",
+    "Dense_0/bias",
+    "Dense_1/kernel",
+    "Dense_1/bias",
+)
 
 
 def _expand(
-    mlp: list[np.ndarray], grid: tuple[int, int], factors: tuple[int, int]
+    mlp: list[np.ndarray], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> list[np.ndarray]:
     """Expands one token-mixing MLP (paper, App. C), row-major tokens.
 
-    Every sub-image of the old size is mixed by a copy of the MLP and by
-    nothing else: kernels are block-diagonal and biases tiled, if tokens are
-    sorted by sub-image. Here they are in row-major order of the large image.
+    A copy of the MLP mixes each sub-image of the old size, and nothing mixes
+    across sub-images. With tokens sorted by sub-image, kernels would be
+    block-diagonal and biases tiled; here tokens are in the row-major order of
+    the large image.
     """
     kernel_0, bias_0, kernel_1, bias_1 = mlp
-    rows, columns = np.indices(
-        (grid[0] * factors[0], grid[1] * factors[1])
-    ).reshape(2, -1)
-    # Of each large token: its sub-image, and its place in there.
+    rows, columns = np.indices(new_grid).reshape(2, -1)
+    # For each token of the large image: its sub-image, and its place in there.
+    factors = new_grid[0] // grid[0], new_grid[1] // grid[1]
     image = rows // grid[0] * factors[1] + columns // grid[1]
     place = rows % grid[0] * grid[1] + columns % grid[1]
     copies = factors[0] * factors[1]
@@ -68,8 +76,9 @@ def _resample(
 ) -> list[np.ndarray]:
     """Resamples one token-mixing MLP over the patch grid.
 
-    Its hidden units are images over the grid. The first kernel is scaled by
-    the share of tokens, so that a constant image gives the same sums.
+    The weights of a hidden unit are an image over the grid. The first kernel
+    is scaled by the ratio of token counts, so that a constant image gives the
+    same sums.
     """
 
     def resize(rows_of_images: np.ndarray) -> np.ndarray:
@@ -94,10 +103,61 @@ def _resample(
     ]
 
 
+def _grid_to_resize(
+    parameters: Parameters,
+    new_grid: tuple[int, int],
+    method: str,
+    patch_size: int | None,
+) -> tuple[int, int] | None:
+    """Returns the grid of the weights; None if there is nothing to resize.
+
+    Raises:
+      ValueError: See `resize_tokens`.
+    """
+    suggest.check_choice("method", method, RESIZE_METHODS)
+    stem = parameters.values.get("stem/kernel")
+    if patch_size and stem is not None and stem.shape[0] != patch_size:
+        return None
+    tokens = parameters.num_tokens
+    is_square = round(tokens**0.5) ** 2 == tokens
+    if new_grid[0] * new_grid[1] == tokens and (
+        new_grid[0] == new_grid[1] or not is_square
+    ):
+        return None
+    grid = square_grid(parameters)
+    if method == "expand" and (new_grid[0] % grid[0] or new_grid[1] % grid[1]):
+        p = patch_size or 1
+        unit = "pixels" if patch_size else "patches"
+        sizes = ", ".join(str(k * grid[0] * p) for k in (1, 2, 3))
+        raise ValueError(
+            f"{parameters.source} was made for {grid[0] * p} x {grid[1] * p} "
+            f"{unit} and cannot be expanded to {new_grid[0] * p} x "
+            f"{new_grid[1] * p}. Each side must be one of {sizes} ... Or "
+            'resample the token-mixing weights: resize_tokens="resample".'
+        )
+    return grid
+
+
+def resized_mlp_dim(
+    parameters: Parameters,
+    new_grid: tuple[int, int],
+    method: Literal["expand", "resample"],
+    patch_size: int,
+) -> int:
+    """Returns the tokens_mlp_dim after `resize_tokens`, without resizing.
+
+    Arguments and errors are those of `resize_tokens`.
+    """
+    grid = _grid_to_resize(parameters, new_grid, method, patch_size)
+    if grid is None or method == "resample":
+        return parameters.tokens_mlp_dim
+    copies = new_grid[0] // grid[0] * (new_grid[1] // grid[1])
+    return parameters.tokens_mlp_dim * copies
+
+
 def resize_tokens(
     parameters: Parameters,
     new_grid: tuple[int, int],
-    *,
     method: Literal["expand", "resample"] = "expand",
     patch_size: int | None = None,
 ) -> Parameters:
@@ -111,53 +171,28 @@ def resize_tokens(
         after it the logits of an image are the mean of the logits of its
         sub-images of the old size. "resample": bilinear over the patch grid,
         for any size and the same tokens_mlp_dim; not in the paper.
-      patch_size: In pixels, for the message.
+      patch_size: Of the model, in pixels. Weights with other patches are
+        returned as they are, and `load` reports the mismatch.
 
     Raises:
       ValueError: The grid is no multiple of the old one; the message names
         sizes that are.
     """
-    if method not in ("expand", "resample"):
-        raise ValueError(
-            f'The method must be "expand" or "resample". Received: {method!r}'
-        )
-    tokens = parameters.num_tokens
-    is_square = round(tokens**0.5) ** 2 == tokens
-    if new_grid[0] * new_grid[1] == tokens and (
-        new_grid[0] == new_grid[1] or not is_square
-    ):
+    grid = _grid_to_resize(parameters, new_grid, method, patch_size)
+    if grid is None:
         return parameters
-    grid = square_grid(parameters)
-    if method == "expand" and (new_grid[0] % grid[0] or new_grid[1] % grid[1]):
-        p = patch_size or 1
-        unit = "pixels" if patch_size else "patches"
-        sizes = ", ".join(str(k * grid[0] * p) for k in (1, 2, 3))
-        raise ValueError(
-            f"{parameters.source} was made for {grid[0] * p} x {grid[1] * p} "
-            f"{unit} and cannot be expanded to {new_grid[0] * p} x "
-            f"{new_grid[1] * p}. Each side must be one of {sizes} ... Or "
-            'resample the token-mixing weights: resize_tokens="resample".'
-        )
     values = dict(parameters.values)
-    for key in parameters.values:
-        found = _TOKEN_MLP.fullmatch(key)
+    for name in parameters.values:
+        found = _TOKEN_MLP.fullmatch(name)
         if not found:
             continue
-        keys = [
-            f"{found[1]}/Dense_{i}/{leaf}"
-            for i in (0, 1)
-            for leaf in ("kernel", "bias")
-        ]
-        missing = [k for k in keys if k not in values]
+        keys = [f"{found[1]}/{leaf}" for leaf in _MLP_LEAVES]
+        missing = [key for key in keys if key not in values]
         if missing:
             raise WeightsError(
                 f"{parameters.source} lacks {', '.join(missing)}"
             )
-        mlp = [np.asarray(values[k]) for k in keys]
-        if method == "expand":
-            factors = new_grid[0] // grid[0], new_grid[1] // grid[1]
-            mlp = _expand(mlp, grid, factors)
-        else:
-            mlp = _resample(mlp, grid, new_grid)
-        values.update(zip(keys, mlp, strict=True))
+        mlp = [np.asarray(parameters.values[key]) for key in keys]
+        resize = _expand if method == "expand" else _resample
+        values.update(zip(keys, resize(mlp, grid, new_grid), strict=True))
     return dataclasses.replace(parameters, values=values)

@@ -1,6 +1,7 @@
-"""Run in a process of its own with KERAS_BACKEND set; prints one JSON line.
+r"""Run in a process of its own with KERAS_BACKEND set; prints one JSON line.
 
-python -m tests.models.backend_check WEIGHTS.npz LOGITS.npy [--block-tensorflow]
+python -m tests.models.backend_check small|full WEIGHTS.npz LOGITS.npy \
+    [--block-tensorflow]
 """
 
 import importlib.abc
@@ -26,28 +27,34 @@ import numpy as np
 import keras_mixer
 
 imported = "tensorflow" in sys.modules
-model = keras_mixer.MixerS32(classifier_activation=None)
 from tests import reference
 
-images = reference.random_images(2, 224, 224, 3)
-with np.load(sys.argv[1]) as weights:
+size, weights_file, logits_file = sys.argv[1:4]
+model, images = reference.model_and_images(size)
+with np.load(weights_file) as weights:
     for variable in model.weights:
         variable.assign(weights[reference.checkpoint_key(variable.path)])
 logits = keras.ops.convert_to_numpy(model(images))
-np.save(sys.argv[2], logits)
+np.save(logits_file, logits)
 
-small = keras_mixer.MixerS16(
-    classes=4, input_shape=(32, 32, 3), stoch_depth=0.1, dropout=0.1
+small = keras_mixer.Mixer(
+    reference.SMALL,
+    classes=4,
+    input_shape=(32, 32, 3),
+    stoch_depth=0.1,
+    dropout=0.1,
 )
-small.compile("adam", "sparse_categorical_crossentropy")
+small.compile("sgd", "sparse_categorical_crossentropy")
 labels = np.array([0, 1, 2, 3])
 history = small.fit(
     reference.random_images(4, 32, 32, 3), labels, epochs=2, verbose=0
 )
-half = keras_mixer.MixerS16(
-    classes=4, input_shape=(32, 32, 3), dtype="mixed_bfloat16"
+half = keras_mixer.Mixer(
+    reference.SMALL,
+    classes=4,
+    input_shape=(32, 32, 3),
+    dtype="mixed_bfloat16",
 )
-probabilities = half(reference.random_images(2, 32, 32, 3))
 print(
     json.dumps(
         {
@@ -55,7 +62,7 @@ print(
             "tensorflow_imported": imported,
             "tensorflow_imported_at_the_end": "tensorflow" in sys.modules,
             "losses": history.history["loss"],
-            "half_output": keras.backend.standardize_dtype(probabilities.dtype),
+            "half_output": keras.backend.standardize_dtype(half.output.dtype),
         }
     )
 )
