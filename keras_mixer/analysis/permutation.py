@@ -104,7 +104,7 @@ def plan(
                 f"the policy {policy!r}."
             )
     from keras_mixer import models as models_lib
-    from keras_mixer.data.augment import images
+    from keras_mixer.data.augment import policy as policy_lib
 
     config = data.resolve(config, data.open_splits(config).train)
     model = config.model
@@ -124,8 +124,8 @@ def plan(
                 )
                 run = permuted(dataclasses.replace(config, train=one), kind)
                 assert model.image_size is not None
-                of_images, _ = images.split_policy(run.augment.policy)
-                images.parse_policy(of_images, model.image_size)
+                of_images, _ = policy_lib.split(run.augment.policy)
+                policy_lib.parse(of_images, model.image_size)
                 runs.append(
                     sweep.Run(f"{name}_{kind}_{seed}", run, MODELS[name])
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export import fresh_process
 from keras_mixer.export.classifier import Classifier, ExportError
 
@@ -47,7 +47,7 @@ def _prepared(
     request: pathlib.Path, policy: str, side: int
 ) -> dict[str, tf.Tensor]:
     """Returns what the model gets, eagerly: pixels and files in [-1, 1]."""
-    apply = images.parse_policy(policy, side)
+    apply = policy_lib.parse(policy, side)
     seed = tf.zeros([2], tf.int64)
     pixels = list(np.load(request / "pixels.npy"))
     files = [p.read_bytes() for p in sorted(request.glob("file_*"))]

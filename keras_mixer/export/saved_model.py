@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.export import accuracy, fresh, versions
 from keras_mixer.export.classifier import (
     Classifier,
@@ -70,7 +70,7 @@ def export(
         it ends in a Dense layer. In whatever precision.
       output: Folder of the versions, on a local disk.
       eval_policy: What is done to an image before it is mapped to [-1, 1],
-        see `images.parse_policy`: what the model was evaluated with.
+        see `policy.parse`: what the model was evaluated with.
       class_names: One per class; without them there are no `top_k_names`.
       probabilities: "softmax" or "sigmoid" (a model trained with the sigmoid
         loss); by default what the head applies, or softmax of logits.
@@ -147,7 +147,7 @@ def _check(
     tflite: bool,
 ) -> None:
     """Raises ValueError for what can be seen before anything is written."""
-    images.parse_policy(options.eval_policy, classifier.image_size)
+    policy_lib.parse(options.eval_policy, classifier.image_size)
     classes = classifier.num_classes
     names = options.class_names
     if names is not None and len(names) != classes:

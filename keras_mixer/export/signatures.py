@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export.classifier import Classifier
 
 SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
@@ -33,7 +33,7 @@ class Server(tf.Module):
 
     Args:
       classifier: The model.
-      eval_policy: Preprocessing, see `images.parse_policy`.
+      eval_policy: Preprocessing, see `policy.parse`.
       class_names: One per class; None: unknown.
       top_k: How many classes to name, at most.
       xla: Whether to compile the forward pass with XLA.
@@ -55,7 +55,7 @@ class Server(tf.Module):
         self.variables_read = [v.value for v in classifier.model.weights]
         side = classifier.image_size
         pixels = tf.TensorSpec([None, side, side, 3], tf.float32, name="image")
-        self._prepare = images.parse_policy(eval_policy, side)
+        self._prepare = policy_lib.parse(eval_policy, side)
         forward = tf.function(
             classifier, input_signature=[pixels], jit_compile=xla or None
         )
@@ -204,7 +204,7 @@ def _prepare_files(
 
     Args:
       encoded: Files, strings `[batch]`.
-      prepare: What `images.parse_policy` returns.
+      prepare: What `policy.parse` returns.
       side: Of the images, in pixels.
 
     Returns:

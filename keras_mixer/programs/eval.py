@@ -239,7 +239,7 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
 def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     """Returns the scores of each data set, and what writes the details."""
     from keras_mixer import data, evaluation as evaluate
-    from keras_mixer.data.augment import images
+    from keras_mixer.data.augment import policy as policy_lib
 
     config, own = subject.config, subject.config.data
     # A run's own name may be a folder with a comma in it.
@@ -254,7 +254,7 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     assert config.model.image_size is not None
     for split in splits:  # before any is evaluated
         _check_classes(split, subject)
-        images.parse_policy(
+        policy_lib.parse(
             config.augment.eval_policy,
             config.model.image_size,
             split.image_size,

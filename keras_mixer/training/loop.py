@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import data, evaluation as evaluate, weights as weights_lib
-from keras_mixer.data.augment import images, permutations
+from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.engines import distribute, step as step_lib
 from keras_mixer.run import (
     checkpoint,
@@ -456,7 +456,7 @@ def fit(
     assembly.require_tensorflow()
     workdir = workdir_lib.as_path(workdir)
     permutations.require_same(
-        images.split_policy(config.augment.policy)[0],
+        policy_lib.split(config.augment.policy)[0],
         config.augment.eval_policy,
     )
     if build_model is not None and config.init.weights is not None:
@@ -490,7 +490,7 @@ def fit(
         shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
         mixup=config.mixup,
     )
-    images.parse_policy(
+    policy_lib.parse(
         config.augment.eval_policy,
         config.model.image_size,
         splits.evaluation.image_size,

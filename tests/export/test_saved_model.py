@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, models
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export import signatures
 from tests.conftest import ROOT, SHARED
 
@@ -39,7 +39,7 @@ def make_model(**options):
 
 def in_python(model, pictures, policy=POLICY):
     """Returns the model's answers for pictures or files, one by one."""
-    apply = images.parse_policy(policy, model.input_shape[1])
+    apply = policy_lib.parse(policy, model.input_shape[1])
     seed = tf.zeros([2], tf.int64)
     prepared = [apply(tf.constant(x), seed) for x in pictures]
     image = images.to_value_range(tf.stack(prepared))
@@ -346,7 +346,7 @@ def test_long_images_are_refused_before_they_are_resized(
     ],
 )
 def test_files_get_the_pixels_of_evaluation(policy):
-    prepare = images.parse_policy(policy, SIDE)
+    prepare = policy_lib.parse(policy, SIDE)
     serve = tf.function(
         lambda files: signatures._prepare_files(files, prepare, SIDE),
         input_signature=[tf.TensorSpec([None], tf.string)],
@@ -363,7 +363,7 @@ def test_files_get_the_pixels_of_evaluation(policy):
 
 def test_the_errors_of_a_policy_are_its_own():
     """Of an image that is decoded nobody says that it is not."""
-    prepare = images.parse_policy("central_crop", SIDE)
+    prepare = policy_lib.parse("central_crop", SIDE)
 
     def fail(image, seed):
         check = tf.raw_ops.CheckNumerics(
