@@ -21,24 +21,6 @@ _LOCK = threading.RLock()
 _fold_in = tf.random.experimental.stateless_fold_in
 
 
-def _drawing(stateless: Callable) -> Callable:
-    """Makes a method that draws, of a function that takes a seed second."""
-
-    def draw(
-        self: "Seeds", first: Any, *rest: Any, seed: None = None, **named: Any
-    ) -> tf.Tensor:
-        return stateless(first, self.next(), *rest, **named)
-
-    return draw
-
-
-def _gamma(shape: Any, seed: tf.Tensor, alpha: Any) -> tf.Tensor:
-    """Is tf.random.gamma of a seed: draws `shape` for each alpha."""
-    alpha = tf.convert_to_tensor(alpha, tf.float32)
-    shape = tf.concat([tf.cast(shape, tf.int32), tf.shape(alpha)], 0)
-    return tf.random.stateless_gamma(shape, seed, alpha)
-
-
 class Seeds(keras.random.SeedGenerator):
     """The seeds of what is being traced.
 
@@ -69,11 +51,27 @@ class Seeds(keras.random.SeedGenerator):
             graph = graph.outer_graph
         return seed
 
-    uniform = _drawing(tf.random.stateless_uniform)
-    normal = _drawing(tf.random.stateless_normal)
+    def uniform(
+        self, shape: Any, *rest: Any, seed: None = None, **named: Any
+    ) -> tf.Tensor:
+        seeds = self.next()
+        return tf.random.stateless_uniform(shape, seeds, *rest, **named)
+
+    def normal(
+        self, shape: Any, *rest: Any, seed: None = None, **named: Any
+    ) -> tf.Tensor:
+        seeds = self.next()
+        return tf.random.stateless_normal(shape, seeds, *rest, **named)
+
     random_normal = normal  # GridMask calls it by this name
-    gamma = _drawing(_gamma)
-    shuffle = _drawing(tf.random.experimental.stateless_shuffle)
+
+    def gamma(self, shape: Any, alpha: Any, seed: None = None) -> tf.Tensor:
+        alpha = tf.convert_to_tensor(alpha, tf.float32)
+        shape = tf.concat([tf.cast(shape, tf.int32), tf.shape(alpha)], 0)
+        return tf.random.stateless_gamma(shape, self.next(), alpha)
+
+    def shuffle(self, value: tf.Tensor, seed: None = None) -> tf.Tensor:
+        return tf.random.experimental.stateless_shuffle(value, self.next())
 
 
 def give(seeds: Seeds, layer: Any) -> None:

@@ -139,8 +139,13 @@ def test_flip_mirrors_half_of_the_images():
 def test_pad_crop_shifts_and_shows_black():
     image = ramp(6, 6) + 1
     shifts = set()
+    eager = policy_lib.parse("pad_crop(1)", 6, source_size=6)
     for i in range(60):
-        got = both_modes("pad_crop(1)", image, 6, (0, i))
+        if i < 3:
+            got = both_modes("resize|pad_crop(1)", image, 6, (0, i))
+        else:
+            seed = tf.constant((0, i), tf.int64)
+            got = eager(tf.constant(image), seed).numpy()
         padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
         found = [
             (y, x)
@@ -217,7 +222,8 @@ def test_policies_that_cannot_be_read(policy, message):
 def test_randaugment_in_a_policy():
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for name in ("randaugment", "randaugment_pil"):
-        got = both_modes(f"{name}( 2,15 )", image, 40, (1, 2))
+        apply = policy_lib.parse(f"{name}( 2,15 )", 40)
+        got = apply(tf.constant(image), tf.constant((1, 2), tf.int64))
         # The policy's own resize does nothing here and takes the first seed.
         seeds = tf.random.experimental.stateless_split(
             tf.constant((1, 2), tf.int64), 2

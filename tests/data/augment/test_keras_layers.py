@@ -114,12 +114,11 @@ KEEPING = {
 }
 # One layer for each way of drawing; the others are slow.
 DAILY = {
-    "keras.AugMix",  # in loops and branches
+    "keras.AugMix(all_ops=False, num_chains=1)",  # in loops and branches
     "keras.RandAugment",  # layers in a layer
     "keras.RandomErasing",
     "keras.RandomFlip",
     "keras.RandomCrop(height=24, width=24)",
-    "keras_cv.AugMix",  # in loops and branches, tf.random.gamma
     "keras_cv.ChannelShuffle",
     'keras_cv.GridMask(fill_mode="gaussian_noise")',  # by a wrong name
     "keras_cv.JitteredResize(target_size=(24, 24), scale_factor=(0.8, 1.25))",
@@ -238,7 +237,12 @@ def test_no_layer_is_untested():
 
 
 @pytest.mark.parametrize(
-    "text", [f"keras.{JITTER}", "keras.AugMix", "keras_cv.RandomFlip"]
+    "text",
+    [
+        f"keras.{JITTER}",
+        "keras.AugMix(all_ops=False, chain_depth=1)",
+        "keras_cv.RandomFlip",
+    ],
 )
 def test_the_state_of_other_generators_does_not_matter(text, blocks):
     """Nor is it changed: a run's other draws are the same with such a step."""
@@ -355,7 +359,7 @@ def test_other_threads_keep_their_own_generator():
     ("text", "left_out"),
     [
         ("keras.RandomFlip", "give"),  # a SeedGenerator's variable
-        ("keras.RandAugment", "give"),  # of the layers in it
+        (f"keras.{JITTER}", "give"),  # of the layers in it
         ("keras_cv.RandomFlip", "give"),  # a generator
         ("keras_cv.RandomContrast(factor=0.4)", "in_place_of_tf_random"),
         ("keras_cv.AugMix", "in_place_of_tf_random"),  # in a loop
@@ -530,22 +534,17 @@ def test_a_step_is_its_layer(text, layer, photo):
     np.testing.assert_array_equal(step(photo, (0, 0)), want)
 
 
-def test_kerass_augmix_draws_operations_and_shares(blocks):
-    """Images differ in their operations; the limits are those of AugMix."""
-    text = "keras.AugMix(num_chains=1, chain_depth=1, all_ops=False, factor=0.3"
-    step, _ = keras_layers.image_step(f"{text}, alpha=1000.0)", 36)
-    seen = set()
-    for seed in seeds_of(40):
-        # Shares are about 1 / 2: take the original's half off.
-        change = step(blocks, seed).numpy().astype(float) - blocks.numpy()
-        seen.add(bool(np.abs(change).max() <= 1))
-    assert seen == {True, False}  # one of eight draws is no operation
-    whole, _ = keras_layers.image_step("keras.AugMix", 36)
-    flat = tf.fill([36, 36, 3], tf.constant(255, tf.uint8))
-    shades = {int(whole(flat, seed)[18, 18, 0]) for seed in seeds_of(20)}
-    assert max(shades) == 255 and len(shades) > 3
+def test_kerass_augmix_draws_its_operations(blocks):
+    """One of seven, or none, whose image is the original's."""
+    text = "keras.AugMix(num_chains=1, chain_depth=1, all_ops=False)"
+    step, _ = keras_layers.image_step(text, 36)
+    got = [step(blocks, seed).numpy() for seed in seeds_of(60)]
+    unchanged = sum(np.array_equal(image, blocks) for image in got)
+    assert 1 <= unchanged <= 20  # of 60 / 8
+    assert len({image.tobytes() for image in got}) > 30
 
 
+@pytest.mark.slow
 def test_randaugment_of_rate_0_does_nothing(photo):
     text = "keras_cv.RandAugment(rate=0.0, augmentations_per_image=1)"
     step, _ = keras_layers.image_step(text, None)
@@ -785,7 +784,8 @@ def test_errors_of_mixing(text, message):
 
 
 def test_policies_without_its_layers_do_not_import_keras_cv(monkeypatch):
-    monkeypatch.setitem(sys.modules, "keras_cv", None)
+    for name in ("keras_cv", "keras_cv.layers"):
+        monkeypatch.setitem(sys.modules, name, None)
     keras_layers.image_step.cache_clear()
     policy = "inception_crop|flip|randaugment(2, 15)|keras.RandomFlip"
     policy_lib.parse(policy, 32)
