@@ -52,7 +52,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.engines import distribute
 
 _SIDE = 224
@@ -227,13 +227,13 @@ def streams(
     def read(path: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         return limit(tf.io.read_file(path), seed)
 
-    crop = images.parse_policy(_CROP, _SIDE)
+    crop = policy_lib.parse(_CROP, _SIDE)
     found = {
         _LIMIT: of_bytes(limit),
         _LIMIT_OF_FILES: tf_stream(on_disk, read),
         _LIMIT_AHEAD: tf_stream(on_disk, read, ahead=True),
         _CROP: of_bytes(crop),
-        _AUGMENT: of_bytes(images.parse_policy(_AUGMENT, _SIDE)),
+        _AUGMENT: of_bytes(policy_lib.parse(_AUGMENT, _SIDE)),
     }
     not_run = {}
     name = f"{_CROP}, then keras-cv's RandAugment(2, 0.5) on batches"

@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_mixer import data
 from keras_mixer.analysis import curves, resnet, sweep
-from keras_mixer.data.augment import images, permutations
+from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
@@ -116,8 +116,8 @@ def plan(
                 run = permuted(
                     dataclasses.replace(config, model=model, train=train), kind
                 )
-                of_images, _ = images.split_policy(run.augment.policy)
-                images.parse_policy(of_images, model.side)
+                of_images, _ = policy_lib.split(run.augment.policy)
+                policy_lib.parse(of_images, model.side)
                 facts = {"model": name, "input": kind, "seed": seed}
                 name_of_run = f"{name}_{kind}_{seed}"
                 trials.append(

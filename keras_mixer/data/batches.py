@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.augment import images, keras_layers as kerascv
+from keras_mixer.data.augment import keras_layers, policy as policy_lib
 from keras_mixer.data.augment.keras_layers import Mixing
 from keras_mixer.data.broken import BrokenImages, map_images
 from keras_mixer.data.splits import (
@@ -44,8 +44,8 @@ def parse_train_policy(
     """Compiles the augmentation of single images and that of a batch.
 
     Args:
-      policy: Steps joined by `|`, see `images.parse_policy`; the last ones may
-        be layers of keras-cv that mix images (kerascv.py).
+      policy: Steps joined by `|`, see `policy.parse`; the last ones may
+        be layers that mix images (keras_layers.py).
       split: What it is applied to.
       image_size: Side of the images that the model takes, in pixels.
       shard_size: Examples of a part of the global batch.
@@ -58,8 +58,8 @@ def parse_train_policy(
     Raises:
       ValueError: `policy` cannot be read, or mixes what cannot be mixed.
     """
-    of_images, mixing = images.split_policy(policy)
-    apply = images.parse_policy(of_images, image_size, split.image_size)
+    of_images, mixing = policy_lib.split(policy)
+    apply = policy_lib.parse(of_images, image_size, split.image_size)
     if not mixing:
         return apply, None
     if mixup is not None and mixup.p:
@@ -74,7 +74,7 @@ def parse_train_policy(
             f"that a replica gets must be a multiple of {MIXING_GROUP}. "
             f"Received: {shard_size}"
         )
-    return apply, kerascv.make_mixing(mixing)
+    return apply, keras_layers.make_mixing(mixing, image_size)
 
 
 def _prepare(
@@ -196,7 +196,7 @@ def train_batches(
       split: What to train on.
       batch_size: Examples of the global batch of one update.
       image_size: Side of the images, in pixels.
-      policy: Augmentation, see `images.parse_policy`.
+      policy: Augmentation, see `policy.parse`.
       seed: Of the run.
       start_step: Updates that have been done.
       shuffle_buffer: Encoded records in the shuffle buffer of TFRecords; as
@@ -345,7 +345,7 @@ def train_batch_spec(
         "label": tf.TensorSpec([rows], tf.int32),
         "index": tf.TensorSpec([size], tf.int32),
     }
-    if images.split_policy(policy)[1]:
+    if policy_lib.split(policy)[1]:
         spec["label"] = tf.TensorSpec([rows, num_classes], tf.float32)
     elif rows > size:
         spec["share"] = tf.TensorSpec([size], tf.float32)
@@ -369,7 +369,7 @@ def eval_batches(
       split: What to evaluate on.
       batch_size: Examples per step, over all replicas of all hosts.
       image_size: Side of the images, in pixels.
-      policy: Preprocessing, see `images.parse_policy`.
+      policy: Preprocessing, see `policy.parse`.
       num_hosts: Hosts that share the work, each with as many batches.
       host: Which of them this is; it gets every `num_hosts`-th example.
       replicas: Parts into which a batch is cut, over all hosts.
@@ -386,7 +386,7 @@ def eval_batches(
     Raises:
       ValueError: `policy` cannot be read.
     """
-    apply = images.parse_policy(policy, image_size, split.image_size)
+    apply = policy_lib.parse(policy, image_size, split.image_size)
 
     def image_of(_: tf.Tensor, record: Record) -> tf.Tensor:
         seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing

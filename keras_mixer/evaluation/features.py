@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
     Batch,
@@ -227,7 +227,7 @@ def make_fewshot_evaluators(
     for found in sets:  # before the labels of any are read
         for split in (found.train, found.test):
             policy = data.fewshot_policy(config, split)
-            images.parse_policy(policy, size, split.image_size)
+            policy_lib.parse(policy, size, split.image_size)
     return {
         found.name: _DataSet(config, found, embed, size, strategy).scores
         for found in sets

@@ -48,7 +48,7 @@ class Pass:
       split: The examples.
       batch_size: Examples per step, over all replicas.
       image_size: Side of the images, in pixels.
-      policy: Preprocessing, see `images.parse_policy`.
+      policy: Preprocessing, see `policy.parse`.
       strategy: Where to compute.
       broken: How many images may be broken; by default none.
     """

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export import fresh_process
 from keras_mixer.export.classifier import Classifier, ExportError, Options
 
@@ -128,7 +128,7 @@ def check(
       ExportError: The process fails, or its answers differ.
     """
     side = classifier.image_size
-    apply = images.parse_policy(options.eval_policy, side)
+    apply = policy_lib.parse(options.eval_policy, side)
     answers = {}
     with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
         request = pathlib.Path(folder)

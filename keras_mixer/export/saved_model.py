@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import data
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.export import accuracy, fresh, versions
 from keras_mixer.export.classifier import (
     Classifier,
@@ -59,7 +59,7 @@ def export(
         `[batch, classes]`, in any precision; it ends in a Dense layer.
       output: Folder of the versions, on a local disk.
       eval_policy: The preprocessing that the model was evaluated with, before
-        the mapping to [-1, 1]; see `images.parse_policy`.
+        the mapping to [-1, 1]; see `policy.parse`.
       class_names: One per class; without them there are no `top_k_names`.
       probabilities: "softmax" or "sigmoid" (a model trained with the sigmoid
         loss); by default the head's activation, or softmax of logits.
@@ -124,7 +124,7 @@ def _check(
     tflite: bool,
 ) -> None:
     """Raises ValueError for options that cannot be used together."""
-    images.parse_policy(options.eval_policy, classifier.image_size)
+    policy_lib.parse(options.eval_policy, classifier.image_size)
     classes = classifier.num_classes
     names = options.class_names
     if names is not None and len(names) != classes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export.classifier import Classifier, Options
 
 SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
@@ -26,7 +26,7 @@ _ASPECT = (
 )
 
 Outputs = dict[str, tf.Tensor]
-# (image or file, seed) -> uint8 [side, side, 3], from `images.parse_policy`.
+# (image or file, seed) -> uint8 [side, side, 3], from `policy.parse`.
 Policy = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -43,7 +43,7 @@ class Server(tf.Module):
         self.variables_read = [v.value for v in classifier.model.weights]
         self._side = side = classifier.image_size
         pixels = tf.TensorSpec([None, side, side, 3], tf.float32, name="image")
-        self._policy = images.parse_policy(options.eval_policy, side)
+        self._policy = policy_lib.parse(options.eval_policy, side)
         self._forward = tf.function(
             classifier,
             input_signature=[pixels],
@@ -183,7 +183,7 @@ def _prepare_files(encoded: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
 
     Args:
       encoded: Files, strings `[batch]`.
-      policy: From `images.parse_policy`.
+      policy: From `policy.parse`.
       side: Side of the model's images, in pixels.
 
     Returns:

@@ -225,7 +225,7 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
 def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     """Returns the scores of each data set, and what writes the details."""
     from keras_mixer import data
-    from keras_mixer.data.augment import images
+    from keras_mixer.data.augment import policy as policy_lib
     from keras_mixer.evaluation import classification, passes, report
 
     config, own = subject.config, subject.config.data
@@ -240,7 +240,7 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     ]
     for split in splits:  # before any is evaluated
         _check_classes(split, subject)
-        images.parse_policy(
+        policy_lib.parse(
             config.augment.eval_policy, config.model.side, split.image_size
         )
     details = FLAGS.per_class or FLAGS.confusion

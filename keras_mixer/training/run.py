@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_mixer import data, weights as weights_lib
-from keras_mixer.data.augment import images, permutations
+from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.engines import distribute
 from keras_mixer.run import config as config_lib, workdir as workdir_lib
 from keras_mixer.run.config import Config
@@ -64,7 +64,7 @@ class Run:
         assembly.require_tensorflow()
         path = workdir_lib.as_path(workdir)
         permutations.require_same(
-            images.split_policy(config.augment.policy)[0],
+            policy_lib.split(config.augment.policy)[0],
             config.augment.eval_policy,
         )
         if build_model is not None and config.init.weights is not None:
@@ -228,7 +228,7 @@ def _check(
         shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
         mixup=config.mixup,
     )
-    images.parse_policy(
+    policy_lib.parse(
         config.augment.eval_policy,
         config.model.side,
         splits.evaluation.image_size,

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import models
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 
 SIDE, CLASSES = 32, 23
 POLICY = "resize_small(36)|central_crop"
@@ -32,7 +32,7 @@ def make_model(**options):
 
 def in_python(model, pictures, policy=POLICY):
     """Returns the model's answers for pictures or files, one by one."""
-    apply = images.parse_policy(policy, model.input_shape[1])
+    apply = policy_lib.parse(policy, model.input_shape[1])
     seed = tf.zeros([2], tf.int64)
     prepared = [apply(tf.constant(x), seed) for x in pictures]
     image = images.to_value_range(tf.stack(prepared))

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import export
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export import signatures
 from tests.conftest import SHARED
 from tests.export import served_alone
@@ -300,7 +300,7 @@ def test_long_images_are_refused_before_they_are_resized(
     ],
 )
 def test_files_get_the_pixels_of_evaluation(policy):
-    prepare = images.parse_policy(policy, SIDE)
+    prepare = policy_lib.parse(policy, SIDE)
     serve = tf.function(
         lambda files: signatures._prepare_files(files, prepare, SIDE),
         input_signature=[tf.TensorSpec([None], tf.string)],
@@ -317,7 +317,7 @@ def test_files_get_the_pixels_of_evaluation(policy):
 
 def test_the_errors_of_a_policy_are_its_own():
     """Of an image that is decoded nobody says that it is not."""
-    prepare = images.parse_policy("central_crop", SIDE)
+    prepare = policy_lib.parse("central_crop", SIDE)
 
     def fail(image, seed):
         check = tf.raw_ops.CheckNumerics(

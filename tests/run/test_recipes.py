@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import data, models, weights
-from keras_mixer.data.augment import images
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 
@@ -78,7 +78,7 @@ def test_every_recipe_makes_a_run(name, reduced):
         shard_size=4,
         mixup=config.mixup,
     )
-    images.parse_policy(
+    policy_lib.parse(
         config.augment.eval_policy,
         config.model.side,
         splits.evaluation.image_size,

@@ -1,8 +1,7 @@
-"""keras-cv's layers as steps of a policy, and as witnesses of our own ops."""
+"""Layers of Keras and keras-cv as steps, and as witnesses of our own ops."""
 
-import os
+import contextlib
 import random
-import subprocess
 import sys
 import threading
 
@@ -13,17 +12,52 @@ import tensorflow as tf
 
 from keras_mixer.data.augment import (
     images,
-    keras_layers as kerascv,
+    keras_layers,
+    keyed,
+    policy as policy_lib,
     randaugment,
 )
-from tests.conftest import ROOT
 
 pytest.importorskip("keras_cv")
 from keras_cv import layers
 
+JITTER = (
+    "RandomColorJitter(brightness_factor=0.4, contrast_factor=0.4, "
+    "saturation_factor=0.4, hue_factor=0.2)"
+)
 # Every layer that takes an image, with arguments, and how many of 12 images
 # differ at least.
-KEEPING = {
+KERAS = {
+    "AugMix": 12,
+    "AugMix(all_ops=False, num_chains=1)": 11,
+    "AutoContrast": 1,
+    "ContrastLimitedAdaptiveHistogramEqualization": 1,
+    "Equalization": 1,
+    "RandAugment": 11,
+    "RandomBrightness(factor=0.4)": 11,
+    "RandomColorDegeneration(factor=0.7)": 12,
+    JITTER: 12,
+    "RandomContrast(factor=0.4)": 12,
+    "RandomElasticTransform": 6,
+    "RandomErasing": 4,
+    "RandomErasing(factor=(1.0, 1.0), fill_value=None)": 4,
+    "RandomFlip": 2,
+    "RandomGaussianBlur(kernel_size=5, sigma=(0.5, 1.0))": 6,
+    "RandomGrayscale(factor=0.5)": 2,
+    "RandomHue(factor=0.4)": 12,
+    "RandomInvert": 2,
+    "RandomPerspective": 6,
+    "RandomPosterization(factor=(2, 6))": 2,
+    "RandomRotation(factor=0.2)": 12,
+    "RandomSaturation(factor=0.9)": 6,
+    "RandomSharpness(factor=0.9)": 12,
+    "RandomShear(x_factor=0.3, y_factor=0.3)": 12,
+    "RandomTranslation(height_factor=0.3, width_factor=0.3)": 12,
+    "RandomZoom(height_factor=0.4)": 12,
+    "Solarization": 1,
+    "Solarization(addition_factor=0.3, threshold_factor=0.5)": 12,
+}
+KERAS_CV = {
     "AugMix": 12,
     "AutoContrast": 1,
     "ChannelShuffle": 4,  # of 3! = 6
@@ -36,8 +70,7 @@ KEEPING = {
     "RandomBrightness(factor=0.4)": 11,
     "RandomChannelShift(factor=0.4)": 12,
     "RandomColorDegeneration(factor=0.7)": 12,
-    "RandomColorJitter(brightness_factor=0.4, contrast_factor=0.4, "
-    "saturation_factor=0.4, hue_factor=0.2)": 12,
+    JITTER: 12,
     "RandomContrast(factor=0.4)": 12,
     "RandomCutout(height_factor=0.5, width_factor=0.5)": 12,
     "RandomCutout(height_factor=(0.2, 0.5), width_factor=0.5, "
@@ -56,14 +89,52 @@ KEEPING = {
     "Solarization(addition_factor=30.0, threshold_factor=200.0)": 12,
 }
 RESIZING = {  # and the side that comes out of 36, None: any
-    "JitteredResize(target_size=(24, 24), scale_factor=(0.8, 1.25))": 24,
-    "RandomAspectRatio(factor=(0.7, 1.4))": None,
-    "RandomCrop(height=24, width=24)": 24,
-    "RandomCropAndResize(target_size=(24, 24), crop_area_factor=(0.3, 1.0), "
-    "aspect_ratio_factor=(0.75, 1.33))": 24,
-    "Resizing(height=24, width=24)": 24,
+    "keras.CenterCrop(height=24, width=24)": 24,
+    "keras.RandomCrop(height=24, width=24)": 24,
+    "keras.Resizing(height=24, width=24)": 24,
+    "keras_cv.JitteredResize(target_size=(24, 24), scale_factor=(0.8, 1.25))": (
+        24
+    ),
+    "keras_cv.RandomAspectRatio(factor=(0.7, 1.4))": None,
+    "keras_cv.RandomCrop(height=24, width=24)": 24,
+    "keras_cv.RandomCropAndResize(target_size=(24, 24), "
+    "crop_area_factor=(0.3, 1.0), aspect_ratio_factor=(0.75, 1.33))": 24,
+    "keras_cv.Resizing(height=24, width=24)": 24,
 }
-MIXING = ("CutMix", "MixUp(alpha=1.0)", "FourierMix(alpha=1.0)")
+MIXING = (
+    "keras.CutMix",
+    "keras.MixUp(alpha=1.0)",
+    "keras_cv.CutMix",
+    "keras_cv.MixUp(alpha=1.0)",
+    "keras_cv.FourierMix(alpha=1.0)",
+)
+KEEPING = {
+    **{f"keras.{text}": count for text, count in KERAS.items()},
+    **{f"keras_cv.{text}": count for text, count in KERAS_CV.items()},
+}
+# One layer for each way of drawing; the others are slow.
+DAILY = {
+    "keras.AugMix(all_ops=False, num_chains=1)",  # in loops and branches
+    "keras.RandAugment",  # layers in a layer
+    "keras.RandomErasing",
+    "keras.RandomFlip",
+    "keras.RandomCrop(height=24, width=24)",
+    "keras_cv.ChannelShuffle",
+    'keras_cv.GridMask(fill_mode="gaussian_noise")',  # by a wrong name
+    "keras_cv.JitteredResize(target_size=(24, 24), scale_factor=(0.8, 1.25))",
+    "keras_cv.Posterization(bits=3)",
+    "keras_cv.RandomContrast(factor=0.4)",  # tf.random.uniform
+    "keras_cv.RandomCutout(height_factor=(0.2, 0.5), width_factor=0.5, "
+    "fill_mode='gaussian_noise')",  # tf.random.normal
+    "keras_cv.RandomFlip",  # a generator
+}
+
+
+def rows(texts, daily=DAILY):
+    return [
+        pytest.param(text, marks=[] if text in daily else [pytest.mark.slow])
+        for text in texts
+    ]
 
 
 @pytest.fixture
@@ -91,19 +162,18 @@ def seeds_of(count):
 
 
 def eager_and_mapped(function, seeds):
-    """Applies a function of a seed; tf.data and a second time must agree."""
+    """Applies a function of a seed; eagerly, in tf.data and again: the same."""
     eager = [np.asarray(function(seed)) for seed in seeds]
-    for parallel in (1, 4):
-        dataset = tf.data.Dataset.from_tensor_slices(seeds)
-        mapped = dataset.map(function, num_parallel_calls=parallel)
-        for want, got in zip(eager, mapped, strict=True):
-            np.testing.assert_array_equal(got, want)
+    dataset = tf.data.Dataset.from_tensor_slices(seeds)
+    mapped = dataset.map(function, num_parallel_calls=4)
+    for want, got in zip(eager, mapped, strict=True):
+        np.testing.assert_array_equal(got, want)
     return eager
 
 
-@pytest.mark.parametrize("text", [*KEEPING, *RESIZING])
+@pytest.mark.parametrize("text", rows([*KEEPING, *RESIZING]))
 def test_a_seed_is_an_image(text, blocks):
-    step, side = kerascv.image_step(f"keras_cv.{text}", 36)
+    step, side = keras_layers.image_step(text, 36)
     got = eager_and_mapped(lambda seed: step(blocks, seed), seeds_of(12))
     assert side == RESIZING.get(text, 36)
     for image in got:
@@ -113,8 +183,9 @@ def test_a_seed_is_an_image(text, blocks):
     if text in KEEPING:
         assert (different == 1) == (KEEPING[text] == 1)
         assert different >= KEEPING[text]
-    elif "Resizing" not in text:
-        assert different > 8
+    else:
+        is_random = "Resizing" not in text and "Center" not in text
+        assert different > 8 if is_random else different == 1
     # Deterministic layers do something as well.
     assert any(
         image.shape != (36, 36, 3) or (image != blocks.numpy()).any()
@@ -122,43 +193,67 @@ def test_a_seed_is_an_image(text, blocks):
     )
 
 
-@pytest.mark.parametrize("name", ["AugMix", "RandomColorJitter", "RandomRot"])
-def test_a_seed_is_an_image_to_the_pixel(name, photo):
+@pytest.mark.parametrize(
+    "text",
+    rows(
+        [
+            "keras.AugMix",
+            "keras.RandomRotation(factor=0.2)",
+            "keras_cv.AugMix",
+            f"keras_cv.{JITTER}",
+            "keras_cv.RandomRotation(factor=0.2)",
+        ],
+        daily={"keras_cv.RandomRotation(factor=0.2)"},
+    ),
+)
+def test_a_seed_is_an_image_to_the_pixel(text, photo):
     """Layers whose last bits a graph's optimization of sums would change."""
-    (text,) = [text for text in KEEPING if text.startswith(name)]
     image = tf.cast(tf.image.resize(photo, (224, 224)), tf.uint8)
-    step, _ = kerascv.image_step(f"keras_cv.{text}", 224)
+    step, _ = keras_layers.image_step(text, 224)
     eager_and_mapped(lambda seed: step(image, seed), seeds_of(6))
 
 
 def test_no_layer_is_untested():
-    bases = (
-        layers.BaseImageAugmentationLayer,
-        layers.VectorizedBaseImageAugmentationLayer,
-    )
+    (keras_base,) = keras.layers.CenterCrop.__bases__
     every = {
-        name
-        for name, layer in vars(layers).items()
-        if isinstance(layer, type) and issubclass(layer, bases)
+        f"{library.__name__}.{name}"
+        for library, bases in (
+            (keras, keras_base),
+            (
+                sys.modules["keras_cv"],
+                (
+                    layers.BaseImageAugmentationLayer,
+                    layers.VectorizedBaseImageAugmentationLayer,
+                ),
+            ),
+        )
+        for name, layer in vars(library.layers).items()
+        if isinstance(layer, type)
+        and issubclass(layer, bases)
+        and name not in keras_layers._REFUSED
     }
-    tested = {t.partition("(")[0] for t in (*KEEPING, *RESIZING, *MIXING)}
-    assert tested | set(kerascv._REFUSED) == every
-    for name in tested:
-        assert name in kerascv.__doc__, name
+    tested = (*KEEPING, *RESIZING, *MIXING)
+    assert {text.partition("(")[0] for text in tested} == every
 
 
-def test_the_state_of_other_generators_does_not_matter(blocks):
-    """Nor is it changed: a run's other draws are the same with keras-cv."""
-    text = "keras_cv.RandAugment(augmentations_per_image=1)"
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"keras.{JITTER}",
+        "keras.AugMix(all_ops=False, chain_depth=1)",
+        "keras_cv.RandomFlip",
+    ],
+)
+def test_the_state_of_other_generators_does_not_matter(text, blocks):
+    """Nor is it changed: a run's other draws are the same with such a step."""
     seed = tf.constant((5, 6), tf.int64)
-    tf.random.set_seed(1)
     keras.utils.set_random_seed(1)
-    first = kerascv.image_step(text, 36)[0](blocks, seed)
-    kerascv.image_step.cache_clear()
-    tf.random.set_seed(2)
+    keras_layers.image_step.cache_clear()
+    first = keras_layers.image_step(text, 36)[0](blocks, seed)
+    keras_layers.image_step.cache_clear()
     keras.utils.set_random_seed(2)
     state = random.getstate(), tf.random.get_global_generator().state.numpy()
-    second = kerascv.image_step(text, 36)[0](blocks, seed)
+    second = keras_layers.image_step(text, 36)[0](blocks, seed)
     np.testing.assert_array_equal(first, second)
     assert random.getstate() == state[0]
     np.testing.assert_array_equal(
@@ -167,30 +262,72 @@ def test_the_state_of_other_generators_does_not_matter(blocks):
 
 
 def test_rounds_of_a_loop_draw_their_own_numbers():
-    """Their bodies are traced once."""
-    draws = kerascv._Draws()
+    """Their bodies are traced once; also within branches and other loops."""
+    seeds = keyed.Seeds()
+
+    def drawn(_):
+        return tf.random.uniform([])
 
     @tf.function
-    def traced(seed):
-        with draws.keyed(seed), kerascv._standing_in(draws):
-            mapped = tf.map_fn(lambda _: tf.random.uniform([]), tf.zeros([5]))
+    def traced(key):
+        seeds.start(key)
+        with keyed.in_place_of_tf_random(seeds):
+            mapped = tf.map_fn(drawn, tf.zeros([5]))
+            nested = tf.map_fn(
+                lambda _: tf.cond(
+                    key[1] > 0,
+                    lambda: tf.map_fn(drawn, tf.zeros([3])),
+                    lambda: tf.zeros([3]),
+                ),
+                tf.zeros([4]),
+            )
             _, looped = tf.while_loop(
                 lambda i, _: i < 5,
                 lambda i, rows: (
                     i + 1,
-                    tf.tensor_scatter_nd_update(
-                        rows, [[i]], [tf.random.uniform([])]
-                    ),
+                    tf.tensor_scatter_nd_update(rows, [[i]], [drawn(i)]),
                 ),
                 [tf.constant(0), tf.zeros([5])],
             )
-            return tf.concat([mapped, looped, tf.random.uniform([2])], 0)
+            parts = [mapped, looped, tf.reshape(nested, [-1]), [drawn(0)]]
+            return tf.concat(parts, 0)
 
     got = traced(tf.constant((1, 2), tf.int64)).numpy()
-    assert len(set(got)) == 12
+    assert len(set(got)) == 23
     assert got.min() > 0
     np.testing.assert_array_equal(traced(tf.constant((1, 2), tf.int64)), got)
     assert set(traced(tf.constant((1, 3), tf.int64)).numpy()).isdisjoint(got)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("uniform", ([2, 3], 1.0, 2.0)),
+        ("uniform", ([4], 0, 7, tf.int32)),
+        ("normal", ([2, 3], 5.0, 0.1)),
+        ("gamma", ([4], [0.5, 2.0])),
+        ("gamma", ((2,), 1.0)),
+        ("shuffle", (tf.range(9),)),
+    ],
+)
+def test_what_seeds_draw_is_what_tensorflow_draws(name, arguments):
+    """Of the same shape, type and range: the signatures agree."""
+    seeds = keyed.Seeds()
+    wanted = getattr(tf.random, name)(*arguments).numpy()
+
+    @tf.function
+    def traced(key):
+        seeds.start(key)
+        return getattr(seeds, name)(*arguments, seed=None)
+
+    got = traced(tf.constant((1, 2), tf.int64)).numpy()
+    assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+    if name == "uniform":
+        assert (got >= arguments[1]).all() and (got < arguments[2]).all()
+    if name == "normal":
+        assert abs(got - 5).max() < 1
+    if name == "shuffle":
+        assert sorted(got) == list(range(9))
 
 
 def test_other_threads_keep_their_own_generator():
@@ -202,36 +339,48 @@ def test_other_threads_keep_their_own_generator():
 
     draw()
     original = tf.random.uniform
-    draws = kerascv._Draws()
-    with kerascv._standing_in(draws), draws.keyed(tf.constant((1, 2))):
-        thread = threading.Thread(target=draw)
-        thread.start()
-        thread.join()
-        assert float(tf.random.uniform([])) != drawn[0]
+    seeds = keyed.Seeds()
+
+    @tf.function
+    def traced(key):
+        seeds.start(key)
+        with keyed.in_place_of_tf_random(seeds):
+            thread = threading.Thread(target=draw)
+            thread.start()
+            thread.join()
+            return tf.random.uniform([])
+
+    assert float(traced(tf.constant((1, 2), tf.int64))) != drawn[0]
     assert drawn[0] == drawn[1]
     assert tf.random.uniform is original
 
 
-def test_what_is_not_keyed_is_refused(monkeypatch):
-    """Traced as it is, without the stand-ins, a layer has random ops."""
-    kerascv.image_step.cache_clear()
-    none = lambda draws: threading.Lock()  # noqa: E731  any context manager
-    monkeypatch.setattr(kerascv, "_standing_in", none)
-    # Of the global generator, of tf.random, and in a branch.
-    for text in ("RandomFlip", "RandomContrast(factor=0.4)", "RandAugment"):
-        with pytest.raises(ValueError, match="no seed repeats"):
-            kerascv.image_step(f"keras_cv.{text}", 36)
-    kerascv.image_step("keras_cv.AutoContrast", 36)
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        ("keras.RandomFlip", "give"),  # a SeedGenerator's variable
+        (f"keras.{JITTER}", "give"),  # of the layers in it
+        ("keras_cv.RandomFlip", "give"),  # a generator
+        ("keras_cv.RandomContrast(factor=0.4)", "in_place_of_tf_random"),
+        ("keras_cv.AugMix", "in_place_of_tf_random"),  # in a loop
+    ],
+)
+def test_what_is_not_keyed_is_refused(text, left_out, monkeypatch):
+    keras_layers.image_step.cache_clear()
+    monkeypatch.setattr(keyed, left_out, lambda *_: contextlib.nullcontext())
+    with pytest.raises(ValueError, match="no seed repeats"):
+        keras_layers.image_step(text, 36)
+    keras_layers.image_step("keras_cv.AutoContrast", 36)
 
 
 def test_files_and_the_other_steps(imagenet_files):
     """From the bytes of a file to the model's size, in one policy."""
     policy = (
         "inception_crop(30)|keras_cv.RandomHue(factor=0.1)|flip|"
-        "keras_cv.RandAugment(value_range=(0, 255), augmentations_per_image=2, "
-        "magnitude=0.5)"
+        "keras_cv.RandAugment(value_range=(0, 255), augmentations_per_image=1, "
+        "magnitude=0.5)|keras.RandomErasing"
     )
-    apply = images.parse_policy(policy, 48)
+    apply = policy_lib.parse(policy, 48)
     encoded = tf.io.read_file(str(imagenet_files[0]))
     got = eager_and_mapped(lambda seed: apply(encoded, seed), seeds_of(4))
     assert {image.shape for image in got} == {(48, 48, 3)}
@@ -252,7 +401,7 @@ def test_files_and_the_other_steps(imagenet_files):
     ],
 )
 def test_sizes(policy, source):
-    apply = images.parse_policy(policy, 32, source)
+    apply = policy_lib.parse(policy, 32, source)
     image = tf.zeros([32, 32, 3] if source else [50, 70, 3], tf.uint8)
     assert apply(image, (0, 1)).shape == (32, 32, 3)
 
@@ -260,29 +409,29 @@ def test_sizes(policy, source):
 def test_floats_are_rounded_and_computed_in_float32(photo):
     """Also under a policy of bfloat16, whose 8 bits would show."""
     seed = tf.constant((0, 0), tf.int64)
-    kerascv.image_step.cache_clear()
+    nested = f"keras.{JITTER}"
+    keras_layers.image_step.cache_clear()
     before = keras.config.dtype_policy()
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     try:
         blur = "keras_cv.RandomGaussianBlur(kernel_size=5, factor=(2.0, 2.0))"
-        got = kerascv.image_step(blur, None)[0](photo, seed)
-        augmented = kerascv.image_step("keras_cv.RandAugment", None)[0]
-        augmented = augmented(photo, seed)
+        got = keras_layers.image_step(blur, None)[0](photo, seed)
+        augmented = keras_layers.image_step(nested, None)[0](photo, seed)
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
     finally:
         keras.config.set_dtype_policy(before)
     layer = layers.RandomGaussianBlur(kernel_size=5, factor=(2.0, 2.0))
     want = tf.round(layer(tf.cast(photo, tf.float32)))
     np.testing.assert_array_equal(got, want)
-    kerascv.image_step.cache_clear()
-    again = kerascv.image_step("keras_cv.RandAugment", None)[0](photo, seed)
+    keras_layers.image_step.cache_clear()
+    again = keras_layers.image_step(nested, None)[0](photo, seed)
     np.testing.assert_array_equal(augmented, again)
 
 
 def test_jpeg_quality_takes_its_own_range(photo):
     """Its layer takes floats for 0..1 alone."""
     text = "keras_cv.RandomJpegQuality(factor=(30, 30))"
-    got = kerascv.image_step(text, None)[0](photo, (0, 0))
+    got = keras_layers.image_step(text, None)[0](photo, (0, 0))
     want = tf.image.adjust_jpeg_quality(photo, 30)
     np.testing.assert_array_equal(got, want)
 
@@ -370,43 +519,58 @@ def test_equalize_differs_in_the_step(photo):
         np.testing.assert_array_equal(theirs[..., i], want)
 
 
-@pytest.mark.parametrize("name", ["AutoContrast", "Posterization(bits=3)"])
-def test_a_step_is_its_layer(name, photo):
-    step, _ = kerascv.image_step(f"keras_cv.{name}", None)
-    layer = {
-        "AutoContrast": layers.AutoContrast((0, 255)),
-        "Posterization(bits=3)": layers.Posterization((0, 255), 3),
-    }[name]
+@pytest.mark.parametrize(
+    ("text", "layer"),
+    [
+        ("keras.AutoContrast", keras.layers.AutoContrast()),
+        ("keras.Solarization", keras.layers.Solarization()),
+        ("keras_cv.AutoContrast", layers.AutoContrast((0, 255))),
+        ("keras_cv.Posterization(bits=3)", layers.Posterization((0, 255), 3)),
+    ],
+)
+def test_a_step_is_its_layer(text, layer, photo):
+    step, _ = keras_layers.image_step(text, None)
     want = tf.round(layer(tf.cast(photo, tf.float32)))
     np.testing.assert_array_equal(step(photo, (0, 0)), want)
 
 
+def test_kerass_augmix_draws_its_operations(blocks):
+    """One of seven, or none, whose image is the original's."""
+    text = "keras.AugMix(num_chains=1, chain_depth=1, all_ops=False)"
+    step, _ = keras_layers.image_step(text, 36)
+    got = [step(blocks, seed).numpy() for seed in seeds_of(60)]
+    unchanged = sum(np.array_equal(image, blocks) for image in got)
+    assert 1 <= unchanged <= 20  # of 60 / 8
+    assert len({image.tobytes() for image in got}) > 30
+
+
+@pytest.mark.slow
 def test_randaugment_of_rate_0_does_nothing(photo):
-    text = "keras_cv.RandAugment(rate=0.0)"
-    step, _ = kerascv.image_step(text, None)
+    text = "keras_cv.RandAugment(rate=0.0, augmentations_per_image=1)"
+    step, _ = keras_layers.image_step(text, None)
     np.testing.assert_array_equal(step(photo, (0, 0)), photo)
 
 
 def test_split_policy():
-    assert images.split_policy("resize|flip") == ("resize|flip", ())
-    assert images.split_policy(
+    assert policy_lib.split("resize|flip") == ("resize|flip", ())
+    assert policy_lib.split(
         "inception_crop|flip|keras_cv.CutMix(alpha=0.5) | keras_cv.MixUp"
     ) == (
         "inception_crop|flip",
         ("keras_cv.CutMix(alpha=0.5)", "keras_cv.MixUp"),
     )
-    assert images.split_policy("keras_cv.MixUp")[0] == "resize"
-    with pytest.raises(ValueError, match="behind all steps"):
-        images.split_policy("keras_cv.CutMix|flip")
+    assert policy_lib.split("keras_cv.MixUp")[0] == "resize"
+    with pytest.raises(ValueError, match="after all steps"):
+        policy_lib.split("keras_cv.CutMix|flip")
 
 
 @pytest.mark.parametrize("text", MIXING)
 def test_mixing_is_keyed(text, batch):
-    mix = kerascv.make_mixing([f"keras_cv.{text}"])
-    rows, labels = batch
+    mix = keras_layers.make_mixing([text], 36)
+    pixels, labels = batch
 
     def flat(seed):
-        mixed, shares = mix(rows, labels, seed)
+        mixed, shares = mix(pixels, labels, seed)
         assert mixed.dtype == tf.uint8
         assert shares.dtype == tf.float32
         mixed = tf.cast(mixed, tf.float32)
@@ -426,7 +590,7 @@ def partners(labels):
 
 def test_cutmix_takes_every_pixel_of_one_of_two_images(batch):
     """The label counts the box, also where it lies outside of the image."""
-    mix = kerascv.make_mixing(["keras_cv.CutMix"])
+    mix = keras_layers.make_mixing(["keras_cv.CutMix"], 36)
     rows, labels = (part.numpy() for part in batch)
     inside = 0
     for seed in seeds_of(20):
@@ -455,19 +619,41 @@ def test_cutmix_takes_every_pixel_of_one_of_two_images(batch):
     assert inside > 20
 
 
-def test_mixup_is_the_convex_combination(batch):
-    mix = kerascv.make_mixing(["keras_cv.MixUp(alpha=1.0)"])
-    rows = batch[0].numpy().astype(float)
+def test_kerass_cutmix_labels_by_the_area(batch):
+    """Its box has no whole sides: within a pixel on each of four sides."""
+    mix = keras_layers.make_mixing(["keras.CutMix"], 36)
+    pixels = batch[0].numpy()
+    mixed_rows = 0
+    for seed in seeds_of(10):
+        mixed, shares = (part.numpy() for part in mix(*batch, seed))
+        second, share = partners(shares)
+        for i in range(8):
+            taken = (mixed[i] != pixels[i]).any(-1)
+            np.testing.assert_array_equal(
+                mixed[i],
+                np.where(taken[..., None], pixels[second[i]], mixed[i]),
+            )
+            np.testing.assert_array_equal(mixed[i][~taken], pixels[i][~taken])
+            if second[i] != i:
+                assert abs(share[i] - taken.mean()) <= 2 / 36
+                mixed_rows += 0.05 < share[i] < 0.95
+    assert mixed_rows > 10
+
+
+@pytest.mark.parametrize("library", ["keras", "keras_cv"])
+def test_mixup_is_the_convex_combination(library, batch):
+    mix = keras_layers.make_mixing([f"{library}.MixUp(alpha=1.0)"], 36)
+    pixels = batch[0].numpy().astype(float)
     mixed, shares = (part.numpy() for part in mix(*batch, (1, 2)))
     second, share = partners(shares)
     share = share[:, None, None, None].astype(float)
-    want = (1 - share) * rows + share * rows[second]
+    want = (1 - share) * pixels + share * pixels[second]
     assert np.abs(mixed - want).max() <= 0.5 + 1e-4
     assert len(set(share.ravel())) > 4  # one for each image
 
 
 def test_fouriermix_shares_are_the_counted_ones(batch):
-    mix = kerascv.make_mixing(["keras_cv.FourierMix(alpha=1.0)"])
+    mix = keras_layers.make_mixing(["keras_cv.FourierMix(alpha=1.0)"], 36)
     rows = batch[0].numpy()
     mixed, shares = (part.numpy() for part in mix(*batch, (1, 2)))
     second, share = partners(shares)
@@ -482,14 +668,14 @@ def test_fouriermix_shares_are_the_counted_ones(batch):
 
 
 def test_mixing_steps_follow_each_other(batch):
-    texts = ["keras_cv.CutMix", "keras_cv.MixUp(alpha=1.0)"]
-    both = kerascv.make_mixing(texts)
+    texts = ["keras_cv.CutMix", "keras.MixUp(alpha=1.0)"]
+    both = keras_layers.make_mixing(texts, 36)
     seed = tf.constant((4, 5), tf.int64)
     got = both(*batch, seed)
     seeds = tf.random.experimental.stateless_split(seed, 2)
     want = batch
     for text, one in zip(texts, seeds, strict=True):
-        step = kerascv._mixing_step(text)
+        step = keras_layers._mixing_step(text, 36)
         want = step(*want, tf.cast(one, tf.int64))
     np.testing.assert_array_equal(got[0], want[0])
     np.testing.assert_array_equal(got[1], want[1])
@@ -498,33 +684,76 @@ def test_mixing_steps_follow_each_other(batch):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ("RandAug", "no layer 'RandAug'. Did you mean 'RandAugment'"),
-        ("RandAug", "https://keras.io/api/keras_cv/layers/preprocessing/"),
-        ("DropPath(rate=0.1)", "does not augment images. Allowed are"),
-        ("Mosaic", "bounding boxes"),
-        ("RandomApply(rate=0.5)", "takes a layer"),
-        ("Rescaling(scale=2)", "stay in 0..255"),
-        ("Posterization", "'bits'. keras_cv.Posterization takes value_r"),
-        ("Posterization(bits=9)", "between 1-8. Received bits: 9. keras_cv.P"),
-        ("Posterization(4)", "It is written keras_cv.<Layer>(argument=value"),
-        ("Posterization(**{'bits': 4})", "It is written"),
-        ("Posterization(bits=int('4'))", "It is written"),
-        ("Posterization(bits=4", "It is written"),
-        ("RandAugment.mro()", "no layer 'RandAugment.mro'"),
-        ("RandAugment(magnitud=1)", "no argument 'magnitud'. keras_cv.RandAug"),
-        ("RandAugment(seed=1)", "no argument 'seed'"),
-        ("RandAugment(value_range=(0, 1))", "value_range is (0, 255) here"),
-        ("RandomRotation(factor=0.2, fill_mode='x')", "Got `fill_mode` x. ker"),
-        ("Grayscale", "1 channels, not 3. keras_cv.Grayscale takes output_cha"),
-        ("CutMix", "it mixes the images of a batch"),
-        ("CutMix|flip", "it mixes the images of a batch"),
-        ("RandomCrop(height=20, width=20)", "leaves images of 20 x 20 pixels"),
-        ("RandomAspectRatio(factor=(0.5, 2.0))", "leaves images of many sizes"),
+        ("keras_cv.RandAug", "no layer 'RandAug'. Did you mean 'RandAugment'"),
+        (
+            "keras_cv.RandAug",
+            "https://keras.io/api/keras_cv/layers/preprocessing/",
+        ),
+        ("keras_cv.DropPath(rate=0.1)", "does not augment images. Allowed are"),
+        ("keras_cv.Mosaic", "bounding boxes"),
+        ("keras_cv.RandomApply(rate=0.5)", "takes a layer"),
+        ("keras_cv.Rescaling(scale=2)", "stay in 0..255"),
+        (
+            "keras_cv.Posterization",
+            "'bits'. keras_cv.Posterization takes value_r",
+        ),
+        (
+            "keras_cv.Posterization(bits=9)",
+            "between 1-8. Received bits: 9. keras_cv.P",
+        ),
+        (
+            "keras_cv.Posterization(4)",
+            "It is written keras_cv.<Layer>(argument=value",
+        ),
+        ("keras_cv.Posterization(**{'bits': 4})", "It is written"),
+        ("keras_cv.Posterization(bits=int('4'))", "It is written"),
+        ("keras_cv.Posterization(bits=4", "It is written"),
+        ("keras_cv.RandAugment.mro()", "no layer 'RandAugment.mro'"),
+        (
+            "keras_cv.RandAugment(magnitud=1)",
+            "no argument 'magnitud'. keras_cv.RandAug",
+        ),
+        ("keras_cv.RandAugment(seed=1)", "no argument 'seed'"),
+        (
+            "keras_cv.RandAugment(value_range=(0, 1))",
+            "value_range is (0, 255) here",
+        ),
+        (
+            "keras_cv.RandomRotation(factor=0.2, fill_mode='x')",
+            "Got `fill_mode` x. ker",
+        ),
+        (
+            "keras_cv.Grayscale",
+            "1 channels, not 3. keras_cv.Grayscale takes output_cha",
+        ),
+        ("keras_cv.CutMix", "it mixes the images of a batch"),
+        ("keras_cv.CutMix|flip", "it mixes the images of a batch"),
+        (
+            "keras_cv.RandomCrop(height=20, width=20)",
+            "leaves images of 20 x 20 pixels",
+        ),
+        (
+            "keras_cv.RandomAspectRatio(factor=(0.5, 2.0))",
+            "leaves images of many sizes",
+        ),
+        ("keras.RandAug", "keras has no layer 'RandAug'. Did you mean 'Rand"),
+        ("keras.RandAug", "https://keras.io/api/layers/preprocessing_layers"),
+        ("keras.layers.RandomFlip", "no layer 'layers.RandomFlip'. Did you"),
+        ("keras.Dense(units=3)", "does not augment images. Allowed are"),
+        ("keras.Pipeline(layers=[])", "Cannot use keras.Pipeline: it takes"),
+        ("keras.Rescaling(scale=2)", "stay in 0..255"),
+        ("keras.Mosaic", "keras has no layer 'Mosaic'"),
+        ("keras.RandomRotation", "'factor'. keras.RandomRotation takes factor"),
+        ("keras.RandomRotation(0.2)", "It is written keras.<Layer>(argument="),
+        ("keras.RandomHue(factor=2.0)", "Received: factor=2.0. keras.RandomHu"),
+        ("keras.RandomFlip(seed=1)", "no argument 'seed'"),
+        ("keras.RandomHue(factor=0.1, value_range=(0, 1))", "is (0, 255) here"),
+        ("keras.MixUp|flip", "it mixes the images of a batch"),
     ],
 )
 def test_errors_tell_what_to_write(step, message):
     with pytest.raises(ValueError) as caught:
-        images.parse_policy(f"keras_cv.{step}", 32)
+        policy_lib.parse(step, 32)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -532,8 +761,8 @@ def test_errors_tell_what_to_write(step, message):
 def test_a_layer_that_needs_one_size():
     policy = "resize_small(40)|keras_cv.ChannelShuffle|central_crop"
     with pytest.raises(ValueError, match="ChannelShuffle") as caught:
-        images.parse_policy(policy, 32)
-    assert "behind resize" in caught.value.__notes__[0]
+        policy_lib.parse(policy, 32)
+    assert "after resize" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
@@ -544,27 +773,22 @@ def test_a_layer_that_needs_one_size():
         ("keras_cv.CutMix(alpha=0)", "alpha must be positive"),
         ("keras_cv.CutMix(alpha='a')", "keras_cv.CutMix takes alpha"),
         ("keras_cv.MixUp(beta=1)", "no argument 'beta'"),
+        ("keras.MixUp(alpha=0.0)", "alpha must be positive"),
+        ("keras.CutMix(factor=2.0)", "keras.CutMix takes factor"),
+        ("keras.FourierMix", "keras has no layer 'FourierMix'"),
     ],
 )
 def test_errors_of_mixing(text, message):
     with pytest.raises(ValueError, match=message):
-        kerascv.make_mixing([text])
+        keras_layers.make_mixing([text], 36)
 
 
-def test_policies_without_its_layers_do_not_import_keras_cv():
-    code = (
-        "import sys; from keras_mixer import images, kerascv;"
-        "images.parse_policy('inception_crop|flip|randaugment(2, 15)', 32);"
-        "images.split_policy('resize|flip');"
-        "assert 'keras_cv' not in sys.modules;"
-        "images.split_policy('keras_cv.CutMix');"
-        "assert 'keras_cv' not in sys.modules;"
-        "images.parse_policy('keras_cv.RandomFlip', 32);"
-        "assert 'keras_cv' in sys.modules"
-    )
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        cwd=ROOT,
-        check=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
+def test_policies_without_its_layers_do_not_import_keras_cv(monkeypatch):
+    for name in ("keras_cv", "keras_cv.layers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    keras_layers.image_step.cache_clear()
+    policy = "inception_crop|flip|randaugment(2, 15)|keras.RandomFlip"
+    policy_lib.parse(policy, 32)
+    policy_lib.split("keras_cv.CutMix")
+    with pytest.raises(ImportError):
+        policy_lib.parse("keras_cv.RandomFlip", 32)

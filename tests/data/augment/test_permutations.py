@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data.augment import images, permutations
+from keras_mixer.data.augment import permutations, policy as policy_lib
 from tests.training.test_loop import small
 
 SEED = (3, 4)
@@ -21,7 +21,7 @@ def test_patches_and_the_pixels_inside(side, patch):
     """The oracle: loops over tokens and their pixels."""
     step = permutations.Permutation(patch, 7)
     image = image_of(side)
-    apply = images.parse_policy(f"resize|shuffle_patches({patch}, 7)", side)
+    apply = policy_lib.parse(f"resize|shuffle_patches({patch}, 7)", side)
     found = apply(tf.constant(image), SEED).numpy()
     patches, inside = step.parts(side)
     assert sorted(patches) == list(range((side // patch) ** 2))
@@ -40,7 +40,7 @@ def test_patches_and_the_pixels_inside(side, patch):
 
 
 def test_all_pixels_stay_whole_and_the_same_everywhere():
-    apply = images.parse_policy("shuffle_pixels(5)", 8, 8)
+    apply = policy_lib.parse("shuffle_pixels(5)", 8, 8)
     first, second = image_of(8), 255 - image_of(8)
     found = apply(tf.constant(first), SEED).numpy()
     order = np.random.default_rng(5)
@@ -57,22 +57,22 @@ def test_all_pixels_stay_whole_and_the_same_everywhere():
         next(iter(mapped)).numpy().reshape(64, 3),
         second.reshape(64, 3)[order],
     )
-    other = images.parse_policy("shuffle_pixels(6)", 8, 8)
+    other = policy_lib.parse("shuffle_pixels(6)", 8, 8)
     assert (other(tf.constant(first), SEED).numpy() != found).any()
 
 
 @pytest.mark.parametrize("policy", ["pad_crop(1)|flip", "resize(9)|resize"])
 def test_it_follows_the_augmentation_and_leaves_its_draws(policy):
     image = tf.constant(image_of(8))
-    plain = images.parse_policy(policy, 8)(image, SEED)
+    plain = policy_lib.parse(policy, 8)(image, SEED)
     step = permutations.Permutation(4, 0)
-    found = images.parse_policy(f"{policy}|{step}", 8)(image, SEED)
+    found = policy_lib.parse(f"{policy}|{step}", 8)(image, SEED)
     np.testing.assert_array_equal(found, step(plain, 8))
 
 
 def test_files_too():
     encoded = tf.io.encode_png(image_of(8))
-    found = images.parse_policy("shuffle_pixels(1)", 8)(encoded, SEED)
+    found = policy_lib.parse("shuffle_pixels(1)", 8)(encoded, SEED)
     want = permutations.Permutation(None, 1)(tf.constant(image_of(8)), 8)
     np.testing.assert_array_equal(found, want)
 
@@ -93,13 +93,13 @@ def test_files_too():
 )
 def test_bad_policies(policy, message):
     with pytest.raises(ValueError) as error:
-        images.parse_policy(policy, 8)
+        policy_lib.parse(policy, 8)
     assert message in str(error.value)
 
 
 def test_what_mixes_a_batch_does_not_go_with_it():
     with pytest.raises(ValueError, match="mix shuffled images"):
-        images.split_policy("shuffle_pixels(0)|keras_cv.CutMix(alpha=1.0)")
+        policy_lib.split("shuffle_pixels(0)|keras_cv.CutMix(alpha=1.0)")
 
 
 def test_few_shot_images_are_permuted_like_the_others():

@@ -1,0 +1,250 @@
+"""The language of augmentation policies.
+
+A policy is a line such as `inception_crop|flip|randaugment(2, 15)`: the steps
+between the file and the map to [-1, 1]. A step is `name` or `name(number,
+...)`; or a layer, `keras.Name(argument=value, ...)` or `keras_cv.Name(...)`
+(keras_layers.py); or, last, a permutation (permutations.py).
+
+Random steps are stateless: the same seed, two integers, gives the same image,
+eagerly and in tf.data.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from keras_mixer.data.augment import (
+    images,
+    keras_layers,
+    permutations,
+    randaugment,
+)
+
+# Of an image, or of the bytes of a file, and a seed.
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Number:
+    """A whole number that a step takes."""
+
+    name: str
+    low: int = 1
+    high: int = 10_000
+
+    def __str__(self) -> str:
+        return f"{self.name} is a whole number from {self.low} to {self.high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step of a policy: its function, and the numbers it takes."""
+
+    function: Callable[..., tf.Tensor]
+    numbers: tuple[_Number, ...] = ()
+    optional: bool = True  # the numbers, all or none
+    sized: bool = False  # takes the model's side and makes images of it
+
+
+_RANDAUGMENT = (_Number("layers", 1, 10), _Number("magnitude", 0, 30))
+_STEPS = {
+    "resize": _Step(images.resize, (_Number("side"),), sized=True),
+    "resize_small": _Step(
+        images.resize_small, (_Number("side"),), optional=False
+    ),
+    "central_crop": _Step(images.central_crop, sized=True),
+    "flip": _Step(images.flip),
+    "pad_crop": _Step(images.pad_crop, (_Number("padding"),)),
+    "inception_crop": _Step(
+        images.inception_crop, (_Number("area_min", high=100),), sized=True
+    ),
+    "randaugment": _Step(randaugment.randaugment, _RANDAUGMENT, optional=False),
+    "randaugment_pil": _Step(
+        functools.partial(randaugment.randaugment, pil=True),
+        _RANDAUGMENT,
+        optional=False,
+    ),
+}
+
+
+def _step_help(name: str) -> str:
+    numbers = ", ".join(number.name for number in _STEPS[name].numbers)
+    return f"{name}({numbers})" if numbers else name
+
+
+def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
+    """Returns the name of a step, or the text of a layer, and its numbers."""
+    if keras_layers.is_step(text):
+        return text.strip(), []
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    if match is None or match[1] not in _STEPS:
+        raise ValueError(
+            f"Unknown step {text!r} in the policy {policy!r}. Steps: "
+            f"{', '.join([*map(_step_help, _STEPS), *permutations.HELP])}, and "
+            "layers of Keras and keras-cv, keras.Name(argument=value) and "
+            "keras_cv.Name(argument=value)"
+        )
+    name, step = match[1], _STEPS[match[1]]
+    given = [] if match[2] is None else match[2].split(",")
+    if not given and step.optional:
+        return name, []
+    if len(given) == len(step.numbers) and all(
+        re.fullmatch(r"\s*\d+\s*", value)
+        and number.low <= int(value) <= number.high
+        for value, number in zip(given, step.numbers, strict=True)
+    ):
+        return name, [int(value) for value in given]
+    allowed = " and ".join(map(str, step.numbers)) or "it takes no number"
+    raise ValueError(
+        f"Cannot use {text!r} in the policy {policy!r}: it is written "
+        f"{_step_help(name)}, and {allowed}."
+    )
+
+
+def split(policy: str) -> tuple[str, tuple[str, ...]]:
+    """Splits the steps that mix a batch from those of single images.
+
+    Args:
+      policy: Steps joined by `|`. Those that mix, such as keras_cv.CutMix, are
+        last.
+
+    Returns:
+      The policy of single images for `parse`, "resize" if all steps mix, and
+      the mixing steps for `keras_layers.make_mixing`.
+
+    Raises:
+      ValueError: A mixing step is not at the end, or follows a permutation.
+    """
+    texts = policy.split("|")
+    end = len(texts)
+    while end and keras_layers.is_mixing(texts[end - 1]):
+        end -= 1
+    _require_no_mixing(texts[:end], policy)
+    mixing = tuple(text.strip() for text in texts[end:])
+    of_images = "|".join(texts[:end]).strip() or "resize"
+    if mixing:
+        shuffle = permutations.split(of_images)[1]
+        if shuffle is not None:
+            raise ValueError(
+                f"Cannot use {shuffle} with {mixing[0]!r} in the policy "
+                f"{policy!r}: it would mix shuffled images. mixup.p=0.5 mixes "
+                "them pixel by pixel."
+            )
+    return of_images, mixing
+
+
+def _require_no_mixing(texts: Sequence[str], policy: str) -> None:
+    for text in texts:
+        if keras_layers.is_mixing(text):
+            raise ValueError(
+                f"Cannot use {text.strip()!r} here in the policy {policy!r}: "
+                "it mixes the images of a batch, so it comes after all steps "
+                "of single images, and in augment.policy alone."
+            )
+
+
+def _on_bytes(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Returns the step that takes the bytes of a file in place of an image."""
+    if function is images.inception_crop:
+        return images.decode_and_inception_crop
+    return lambda encoded, *rest: function(images.decode(encoded), *rest)
+
+
+def _sets_size(name: str) -> bool:
+    """Tells whether a step makes images of another size."""
+    if keras_layers.is_step(name):
+        return keras_layers.resizes(name)
+    return _STEPS[name].sized or name == "resize_small"
+
+
+def _compile(
+    parsed: Sequence[tuple[str, list[int]]],
+    policy: str,
+    image_size: int,
+    source_size: int | None,
+) -> list[tuple[Callable[..., tf.Tensor], list[int]]]:
+    """Returns the function and the numbers of each step, sizes checked."""
+    size = smallest = source_size  # of both sides, and of the smaller one
+    steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
+    for name, numbers in parsed:
+        if keras_layers.is_step(name):
+            function, size = keras_layers.image_step(name, size)
+            smallest = size
+            steps.append((function, []))
+            continue
+        step = _STEPS[name]
+        if name == "central_crop" and smallest and smallest < image_size:
+            raise ValueError(
+                f"The policy {policy!r} cuts {image_size} x {image_size} "
+                f"pixels out of images whose smaller side has {smallest}."
+            )
+        if name == "resize_small":
+            size, smallest = None, numbers[0]
+        elif name == "resize" and numbers:
+            size = smallest = numbers[0]
+        elif step.sized:
+            size = smallest = image_size
+        steps.append(
+            (step.function, [image_size, *numbers] if step.sized else numbers)
+        )
+    if size != image_size:
+        many = f"of {size} x {size} pixels" if size else "of many sizes"
+        raise ValueError(
+            f"The policy {policy!r} leaves images {many}. End it with "
+            "central_crop, inception_crop or resize, for example "
+            f"'{policy}|central_crop'."
+        )
+    return steps
+
+
+def parse(
+    policy: str, image_size: int, source_size: int | None = None
+) -> Augment:
+    """Compiles a policy into a function of an image, or its file, and a seed.
+
+    A policy in which no step sets the size begins with a resize, unless the
+    images have the model's size already.
+
+    Args:
+      policy: Steps joined by `|`. resize, central_crop and inception_crop
+        make images of the model's size, resize(side) of another one. Layers
+        are made and traced here, which takes about a second each; some need
+        images of one size. A permutation comes last.
+      image_size: Side of the images that the model takes, in pixels.
+      source_size: Side of the images before, if all are squares of one size.
+
+    Returns:
+      `f(image, seed)`: uint8 `[height, width, 3]`, or the bytes of a file (a
+      scalar string), and two integers to uint8 `[image_size, image_size, 3]`.
+      From bytes it decodes no more than the first step needs.
+
+    Raises:
+      ValueError: A step is unknown or mixes a batch (see `split`), its
+        arguments do not fit it, or the images come out in another size than
+        `image_size`.
+    """
+    policy, shuffle = permutations.split(policy)
+    if shuffle is not None:
+        shuffle.check(image_size, f"{policy}|{shuffle}")
+    texts = policy.split("|")
+    _require_no_mixing(texts, policy)
+    parsed = [_parse_step(text, policy) for text in texts]
+    resized = any(_sets_size(name) for name, _ in parsed)
+    if source_size != image_size and not resized:
+        parsed.insert(0, ("resize", []))
+    steps = _compile(parsed, policy, image_size, source_size)
+
+    def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        seeds = tf.random.experimental.stateless_split(seed, len(steps))
+        seeds = tf.unstack(seeds)
+        for step_seed, (function, numbers) in zip(seeds, steps, strict=True):
+            if image.dtype == tf.string:
+                function = _on_bytes(function)
+            image = function(image, step_seed, *numbers)
+        image = tf.ensure_shape(image, (image_size, image_size, 3))
+        return image if shuffle is None else shuffle(image, image_size)
+
+    return apply
