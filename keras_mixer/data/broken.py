@@ -8,13 +8,13 @@ hosts agrees on them.
 import pathlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Split
+from keras_mixer.data.splits import DataError, Record, Split
 
 _CHUNK = 32  # images that are tried at once, or one batch of that order
 _SHOWN = 10  # of a split, on the screen
@@ -134,82 +134,94 @@ def call_or_else(
     )
 
 
-def map_images(
-    items: tf.data.Dataset,
-    prepare: Callable[..., Any],
-    *,
-    otherwise: Callable[..., Any],
-    check: Callable[..., Any],
-    name_of: Callable[..., tf.Tensor],
-    broken: BrokenImages,
-    batch_size: int | None = None,
+def _map_one_by_one(
+    items: tf.data.Dataset, function: Callable[..., Any]
 ) -> tf.data.Dataset:
-    """Maps items in parallel, and those that fail to something else.
+    """Maps items of known number to one batch; fails where one of them does."""
+    # Not a map: tf.data would make it parallel, by a thread that starts and
+    # ends here. After a failure fewer are left than a whole batch.
+    return items.scan(
+        np.int64(0), lambda state, item: (state, function(*item))
+    ).batch(items.cardinality(), drop_remainder=True)
 
-    As in `call_or_else`, but some items are a data set together, and where one
-    of them fails they are tried again one by one. To start that data set costs
-    as much as a quarter of an image.
+
+def chunk_size(batch_size: int) -> int:
+    """Returns how many images are to be tried at once, to make a batch.
+
+    To start a data set for them costs as much as a quarter of an image. A
+    chunk that is a batch need not be copied once more.
+    """
+    whole = _CHUNK // 2 <= batch_size <= 2 * _CHUNK
+    return batch_size if whole else _CHUNK
+
+
+def map_images(
+    chunks: tf.data.Dataset,
+    image_of: Callable[[tf.Tensor, Record], tf.Tensor],
+    rest_of: Callable[[tf.Tensor, Record], dict[str, tf.Tensor]],
+    *,
+    split: Split,
+    records_of: Callable[[Any], Record],
+    image_size: int,
+    dropped: Mapping[str, Any],
+    broken: BrokenImages | None,
+) -> tf.data.Dataset:
+    """Makes examples of chunks of records, several chunks in parallel.
+
+    As in `call_or_else`, but the records of a chunk are a data set together,
+    and where one of them fails they are tried again one by one.
 
     Args:
-      items: What to map, tuples of tensors or of dictionaries.
-      prepare: May fail, with any of TensorFlow's errors.
-      otherwise: Its substitute, with the same types and shapes.
-      check: Passes several items on, or fails for good.
-      name_of: Names an item that failed.
-      broken: Is told of it.
-      batch_size: Of the batches that are wanted, of items without end; None:
-        no batches.
+      chunks: `(positions, found)`, int64 [n] and what `records_of` takes.
+      image_of: Makes uint8 [image_size, image_size, 3] of a position and a
+        record; fails, with any of TensorFlow's errors, for a broken image.
+      rest_of: Makes everything else.
+      split: What the records are of.
+      records_of: Returns the records of a chunk, or fails for good.
+      image_size: Side of the images.
+      dropped: What replaces the rest of an example whose image is broken.
+      broken: Is told of those; without it the first one is an error.
 
     Returns:
-      What the functions return.
+      The examples of each chunk as a batch, "image" and the rest.
     """
+    told = broken or BrokenImages(split)
 
-    def tell(*flat: tf.Tensor) -> bool:
-        item = tf.nest.pack_sequence_as(items.element_spec, flat)
-        name = name_of(*item).numpy().decode(errors="replace")
-        try:
-            prepare(*item)
-        except (tf.errors.OpError, ValueError) as error:
-            broken.report(name, _first_line(error))
-            return True
-        # Either the pipeline is being taken down, and nobody hears this, or a
-        # disk fails now and then: no image may be lost for that.
-        raise OSError(f"{name} could not be read twice, then it could.")
+    def prepare(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+        image = image_of(position, record)
+        return {**rest_of(position, record), "image": image}
 
-    def substitute(*item: Any) -> Any:
-        told = tf.py_function(tell, tf.nest.flatten(item), tf.bool)
-        with tf.control_dependencies([told]):
-            return tf.nest.map_structure(tf.identity, otherwise(*item))
+    def substitute(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+        def tell(position: tf.Tensor, *values: tf.Tensor) -> bool:
+            seen = dict(zip(record, values, strict=True))
+            name = split.name_of(seen).numpy().decode(errors="replace")
+            try:
+                prepare(position, seen)
+            except (tf.errors.OpError, ValueError) as error:
+                told.report(name, _first_line(error))
+                return True
+            # Either the pipeline is being taken down, and nobody hears this,
+            # or a disk fails now and then: no image may be lost for that.
+            raise OSError(f"{name} could not be read twice, then it could.")
+
+        done = tf.py_function(tell, [position, *record.values()], tf.bool)
+        with tf.control_dependencies([done]):
+            black = tf.zeros([image_size, image_size, 3], tf.uint8)
+            rest = {**rest_of(position, record), **dropped}
+            return tf.nest.map_structure(tf.identity, {**rest, "image": black})
 
     def rescue(*item: Any) -> Any:
         return call_or_else(item, prepare, substitute)
 
-    def attempt(*chunk: Any) -> Any:
-        one_by_one = tf.data.Dataset.from_tensor_slices(check(*chunk))
-        size = one_by_one.cardinality()
-
-        def of_all(function: Callable[..., Any]) -> tf.data.Dataset:
-            # Not a map: tf.data would make it parallel, by a thread that
-            # starts and ends here. After a failure fewer are left than a
-            # whole batch.
-            return one_by_one.scan(
-                np.int64(0), lambda state, item: (state, function(*item))
-            ).batch(size, drop_remainder=True)
-
-        return (
-            of_all(prepare)
-            .ignore_errors()
-            .concatenate(of_all(rescue))
-            .take(1)
-            .get_single_element()
+    def of_chunk(positions: tf.Tensor, found: Any) -> dict[str, tf.Tensor]:
+        items = tf.data.Dataset.from_tensor_slices(
+            (positions, records_of(found))
         )
+        made = _map_one_by_one(items, prepare)
+        if is_encoded:
+            again = _map_one_by_one(items, rescue)
+            made = made.ignore_errors().concatenate(again).take(1)
+        return made.get_single_element()
 
-    # A chunk that is a batch is not copied once more.
-    whole = batch_size and _CHUNK // 2 <= batch_size <= 2 * _CHUNK
-    chunk_size = batch_size if whole else _CHUNK
-    chunks = items.batch(chunk_size).map(
-        attempt, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    if batch_size is None:
-        return chunks.unbatch()
-    return chunks.rebatch(batch_size, drop_remainder=True)
+    is_encoded = split.is_encoded
+    return chunks.map(of_chunk, num_parallel_calls=tf.data.AUTOTUNE)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Record, Split, table
+from keras_mixer.data.splits import DataError, Record, Split, table_of
 
 _ORDER_SEED = 0
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -163,7 +163,7 @@ def open_folder(path: str, split: str, select: Any) -> Split:
     columns = {k: v[part] for k, v in _columns(listings[key]).items()}
     # Names that are not UTF-8 are bytes to TensorFlow, too.
     columns["file"] = list(map(os.fsencode, columns["file"]))
-    rows = table(columns)
+    rows = table_of(columns)
     top = f"{root}/{key}" if has_splits else root
     folders = tf.constant(
         [os.fsencode(f"{top}/{name}/") for name in class_names]

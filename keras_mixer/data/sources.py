@@ -5,7 +5,6 @@ and `folder:/path` (folders.py).
 """
 
 import dataclasses
-import difflib
 import functools
 import os
 import pathlib
@@ -20,10 +19,12 @@ from keras_mixer.data.splits import (
     DataError,
     Record,
     Split,
+    Table,
     permutation,
     shuffle,
-    table,
+    table_of,
 )
+from keras_mixer.run import suggest
 
 _DIGITS_TEST_EXAMPLES = 360
 _FILES_AT_ONCE = 16  # of a TFRecord data set, in turn
@@ -59,7 +60,7 @@ def open_split(
     else:
         found = _tfds(name, split, data_dir)
     if classes is not None:
-        found = _keep_classes(found, classes)
+        found = _keep_classes(found, _find_classes(found, classes))
     if not found.num_examples:
         raise DataError(
             f"The split {split!r} of {name!r} has no examples. Check the "
@@ -68,13 +69,12 @@ def open_split(
     return found
 
 
-def _keep_classes(split: Split, classes: str) -> Split:
-    """Returns the examples of some classes, with labels from 0 on."""
+def _find_classes(split: Split, classes: str) -> tuple[str, ...]:
+    """Reads `data.classes`, names with commas between them."""
     names = tuple(name.strip() for name in classes.split(","))
     unknown = [name for name in names if name not in split.class_names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], split.class_names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggest.nearest(unknown[0], split.class_names)
         known = ", ".join(split.class_names[:20])
         more = " ..." if split.num_classes > 20 else ""
         raise DataError(
@@ -83,31 +83,51 @@ def _keep_classes(split: Split, classes: str) -> Split:
         )
     if len(set(names)) < len(names):
         raise DataError(f"data.classes={classes} names a class twice.")
+    return names
+
+
+def _keep_classes(split: Split, names: tuple[str, ...]) -> Split:
+    """Returns the examples of some classes, with labels from 0 on."""
     # The last entry is that of examples without a label (-1).
     new_label = np.full(split.num_classes + 1, -1, np.int64)
-    for label, name in enumerate(names):
-        new_label[split.class_names.index(name)] = label
+    wanted = [split.class_names.index(name) for name in names]
+    new_label[wanted] = np.arange(len(names))
 
     def labels() -> np.ndarray:
         found = new_label[split.labels()]
         return found[found >= 0]
 
-    def keep(records: tf.data.Dataset) -> tf.data.Dataset:
-        def relabel(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            old = record["label"]
-            changed = {
-                "old_label": old,
-                "label": tf.gather(new_label, old % len(new_label)),
-            }
-            if split.is_multi_label:
-                kept = [split.class_names.index(name) for name in names]
-                changed["labels"] = tf.gather(record["labels"], kept)
-            return {**record, **changed}
-
-        return records.map(relabel).filter(lambda x: x["label"] >= 0)
+    def relabel(record: Record) -> Record:
+        old = record["label"]
+        changed = {
+            "old_label": old,
+            "label": tf.gather(new_label, old % len(new_label)),
+        }
+        if split.is_multi_label:
+            changed["labels"] = tf.gather(record["labels"], wanted, axis=-1)
+        return {**record, **changed}
 
     def old(record: Record) -> Record:
         return {**record, "label": record["old_label"]}
+
+    def keep(records: tf.data.Dataset) -> tf.data.Dataset:
+        return records.map(relabel).filter(lambda x: x["label"] >= 0)
+
+    def kept_rows(table: Table) -> Table:
+        kept = new_label[split.labels()] >= 0
+        # As tensors they are no part of the graphs that use them.
+        is_kept = tf.constant(kept)
+        old_position = tf.constant(np.flatnonzero(kept))
+        new_position = tf.constant(np.cumsum(kept) - 1)
+
+        def order(seed: tf.Tensor) -> tf.Tensor:
+            old = table.order(seed)
+            old = tf.boolean_mask(old, tf.gather(is_kept, old))
+            return tf.gather(new_position, old)
+
+        return Table(
+            lambda new: relabel(table.rows(tf.gather(old_position, new))), order
+        )
 
     def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
         # Only what is left counts, so nothing can be skipped before.
@@ -122,6 +142,7 @@ def _keep_classes(split: Split, classes: str) -> Split:
         labels=labels,
         load=lambda record: split.load(old(record)),
         name_of=lambda record: split.name_of(old(record)),
+        table=split.table and kept_rows(split.table),
         shuffled=shuffled,
     )
 
@@ -184,7 +205,7 @@ def _digits(split: str) -> Split:
         image_size=8,
         ranges=((key, *part.indices(lengths[key])[:2]),),
         num_bytes=lambda: pixels.nbytes,
-        **table({"image": pixels, "label": labels}),
+        **table_of({"image": pixels, "label": labels}),
     )
 
 
