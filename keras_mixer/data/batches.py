@@ -122,13 +122,15 @@ class _Stream:
       split: What the epochs are of.
       policy: What is done to the images.
       batch_size: Examples of a global batch.
+      size: Examples of a part of it.
       seed: Of the run.
-      mixup: Whether examples have a share.
+      mixup: Whether examples have a share, and parts a partner.
     """
 
     split: Split
     policy: TrainPolicy
     batch_size: int
+    size: int
     seed: int
     mixup: MixupConfig | None
 
@@ -137,16 +139,16 @@ class _Stream:
         """How many partners precede the examples of a part."""
         return int(self.mixup is not None and self.mixup.p > 0)
 
+    @property
+    def rows(self) -> int:
+        """Images that are batched once they are decoded."""
+        return MIXING_GROUP if self.policy.mixing else self.size + self.partners
+
     def _key(self, number: tf.Tensor, offset: int = 0) -> tf.Tensor:
         return tf.stack([tf.constant(self.seed + offset, tf.int64), number])
 
-    def items(self, start: int, buffer: int) -> tf.data.Dataset:
-        """Returns pairs from a position on: position, what was found there.
-
-        Args:
-          start: The first position.
-          buffer: Records in the shuffle buffer, see `Split.in_order_of`.
-        """
+    def _items(self, start: int, buffer: int) -> tf.data.Dataset:
+        """Returns pairs from `start` on: a position, what was found there."""
         first_epoch, offset = divmod(start, self.split.num_examples)
 
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
@@ -160,6 +162,32 @@ class _Stream:
 
         epochs = tf.data.Dataset.counter(first_epoch)
         return epochs.flat_map(epoch).enumerate(start)
+
+    def chunks(
+        self, start_step: int, shards: Sequence[int], buffer: int
+    ) -> tf.data.Dataset:
+        """Returns what to decode, in chunks: positions, what was found there.
+
+        Args:
+          start_step: Updates that have been done.
+          shards: The parts of each batch that are wanted, with their partners.
+          buffer: Records in the shuffle buffer, see `Split.in_order_of`.
+        """
+        items = self._items(start_step * self.batch_size, buffer)
+        chunk = chunk_size(self.rows)
+        parts = [
+            np.arange(i * self.size - self.partners, (i + 1) * self.size)
+            for i in shards
+        ]
+        wanted = np.concatenate(parts) % self.batch_size
+        if np.array_equal(wanted, np.arange(self.batch_size)):
+            return items.batch(chunk)
+
+        def pick(*batch: Any) -> Any:
+            return tf.nest.map_structure(lambda x: tf.gather(x, wanted), batch)
+
+        batches = items.batch(self.batch_size, drop_remainder=True)
+        return batches.map(pick).rebatch(chunk)
 
     def image_of(self, position: tf.Tensor, record: Record) -> tf.Tensor:
         """Returns the augmented image of a record."""
@@ -179,17 +207,18 @@ class _Stream:
             rest["share"] = _mixing_share(self.seed, key, self.mixup.p)
         return rest
 
-    def finish(self, batches: tf.data.Dataset, size: int) -> tf.data.Dataset:
-        """Makes parts of `size` examples from batches of prepared examples.
+    def finish(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        """Makes parts of `size` examples from chunks of them.
 
-        Mixes each batch if the policy mixes, and drops what is not wanted of
-        the partner that comes first.
+        Mixes them if the policy mixes, and drops what is not wanted of the
+        partner that comes first.
         """
+        batches = examples.rebatch(self.rows, drop_remainder=True)
         if self.policy.mixing is not None:
             batches = batches.map(
                 functools.partial(self._mix, self.policy.mixing),
                 num_parallel_calls=tf.data.AUTOTUNE,
-            ).rebatch(size, drop_remainder=True)
+            ).rebatch(self.size, drop_remainder=True)
         if self.partners:
             batches = batches.map(
                 lambda batch: {
@@ -220,28 +249,6 @@ class _Stream:
         )
         labels *= tf.cast(good, tf.float32)[:, None]
         return {"image": mixed, "label": labels, "index": group["index"]}
-
-
-def _pick(
-    items: tf.data.Dataset, batch_size: int, wanted: np.ndarray, chunk: int
-) -> tf.data.Dataset:
-    """Picks examples of every global batch, before they are looked up.
-
-    Args:
-      items: From the beginning of a batch on.
-      batch_size: Examples of the global batch.
-      wanted: Their indices in the global batch, in the order in which they
-        are to come; some may come twice, others not at all.
-      chunk: How many are to come at once.
-    """
-    if np.array_equal(wanted, np.arange(batch_size)):
-        return items.batch(chunk)
-
-    def pick(*batch: Any) -> Any:
-        return tf.nest.map_structure(lambda x: tf.gather(x, wanted), batch)
-
-    batches = items.batch(batch_size, drop_remainder=True)
-    return batches.map(pick).rebatch(chunk)
 
 
 def train_batches(
@@ -296,22 +303,9 @@ def train_batches(
             policy, split, image_size=image_size, shard_size=size, mixup=mixup
         )
     source = cached(split) if cache else split
-    stream = _Stream(source, policy, batch_size, seed, mixup)
-    rows = MIXING_GROUP if policy.mixing else size + stream.partners
-    wanted = [
-        np.arange(part * size - stream.partners, (part + 1) * size)
-        for part in shards
-    ]
-    items = _pick(
-        stream.items(
-            start_step * batch_size, buffer_size(split, shuffle_buffer)
-        ),
-        batch_size,
-        np.concatenate(wanted) % batch_size,
-        chunk_size(rows),
-    )
+    stream = _Stream(source, policy, batch_size, size, seed, mixup)
     examples = map_images(
-        items,
+        stream.chunks(start_step, shards, buffer_size(split, shuffle_buffer)),
         stream.image_of,
         stream.rest_of,
         split=source,
@@ -320,7 +314,7 @@ def train_batches(
         dropped={"label": tf.constant(NO_LABEL)},
         broken=broken,
     )
-    return stream.finish(examples.rebatch(rows, drop_remainder=True), size)
+    return stream.finish(examples)
 
 
 def train_batch_spec(

@@ -1,8 +1,8 @@
 """Images that cannot be decoded: dropped, counted and named.
 
-A broken image keeps its place in the batch, without weight: so the batches do
-not depend on which images are broken, and every resume and every number of
-hosts agrees on them.
+A broken image keeps its place in the batch, with weight 0. So the batches do
+not depend on which images are broken, and are the same after a resume and for
+any number of hosts.
 """
 
 import pathlib
@@ -25,10 +25,10 @@ class BrokenImages:
 
     Args:
       split: What the images are of.
-      limit: The share of the split's images that may be broken. At the first
-        one above, the input pipeline fails.
-      file: Where to write them down, one `name<TAB>reason` a line, once: an
-        interrupted run may have done it. None: nowhere.
+      limit: The share of the split's images that may be broken. The input
+        pipeline fails at the first one above it.
+      file: Where to list them, one `name<TAB>reason` a line. Names that an
+        interrupted run has listed are not repeated. None: nowhere.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class BrokenImages:
                     f"cannot be decoded, the last one {name} ({reason}). "
                     "Mend them"
                     + (
-                        " (removing them is for a new --workdir: it changes "
-                        f"the order) (all are in {self._file})"
+                        f" (all are in {self._file}; removing them changes "
+                        "the order and needs a new --workdir)"
                         if self._file
                         else " or remove them"
                     )
@@ -91,7 +91,7 @@ class BrokenImages:
         try:
             with self._file.open("a") as file:
                 file.write(f"{name}\t{reason}\n")
-        except OSError as error:  # the disk is full: no reason to stop
+        except OSError as error:  # a full disk is no reason to stop
             self._tell(f"Cannot write to {self._file}: {error}")
             self._file = None
 
@@ -113,15 +113,15 @@ def _first_line(error: Exception) -> str:
 def call_or_else(
     item: Any, function: Callable[..., Any], otherwise: Callable[..., Any]
 ) -> Any:
-    """Returns `function` of an item, or `otherwise` of it where that fails.
+    """Returns `function` of an item, or `otherwise` of it if that fails.
 
-    TensorFlow has no op that catches an error; only a data set can leave out
-    an element. So the item is a data set of its own.
+    TensorFlow has no op that catches an error, but a data set can leave out an
+    element. So the item becomes a data set of its own.
 
     Args:
-      item: A tensor or a structure of them; of a tuple the functions take the
-        parts.
-      function: May fail, with any of TensorFlow's errors.
+      item: A tensor or a structure of them. The parts of a tuple are separate
+        arguments of the functions.
+      function: May fail with any of TensorFlow's errors.
       otherwise: Its substitute, with the same types and compatible shapes.
     """
     alone = tf.data.Dataset.from_tensors(item)
@@ -138,18 +138,18 @@ def _map_one_by_one(
     items: tf.data.Dataset, function: Callable[..., Any]
 ) -> tf.data.Dataset:
     """Maps items of known number to one batch; fails where one of them does."""
-    # Not a map: tf.data would make it parallel, by a thread that starts and
-    # ends here. After a failure fewer are left than a whole batch.
+    # tf.data would run a map in parallel, on a thread that starts and ends
+    # here; it leaves a scan alone. After a failure no whole batch is left.
     return items.scan(
         np.int64(0), lambda state, item: (state, function(*item))
     ).batch(items.cardinality(), drop_remainder=True)
 
 
 def chunk_size(batch_size: int) -> int:
-    """Returns how many images are to be tried at once, to make a batch.
+    """Returns how many images of a batch to try at once.
 
-    To start a data set for them costs as much as a quarter of an image. A
-    chunk that is a batch need not be copied once more.
+    Each chunk is a data set, whose start costs as much as a quarter of an
+    image. A batch of about the size of a chunk is one, and saves a copy.
     """
     whole = _CHUNK // 2 <= batch_size <= 2 * _CHUNK
     return batch_size if whole else _CHUNK
@@ -168,8 +168,8 @@ def map_images(
 ) -> tf.data.Dataset:
     """Makes examples of chunks of records, several chunks in parallel.
 
-    As in `call_or_else`, but the records of a chunk are a data set together,
-    and where one of them fails they are tried again one by one.
+    As `call_or_else`, but the records of a chunk share a data set. If one of
+    them fails, all are tried again one by one.
 
     Args:
       chunks: `(positions, found)`, int64 [n] and what `records_of` takes.
@@ -201,7 +201,7 @@ def map_images(
                 told.report(name, _first_line(error))
                 return True
             # Either the pipeline is being taken down, and nobody hears this,
-            # or a disk fails now and then: no image may be lost for that.
+            # or a disk fails now and then, which must not cost an image.
             raise OSError(f"{name} could not be read twice, then it could.")
 
         done = tf.py_function(tell, [position, *record.values()], tf.bool)
