@@ -212,8 +212,8 @@ def test_files_in_any_order_hold_the_same_records(tiny_shapes, part):
     one_record = seen(split.in_order_of(seed, 0, 1))
     assert sorted(one_record) == sorted(fixed)
     assert one_record != fixed, "the files keep their order"
-    for first in (0, 3, len(fixed) - 1):
-        whole = seen(split.in_order_of(seed, 0, 4))
+    whole = seen(split.in_order_of(seed, 0, 4))
+    for first in (3, len(fixed) - 1):
         assert seen(split.in_order_of(seed, first, 4)) == whole[first:]
 
 
