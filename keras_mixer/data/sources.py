@@ -114,20 +114,13 @@ def _keep_classes(split: Split, names: tuple[str, ...]) -> Split:
         return records.map(relabel).filter(lambda x: x["label"] >= 0)
 
     def kept_rows(table: Table) -> Table:
-        kept = new_label[split.labels()] >= 0
-        # As tensors they are no part of the graphs that use them.
-        is_kept = tf.constant(kept)
-        old_position = tf.constant(np.flatnonzero(kept))
-        new_position = tf.constant(np.cumsum(kept) - 1)
+        is_kept = tf.constant(new_label[split.labels()] >= 0)
 
         def order(seed: tf.Tensor) -> tf.Tensor:
-            old = table.order(seed)
-            old = tf.boolean_mask(old, tf.gather(is_kept, old))
-            return tf.gather(new_position, old)
+            rows = table.order(seed)
+            return tf.boolean_mask(rows, tf.gather(is_kept, rows))
 
-        return Table(
-            lambda new: relabel(table.rows(tf.gather(old_position, new))), order
-        )
+        return Table(lambda rows: relabel(table.rows(rows)), order)
 
     def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
         # Only what is left counts, so nothing can be skipped before.

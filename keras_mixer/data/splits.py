@@ -2,7 +2,7 @@
 
 Records are light: they name or hold the encoded image, and nothing is read or
 decoded before it is known which host needs it. A table of records (a folder,
-arrays in memory) is shuffled by the positions of its rows, which are looked up
+arrays in memory) is shuffled by the numbers of its rows, which are looked up
 last; a stream (TFRecords) goes through a shuffle buffer.
 """
 
@@ -37,9 +37,10 @@ class Table(NamedTuple):
     """Records that are looked up in any order.
 
     Attributes:
-      rows: Maps positions in `Split.records()`, [] or [n], to records of the
-        same leading shape. Their labels are in range.
-      order: Maps a seed, int64 [2], to all positions in a random order.
+      rows: Maps numbers of rows, [] or [n], to records of the same leading
+        shape, with labels in range.
+      order: Maps a seed, int64 [2], to the numbers of all rows of a split in a
+        random order.
     """
 
     rows: Callable[[tf.Tensor], Record]
@@ -116,8 +117,8 @@ class Split:
             none.
 
         Returns:
-          The records of a stream, or positions in a table. `look_up` makes
-          records of both.
+          The records of a stream, or numbers of rows. `look_up` makes records
+          of both.
         """
         if self.table is not None:
             order = self.table.order(seed)[first:]
@@ -184,15 +185,12 @@ def choose(split: Split, indices: np.ndarray) -> Split:
       indices: Positions in `split.records()`, each once.
     """
     indices = np.sort(indices)
-    table = split.table
-    size = None if table is not None else split.num_bytes()
+    size = None if split.table is not None else split.num_bytes()
     share = len(indices) / split.num_examples
     keep = size is not None and size * share < _BUFFER_BYTES
     is_wanted = tf.constant(np.isin(np.arange(split.num_examples), indices))
 
     def records() -> tf.data.Dataset:
-        if table is not None:
-            return tf.data.Dataset.from_tensor_slices(indices).map(table.rows)
         numbered = split.records().enumerate()
         chosen = numbered.filter(lambda i, record: is_wanted[i])
         chosen = chosen.map(lambda i, record: record)
@@ -271,8 +269,8 @@ def table_of(columns: Mapping[str, Any]) -> dict[str, Any]:
     labels = np.asarray(columns["label"], np.int64)
     tensors = {key: tf.constant(value) for key, value in columns.items()}
 
-    def rows(positions: tf.Tensor) -> Record:
-        return {k: tf.gather(v, positions) for k, v in tensors.items()}
+    def rows(numbers: tf.Tensor) -> Record:
+        return {k: tf.gather(v, numbers) for k, v in tensors.items()}
 
     return {
         "num_examples": len(labels),
