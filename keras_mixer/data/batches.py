@@ -376,8 +376,7 @@ def eval_batches(
       num_hosts: Hosts that share the work, each with as many batches.
       host: Which of them this is; it gets every `num_hosts`-th example.
       replicas: Parts into which a batch is cut, over all hosts.
-      broken: What to do about images that cannot be decoded. Without it the
-        first one is an error.
+      broken: Which images may be broken; without it the first is an error.
 
     Returns:
       `num_batches` times the parts for this host, `{"image": uint8 [n, side,

@@ -117,7 +117,7 @@ def _labels(example: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
     return [(int(label), share), (int(example["partner_label"]), 1 - share)]
 
 
-def _caption(labels: list[tuple[int, float]], split: Any) -> str:
+def _caption(labels: list[tuple[int, float]], split: data.Split) -> str:
     """Names the classes of an image: "cat", or "cat 0.71" and "dog 0.29"."""
     names = [
         split.class_names[i][:20] if i >= 0 else "broken" for i, _ in labels
