@@ -282,7 +282,8 @@ def train_order(split: data.Split) -> list[bytes]:
     def of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         tf.random.set_seed(0)
         seed = tf.stack([tf.zeros_like(epoch), epoch])
-        return split.in_order_of(seed, 0, 1).map(split.name_of)
+        records = split.in_order_of(seed, 0, 1).map(split.look_up)
+        return records.map(split.name_of)
 
     epochs = -(-_KNOWN // split.num_examples)
     names = tf.data.Dataset.range(epochs).flat_map(of_epoch)

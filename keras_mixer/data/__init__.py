@@ -20,8 +20,6 @@ from keras_mixer.data.runs import Splits, open_splits, resolve
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, choose
 from keras_mixer.data.suites import (
-    CLASSIFICATION_SUITES,
-    FEWSHOT_SUITES,
     FewshotData,
     fewshot_policy,
     open_fewshot,
@@ -30,8 +28,6 @@ from keras_mixer.data.suites import (
 )
 
 __all__ = [
-    "CLASSIFICATION_SUITES",
-    "FEWSHOT_SUITES",
     "MIXING_GROUP",
     "BrokenImages",
     "DataError",

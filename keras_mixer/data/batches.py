@@ -6,22 +6,23 @@ step depend on the seed and the step alone: not on the number of devices or
 hosts, nor on where the run was interrupted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_mixer.data.augment import keras_layers, policy as policy_lib
 from keras_mixer.data.augment.keras_layers import Mixing
-from keras_mixer.data.broken import BrokenImages, map_images
+from keras_mixer.data.broken import BrokenImages, chunk_size, map_images
 from keras_mixer.data.splits import (
     DataError,
     Record,
     Split,
     buffer_size,
     cached,
-    check_labels,
 )
 from keras_mixer.run.config import MixupConfig
 
@@ -32,6 +33,24 @@ _GRAPH_SEED = 1
 _MIXUP_SEED = 2**32  # apart from the augmentation's
 _MIXING_SEED = 2**33
 
+# Maps an image, encoded or uint8 [height, width, 3], and a seed, int64 [2], to
+# uint8 [image_size, image_size, 3].
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Example = dict[str, tf.Tensor]
+
+
+class TrainPolicy(NamedTuple):
+    """A parsed policy: what `train_batches` does to images.
+
+    Attributes:
+      augment: Is applied to each image.
+      mixing: Mixes `MIXING_GROUP` images and their labels; None: nothing is
+        mixed here.
+    """
+
+    augment: Augment
+    mixing: Mixing | None
+
 
 def parse_train_policy(
     policy: str,
@@ -40,28 +59,30 @@ def parse_train_policy(
     image_size: int,
     shard_size: int,
     mixup: MixupConfig | None = None,
-) -> tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], Mixing | None]:
+) -> TrainPolicy:
     """Compiles the augmentation of single images and that of a batch.
 
     Args:
-      policy: Steps joined by `|`, see `policy.parse`; the last ones may
+      policy: Ops joined by `|`, see `policy.parse`; the last ones may
         be layers that mix images (keras_layers.py).
       split: What it is applied to.
       image_size: Side of the images that the model takes, in pixels.
       shard_size: Examples of a part of the global batch.
       mixup: What else is to be mixed.
 
-    Returns:
-      A function of an image and a seed, and one of a group of
-      `MIXING_GROUP` images, their labels and a seed, or None.
-
     Raises:
       ValueError: `policy` cannot be read, or mixes what cannot be mixed.
+      DataError: The split is for evaluation.
     """
+    if split.is_multi_label:
+        raise DataError(
+            f"{split.name} has several labels for an image and is for "
+            "evaluation alone."
+        )
     of_images, mixing = policy_lib.split(policy)
-    apply = policy_lib.parse(of_images, image_size, split.image_size)
+    augment = policy_lib.parse(of_images, image_size, split.image_size)
     if not mixing:
-        return apply, None
+        return TrainPolicy(augment, None)
     if mixup is not None and mixup.p:
         raise ValueError(
             f"The policy {policy!r} mixes images, and so does mixup.p="
@@ -74,83 +95,7 @@ def parse_train_policy(
             f"that a replica gets must be a multiple of {MIXING_GROUP}. "
             f"Received: {shard_size}"
         )
-    return apply, keras_layers.make_mixing(mixing, image_size)
-
-
-def _prepare(
-    items: tf.data.Dataset,
-    image_of: Callable[[tf.Tensor, Record], tf.Tensor],
-    rest_of: Callable[[tf.Tensor, Record], dict[str, tf.Tensor]],
-    *,
-    split: Split,
-    image_size: int,
-    batch_size: int | None,
-    dropped: Mapping[str, Any],
-    broken: BrokenImages | None,
-) -> tf.data.Dataset:
-    """Makes examples of records, in parallel.
-
-    Args:
-      items: `(position, record)`.
-      image_of: Makes uint8 [image_size, image_size, 3]; fails for a broken
-        image.
-      rest_of: Makes everything else.
-      split: What the records are of.
-      image_size: Side of the images.
-      batch_size: Examples of a batch, for items without end; None: no batches.
-      dropped: What replaces the rest of an example whose image is broken.
-      broken: Is told of those; without it the first one is an error.
-    """
-
-    def prepare(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
-        image = image_of(position, record)
-        return {**rest_of(position, record), "image": image}
-
-    def otherwise(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
-        black = tf.zeros([image_size, image_size, 3], tf.uint8)
-        return {**rest_of(position, record), "image": black, **dropped}
-
-    def check(position: tf.Tensor, some: Record) -> Any:
-        return position, some if split.is_table else check_labels(some, split)
-
-    if split.is_encoded:
-        return map_images(
-            items,
-            prepare,
-            otherwise=otherwise,
-            check=check,
-            name_of=lambda _, record: split.name_of(record),
-            broken=broken or BrokenImages(split),
-            batch_size=batch_size,
-        )
-    examples = items.map(
-        lambda *item: prepare(*check(*item)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    if batch_size is None:
-        return examples
-    return examples.batch(batch_size, drop_remainder=True)
-
-
-def _shard(
-    records: tf.data.Dataset, batch_size: int, wanted: np.ndarray
-) -> tf.data.Dataset:
-    """Picks examples of every global batch, before they are decoded.
-
-    Args:
-      records: `(position, record)`, from the beginning of a batch on.
-      batch_size: Examples of the global batch.
-      wanted: Their indices in the global batch, in the order in which they
-        are to come; some may come twice, others not at all.
-    """
-
-    def pick(position: tf.Tensor, record: Mapping[str, tf.Tensor]) -> Any:
-        return tf.gather(position, wanted), {
-            key: tf.gather(value, wanted) for key, value in record.items()
-        }
-
-    batches = records.batch(batch_size, drop_remainder=True)
-    return batches.map(pick).unbatch()
+    return TrainPolicy(augment, keras_layers.make_mixing(mixing, image_size))
 
 
 def _mixing_share(seed: int, key: tf.Tensor, p: float) -> tf.Tensor:
@@ -169,12 +114,149 @@ def _mixing_share(seed: int, key: tf.Tensor, p: float) -> tf.Tensor:
     return tf.cast(tf.maximum(share, 1.0 - share), tf.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """The training stream: one epoch after another, without end.
+
+    Attributes:
+      split: What the epochs are of.
+      policy: What is done to the images.
+      batch_size: Examples of a global batch.
+      size: Examples of a part of it.
+      seed: Of the run.
+      mixup: Whether examples have a share, and parts a partner.
+    """
+
+    split: Split
+    policy: TrainPolicy
+    batch_size: int
+    size: int
+    seed: int
+    mixup: MixupConfig | None
+
+    @property
+    def partners(self) -> int:
+        """How many partners precede the examples of a part."""
+        return int(self.mixup is not None and self.mixup.p > 0)
+
+    @property
+    def rows(self) -> int:
+        """Images that are batched once they are decoded."""
+        return MIXING_GROUP if self.policy.mixing else self.size + self.partners
+
+    def _key(self, number: tf.Tensor, offset: int = 0) -> tf.Tensor:
+        return tf.stack([tf.constant(self.seed + offset, tf.int64), number])
+
+    def _items(self, start: int, buffer: int) -> tf.data.Dataset:
+        """Returns pairs from `start` on: a position, what was found there."""
+        first_epoch, offset = divmod(start, self.split.num_examples)
+
+        def epoch(number: tf.Tensor) -> tf.data.Dataset:
+            # Of this graph alone: otherwise the order would depend on the
+            # global seed of the process (and a global seed of 0 would fail).
+            tf.random.set_seed(_GRAPH_SEED)
+            first = tf.where(
+                number == first_epoch, tf.constant(offset, tf.int64), 0
+            )
+            return self.split.in_order_of(self._key(number), first, buffer)
+
+        epochs = tf.data.Dataset.counter(first_epoch)
+        return epochs.flat_map(epoch).enumerate(start)
+
+    def chunks(
+        self, start_step: int, shards: Sequence[int], buffer: int
+    ) -> tf.data.Dataset:
+        """Returns what to decode, in chunks: positions, what was found there.
+
+        Args:
+          start_step: Updates that have been done.
+          shards: The parts of each batch that are wanted, with their partners.
+          buffer: Records in the shuffle buffer, see `Split.in_order_of`.
+        """
+        items = self._items(start_step * self.batch_size, buffer)
+        chunk = chunk_size(self.rows)
+        parts = [
+            np.arange(i * self.size - self.partners, (i + 1) * self.size)
+            for i in shards
+        ]
+        wanted = np.concatenate(parts) % self.batch_size
+        if np.array_equal(wanted, np.arange(self.batch_size)):
+            return items.batch(chunk)
+
+        def pick(*batch: Any) -> Any:
+            return tf.nest.map_structure(lambda x: tf.gather(x, wanted), batch)
+
+        batches = items.batch(self.batch_size, drop_remainder=True)
+        return batches.map(pick).rebatch(chunk)
+
+    def image_of(self, position: tf.Tensor, record: Record) -> tf.Tensor:
+        """Returns the augmented image of a record."""
+        return self.policy.augment(self.split.load(record), self._key(position))
+
+    def rest_of(self, position: tf.Tensor, record: Record) -> Example:
+        """Returns everything else of an example."""
+        rest = {
+            "label": tf.cast(record["label"], tf.int32),
+            "index": tf.cast(position % self.batch_size, tf.int32),
+        }
+        if self.policy.mixing is not None:
+            rest["position"] = position
+        if self.mixup is not None and self.mixup.p > 0:
+            step = position // self.batch_size
+            key = position if self.mixup.per_example else step
+            rest["share"] = _mixing_share(self.seed, key, self.mixup.p)
+        return rest
+
+    def finish(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        """Makes parts of `size` examples from chunks of them.
+
+        Mixes them if the policy mixes, and drops what is not wanted of the
+        partner that comes first.
+        """
+        batches = examples.rebatch(self.rows, drop_remainder=True)
+        if self.policy.mixing is not None:
+            batches = batches.map(
+                functools.partial(self._mix, self.policy.mixing),
+                num_parallel_calls=tf.data.AUTOTUNE,
+            ).rebatch(self.size, drop_remainder=True)
+        if self.partners:
+            batches = batches.map(
+                lambda batch: {
+                    **batch,
+                    "index": batch["index"][1:],
+                    "share": batch["share"][1:],
+                }
+            )
+        # Several hosts would ask one another at every step whether it has
+        # ended.
+        endless = tf.data.experimental.assert_cardinality(
+            tf.data.INFINITE_CARDINALITY
+        )
+        return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+
+    def _mix(self, mixing: Mixing, group: Example) -> Example:
+        number = group["position"][0] // MIXING_GROUP  # in the stream
+        # A good image stands in for a broken one, so that nothing is mixed
+        # with black.
+        good = group["label"] >= 0
+        stand_in = tf.argmax(good, output_type=tf.int32)
+        rows = tf.where(good, tf.range(MIXING_GROUP), stand_in)
+        labels = tf.gather(group["label"], rows)
+        mixed, labels = mixing(
+            tf.gather(group["image"], rows),
+            tf.one_hot(labels, self.split.num_classes),
+            self._key(number, _MIXING_SEED),
+        )
+        labels *= tf.cast(good, tf.float32)[:, None]
+        return {"image": mixed, "label": labels, "index": group["index"]}
+
+
 def train_batches(
     split: Split,
     *,
     batch_size: int,
     image_size: int,
-    policy: str,
+    policy: str | TrainPolicy,
     seed: int,
     start_step: int = 0,
     shuffle_buffer: int | None = None,
@@ -196,130 +278,43 @@ def train_batches(
       split: What to train on.
       batch_size: Examples of the global batch of one update.
       image_size: Side of the images, in pixels.
-      policy: Augmentation, see `policy.parse`.
+      policy: Augmentation, see `parse_train_policy`.
       seed: Of the run.
       start_step: Updates that have been done.
       shuffle_buffer: Encoded records in the shuffle buffer of TFRecords; as
         many as fill 1 GiB if None. Folders are shuffled whole, by name.
-      cache: Keep all encoded images in memory; they are read before the
-        first batch.
+      cache: Keep all encoded images in memory; the first batch waits for it.
       num_shards: Parts of equal size into which a global batch is cut.
       shards: The parts that are wanted here, in this order.
       mixup: Whether a part begins with the partner of its first example.
-      broken: What to do about images that cannot be decoded. Without it the
-        first one is an error.
+      broken: Which images may be broken; without it the first is an error.
 
     Returns:
-      For each update the parts of its batch, one after another: `{"image":
-      uint8 [n, side, side, 3], "label": int32 [n], "index": int32 [n]}`,
-      n = batch_size / num_shards; `index` is the place in the global batch.
-      The label of a broken image is -1. With mixup images and labels have n +
-      1 rows, of which row i is the partner of row i + 1 (the global batch
-      rolled by one), and "share", float32 [n], is the share of the example
-      itself. Where the policy ends with layers that mix a batch, labels are
-      float32 [n, classes], and those of a broken image 0.
+      For each update the parts of its batch, one after another, as
+      `train_batch_spec` describes them.
 
     Raises:
       ValueError: `policy` cannot be read, or does not fit the sizes.
       DataError: The split is for evaluation.
     """
-    if split.is_multi_label:
-        raise DataError(
-            f"{split.name} has several labels for an image and is for "
-            "evaluation alone."
-        )
     size = batch_size // num_shards
-    apply, mix = parse_train_policy(
-        policy,
-        split,
-        image_size=image_size,
-        shard_size=size,
-        mixup=mixup,
-    )
-    start = start_step * batch_size
-    first_epoch, offset = divmod(start, split.num_examples)
-    buffer = buffer_size(split, shuffle_buffer)
-    mixes = mixup is not None and mixup.p > 0
-    partners = 1 if mixes else 0
-    source = cached(split) if cache else split
-
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        # Of this function's graph alone: without it the order would depend on
-        # the global seed of the process (and a global seed of 0 would fail).
-        tf.random.set_seed(_GRAPH_SEED)
-        order = tf.stack([tf.constant(seed, tf.int64), number])
-        first = tf.where(
-            number == first_epoch, tf.constant(offset, tf.int64), 0
+    if isinstance(policy, str):
+        policy = parse_train_policy(
+            policy, split, image_size=image_size, shard_size=size, mixup=mixup
         )
-        return source.in_order_of(order, first, buffer)
-
-    def image_of(position: tf.Tensor, record: Record) -> tf.Tensor:
-        key = tf.stack([tf.constant(seed, tf.int64), position])
-        return apply(source.load(record), key)
-
-    def rest_of(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
-        rest = {
-            "label": tf.cast(record["label"], tf.int32),
-            "index": tf.cast(position % batch_size, tf.int32),
-        }
-        if mix is not None:
-            rest["position"] = position
-        if mixes:
-            assert mixup is not None
-            step = position // batch_size
-            rest["share"] = _mixing_share(
-                seed, position if mixup.per_example else step, mixup.p
-            )
-        return rest
-
-    def drop_partner(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        kept = {k: batch[k][partners:] for k in ("index", "share")}
-        return {**batch, **kept}
-
-    def mix_group(group: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        assert mix is not None
-        number = group["position"][0] // MIXING_GROUP  # in the stream
-        key = tf.stack([tf.constant(seed + _MIXING_SEED, tf.int64), number])
-        # A good image stands in for a broken one, so that nobody is mixed
-        # with black.
-        good = group["label"] >= 0
-        stand_in = tf.argmax(good, output_type=tf.int32)
-        rows = tf.where(good, tf.range(MIXING_GROUP), stand_in)
-        labels = tf.one_hot(tf.gather(group["label"], rows), split.num_classes)
-        mixed, labels = mix(tf.gather(group["image"], rows), labels, key)
-        labels *= tf.cast(good, tf.float32)[:, None]
-        return {"image": mixed, "label": labels, "index": group["index"]}
-
-    records = (
-        tf.data.Dataset.counter(first_epoch).flat_map(epoch).enumerate(start)
-    )
-    if partners or tuple(shards) != tuple(range(num_shards)):
-        wanted = [
-            np.arange(part * size - partners, (part + 1) * size) % batch_size
-            for part in shards
-        ]
-        records = _shard(records, batch_size, np.concatenate(wanted))
-    batches = _prepare(
-        records,
-        image_of,
-        rest_of,
-        split=split,
+    source = cached(split) if cache else split
+    stream = _Stream(source, policy, batch_size, size, seed, mixup)
+    examples = map_images(
+        stream.chunks(start_step, shards, buffer_size(split, shuffle_buffer)),
+        stream.image_of,
+        stream.rest_of,
+        split=source,
+        records_of=source.look_up,
         image_size=image_size,
-        batch_size=size + partners if mix is None else MIXING_GROUP,
         dropped={"label": tf.constant(NO_LABEL)},
         broken=broken,
     )
-    if mix is not None:
-        batches = batches.map(
-            mix_group, num_parallel_calls=tf.data.AUTOTUNE
-        ).rebatch(size, drop_remainder=True)
-    if partners:
-        batches = batches.map(drop_partner)
-    # Several hosts would ask one another at every step whether it has ended.
-    endless = tf.data.experimental.assert_cardinality(
-        tf.data.INFINITE_CARDINALITY
-    )
-    return batches.apply(endless).prefetch(tf.data.AUTOTUNE)
+    return stream.finish(examples)
 
 
 def train_batch_spec(
@@ -330,7 +325,15 @@ def train_batch_spec(
     num_classes: int,
     mixup: MixupConfig | None = None,
 ) -> dict[str, tf.TensorSpec]:
-    """Returns what `train_batches` makes for a replica, without any data.
+    """Describes the part of a batch that `train_batches` makes for a replica.
+
+    "image" are uint8 [size, side, side, 3], "label" int32 [size] and "index",
+    the places in the global batch, int32 [size]. The label of a broken image
+    is -1. With mixup images and labels have size + 1 rows, of which row i is
+    the partner of row i + 1 (the global batch rolled by one), and "share",
+    float32 [size], is the share of the example itself. Where the policy ends
+    with layers that mix a batch, labels are float32 [size, classes], and those
+    of a broken image 0.
 
     Args:
       policy: Augmentation, see `parse_train_policy`.
@@ -357,7 +360,7 @@ def eval_batches(
     *,
     batch_size: int,
     image_size: int,
-    policy: str,
+    policy: str | Augment,
     num_hosts: int = 1,
     host: int = 0,
     replicas: int = 1,
@@ -373,8 +376,7 @@ def eval_batches(
       num_hosts: Hosts that share the work, each with as many batches.
       host: Which of them this is; it gets every `num_hosts`-th example.
       replicas: Parts into which a batch is cut, over all hosts.
-      broken: What to do about images that cannot be decoded. Without it the
-        first one is an error.
+      broken: Which images may be broken; without it the first is an error.
 
     Returns:
       `num_batches` times the parts for this host, `{"image": uint8 [n, side,
@@ -386,13 +388,15 @@ def eval_batches(
     Raises:
       ValueError: `policy` cannot be read.
     """
-    apply = policy_lib.parse(policy, image_size, split.image_size)
+    if isinstance(policy, str):
+        policy = policy_lib.parse(policy, image_size, split.image_size)
+    preprocess = policy
 
     def image_of(_: tf.Tensor, record: Record) -> tf.Tensor:
         seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
-        return apply(split.load(record), seed)
+        return preprocess(split.load(record), seed)
 
-    def rest_of(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+    def rest_of(position: tf.Tensor, record: Record) -> Example:
         rest = {
             "label": tf.cast(record["label"], tf.int32),
             "index": tf.cast(position * num_hosts + host, tf.int32),
@@ -402,26 +406,30 @@ def eval_batches(
             rest["labels"] = record["labels"]
         return rest
 
-    mine = len(range(host, split.num_examples, num_hosts))
-    total = num_batches(split, batch_size) * batch_size // num_hosts
-    real = _prepare(
-        split.records().shard(num_hosts, host).enumerate(),
+    size = batch_size // replicas
+    examples = map_images(
+        split.records()
+        .shard(num_hosts, host)
+        .enumerate()
+        .batch(chunk_size(size)),
         image_of,
         rest_of,
         split=split,
+        records_of=split.check_labels,
         image_size=image_size,
-        batch_size=None,
         dropped={"mask": tf.zeros([])},
         broken=broken,
     )
+    mine = len(range(host, split.num_examples, num_hosts))
+    total = num_batches(split, batch_size) * batch_size // num_hosts
     nothing = {
-        key: tf.zeros(spec.shape, spec.dtype)
-        for key, spec in real.element_spec.items()
+        key: tf.zeros([1, *spec.shape[1:]], spec.dtype)
+        for key, spec in examples.element_spec.items()
     }
     filling = tf.data.Dataset.from_tensors(nothing).repeat(total - mine)
     return (
-        real.concatenate(filling)
-        .batch(batch_size // replicas, drop_remainder=True)
+        examples.concatenate(filling)
+        .rebatch(size, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
 

@@ -1,20 +1,20 @@
 """Images that cannot be decoded: dropped, counted and named.
 
-A broken image keeps its place in the batch, without weight: so the batches do
-not depend on which images are broken, and every resume and every number of
-hosts agrees on them.
+A broken image keeps its place in the batch, with weight 0. So the batches do
+not depend on which images are broken, and are the same after a resume and for
+any number of hosts.
 """
 
 import pathlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Split
+from keras_mixer.data.splits import DataError, Record, Split
 
 _CHUNK = 32  # images that are tried at once, or one batch of that order
 _SHOWN = 10  # of a split, on the screen
@@ -25,10 +25,10 @@ class BrokenImages:
 
     Args:
       split: What the images are of.
-      limit: The share of the split's images that may be broken. At the first
-        one above, the input pipeline fails.
-      file: Where to write them down, one `name<TAB>reason` a line, once: an
-        interrupted run may have done it. None: nowhere.
+      limit: The share of the split's images that may be broken. The input
+        pipeline fails at the first one above it.
+      file: Where to list them, one `name<TAB>reason` a line. Names that an
+        interrupted run has listed are not repeated. None: nowhere.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class BrokenImages:
                     f"cannot be decoded, the last one {name} ({reason}). "
                     "Mend them"
                     + (
-                        " (removing them is for a new --workdir: it changes "
-                        f"the order) (all are in {self._file})"
+                        f" (all are in {self._file}; removing them changes "
+                        "the order and needs a new --workdir)"
                         if self._file
                         else " or remove them"
                     )
@@ -91,7 +91,7 @@ class BrokenImages:
         try:
             with self._file.open("a") as file:
                 file.write(f"{name}\t{reason}\n")
-        except OSError as error:  # the disk is full: no reason to stop
+        except OSError as error:  # a full disk is no reason to stop
             self._tell(f"Cannot write to {self._file}: {error}")
             self._file = None
 
@@ -113,15 +113,15 @@ def _first_line(error: Exception) -> str:
 def call_or_else(
     item: Any, function: Callable[..., Any], otherwise: Callable[..., Any]
 ) -> Any:
-    """Returns `function` of an item, or `otherwise` of it where that fails.
+    """Returns `function` of an item, or `otherwise` of it if that fails.
 
-    TensorFlow has no op that catches an error; only a data set can leave out
-    an element. So the item is a data set of its own.
+    TensorFlow has no op that catches an error, but a data set can leave out an
+    element. So the item becomes a data set of its own.
 
     Args:
-      item: A tensor or a structure of them; of a tuple the functions take the
-        parts.
-      function: May fail, with any of TensorFlow's errors.
+      item: A tensor or a structure of them. The parts of a tuple are separate
+        arguments of the functions.
+      function: May fail with any of TensorFlow's errors.
       otherwise: Its substitute, with the same types and compatible shapes.
     """
     alone = tf.data.Dataset.from_tensors(item)
@@ -134,82 +134,94 @@ def call_or_else(
     )
 
 
-def map_images(
-    items: tf.data.Dataset,
-    prepare: Callable[..., Any],
-    *,
-    otherwise: Callable[..., Any],
-    check: Callable[..., Any],
-    name_of: Callable[..., tf.Tensor],
-    broken: BrokenImages,
-    batch_size: int | None = None,
+def _map_one_by_one(
+    items: tf.data.Dataset, function: Callable[..., Any]
 ) -> tf.data.Dataset:
-    """Maps items in parallel, and those that fail to something else.
+    """Maps items of known number to one batch; fails where one of them does."""
+    # tf.data would run a map in parallel, on a thread that starts and ends
+    # here; it leaves a scan alone. After a failure no whole batch is left.
+    return items.scan(
+        np.int64(0), lambda state, item: (state, function(*item))
+    ).batch(items.cardinality(), drop_remainder=True)
 
-    As in `call_or_else`, but some items are a data set together, and where one
-    of them fails they are tried again one by one. To start that data set costs
-    as much as a quarter of an image.
+
+def chunk_size(batch_size: int) -> int:
+    """Returns how many images of a batch to try at once.
+
+    Each chunk is a data set, whose start costs as much as a quarter of an
+    image. A batch of about the size of a chunk is one, and saves a copy.
+    """
+    whole = _CHUNK // 2 <= batch_size <= 2 * _CHUNK
+    return batch_size if whole else _CHUNK
+
+
+def map_images(
+    chunks: tf.data.Dataset,
+    image_of: Callable[[tf.Tensor, Record], tf.Tensor],
+    rest_of: Callable[[tf.Tensor, Record], dict[str, tf.Tensor]],
+    *,
+    split: Split,
+    records_of: Callable[[Any], Record],
+    image_size: int,
+    dropped: Mapping[str, Any],
+    broken: BrokenImages | None,
+) -> tf.data.Dataset:
+    """Makes examples of chunks of records, several chunks in parallel.
+
+    As `call_or_else`, but the records of a chunk share a data set. If one of
+    them fails, all are tried again one by one.
 
     Args:
-      items: What to map, tuples of tensors or of dictionaries.
-      prepare: May fail, with any of TensorFlow's errors.
-      otherwise: Its substitute, with the same types and shapes.
-      check: Passes several items on, or fails for good.
-      name_of: Names an item that failed.
-      broken: Is told of it.
-      batch_size: Of the batches that are wanted, of items without end; None:
-        no batches.
+      chunks: `(positions, found)`, int64 [n] and what `records_of` takes.
+      image_of: Makes uint8 [image_size, image_size, 3] of a position and a
+        record; fails, with any of TensorFlow's errors, for a broken image.
+      rest_of: Makes everything else.
+      split: What the records are of.
+      records_of: Returns the records of a chunk, or fails for good.
+      image_size: Side of the images.
+      dropped: What replaces the rest of an example whose image is broken.
+      broken: Is told of those; without it the first one is an error.
 
     Returns:
-      What the functions return.
+      The examples of each chunk as a batch, "image" and the rest.
     """
+    told = broken or BrokenImages(split)
 
-    def tell(*flat: tf.Tensor) -> bool:
-        item = tf.nest.pack_sequence_as(items.element_spec, flat)
-        name = name_of(*item).numpy().decode(errors="replace")
-        try:
-            prepare(*item)
-        except (tf.errors.OpError, ValueError) as error:
-            broken.report(name, _first_line(error))
-            return True
-        # Either the pipeline is being taken down, and nobody hears this, or a
-        # disk fails now and then: no image may be lost for that.
-        raise OSError(f"{name} could not be read twice, then it could.")
+    def prepare(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+        image = image_of(position, record)
+        return {**rest_of(position, record), "image": image}
 
-    def substitute(*item: Any) -> Any:
-        told = tf.py_function(tell, tf.nest.flatten(item), tf.bool)
-        with tf.control_dependencies([told]):
-            return tf.nest.map_structure(tf.identity, otherwise(*item))
+    def substitute(position: tf.Tensor, record: Record) -> dict[str, tf.Tensor]:
+        def tell(position: tf.Tensor, *values: tf.Tensor) -> bool:
+            seen = dict(zip(record, values, strict=True))
+            name = split.name_of(seen).numpy().decode(errors="replace")
+            try:
+                prepare(position, seen)
+            except (tf.errors.OpError, ValueError) as error:
+                told.report(name, _first_line(error))
+                return True
+            # Either the pipeline is being taken down, and nobody hears this,
+            # or a disk fails now and then, which must not cost an image.
+            raise OSError(f"{name} could not be read twice, then it could.")
+
+        done = tf.py_function(tell, [position, *record.values()], tf.bool)
+        with tf.control_dependencies([done]):
+            black = tf.zeros([image_size, image_size, 3], tf.uint8)
+            rest = {**rest_of(position, record), **dropped}
+            return tf.nest.map_structure(tf.identity, {**rest, "image": black})
 
     def rescue(*item: Any) -> Any:
         return call_or_else(item, prepare, substitute)
 
-    def attempt(*chunk: Any) -> Any:
-        one_by_one = tf.data.Dataset.from_tensor_slices(check(*chunk))
-        size = one_by_one.cardinality()
-
-        def of_all(function: Callable[..., Any]) -> tf.data.Dataset:
-            # Not a map: tf.data would make it parallel, by a thread that
-            # starts and ends here. After a failure fewer are left than a
-            # whole batch.
-            return one_by_one.scan(
-                np.int64(0), lambda state, item: (state, function(*item))
-            ).batch(size, drop_remainder=True)
-
-        return (
-            of_all(prepare)
-            .ignore_errors()
-            .concatenate(of_all(rescue))
-            .take(1)
-            .get_single_element()
+    def of_chunk(positions: tf.Tensor, found: Any) -> dict[str, tf.Tensor]:
+        items = tf.data.Dataset.from_tensor_slices(
+            (positions, records_of(found))
         )
+        made = _map_one_by_one(items, prepare)
+        if is_encoded:
+            again = _map_one_by_one(items, rescue)
+            made = made.ignore_errors().concatenate(again).take(1)
+        return made.get_single_element()
 
-    # A chunk that is a batch is not copied once more.
-    whole = batch_size and _CHUNK // 2 <= batch_size <= 2 * _CHUNK
-    chunk_size = batch_size if whole else _CHUNK
-    chunks = items.batch(chunk_size).map(
-        attempt, num_parallel_calls=tf.data.AUTOTUNE
-    )
-    if batch_size is None:
-        return chunks.unbatch()
-    return chunks.rebatch(batch_size, drop_remainder=True)
+    is_encoded = split.is_encoded
+    return chunks.map(of_chunk, num_parallel_calls=tf.data.AUTOTUNE)

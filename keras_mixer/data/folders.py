@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Record, Split, table
+from keras_mixer.data.splits import DataError, Record, Split, table_of
 
 _ORDER_SEED = 0
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _LAYOUTS = "<class>/*.jpg, or train/<class>/*.jpg and test/<class>/*.jpg"
-_PATIENCE = 5.0  # seconds between two words of a long listing
+_PATIENCE = 5.0  # seconds between two messages of a long listing
 
-# Class -> paths of its images, from the class folder on.
+# Class -> paths of its images, relative to the class folder.
 Listing = dict[str, list[str]]
 
 
@@ -31,7 +31,7 @@ def _is_image(name: str) -> bool:
 
 
 def _leads_back(path: str) -> bool:
-    """Whether a folder is a link to one that it lies in."""
+    """Whether a folder is a link to one that contains it."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
@@ -42,8 +42,8 @@ def _leads_back(path: str) -> bool:
 def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yields each folder, by the parts of its path, and its images' names."""
     if _is_remote(root):
-        # One request for a thousand files; to ask of each whether it is a
-        # folder would be one for each. A bucket has no empty folders.
+        # One request per thousand files. A walk would need one per file, to
+        # learn whether it is a folder. A bucket has no empty folders.
         found: dict[tuple[str, ...], list[str]] = {}
         for pattern in ("*/*", "*/*/*"):
             for path in tf.io.gfile.glob(f"{root}/{pattern}"):
@@ -70,8 +70,8 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
     """Lists the images of a folder.
 
     Returns:
-      They by split, class and name, sorted; and whether there is a folder for
-      each split (without it all are the split "train").
+      The sorted names by split and class; and whether each split has a folder
+      of its own. Without such folders everything is the split "train".
 
     Raises:
       DataError: The folder is missing, or laid out in no known way.
@@ -79,13 +79,13 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
     if not tf.io.gfile.isdir(root):
         raise DataError(f"There is no image folder {root}")
     folders: dict[tuple[str, ...], list[str]] = {}
-    told = time.monotonic()
+    last = time.monotonic()
     for folder, names in _walk(root):
         for depth in range(1, len(folder)):
             folders.setdefault(folder[:depth], [])
         folders[folder] = names
-        if time.monotonic() - told > _PATIENCE:
-            told = time.monotonic()
+        if time.monotonic() - last > _PATIENCE:
+            last = time.monotonic()
             count = sum(map(len, folders.values()))
             print(f"Listing {root}: {count:,} images ...", flush=True)
     top = {f[0] for f in folders if len(f) == 1}
@@ -121,7 +121,7 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
 
 
 def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
-    """Returns the classes, the same for all splits."""
+    """Returns the classes, which must be the same for all splits."""
     first, *others = listings
     for other in others:
         different = sorted(set(listings[other]) ^ set(listings[first]))
@@ -146,14 +146,14 @@ def open_folder(path: str, split: str, select: Any) -> Split:
     """Reads `path/<class>/*.jpg`, or `path/<split>/<class>/*.jpg`.
 
     Without split folders everything is the split "train", in an order that
-    mixes the classes: train[:80%] and train[80%:] make two parts. A table of
-    14 million names takes 0.8 GB; the images are read when they are needed.
+    mixes the classes, so that train[:80%] and train[80%:] share them. A table
+    of 14 million names takes 0.8 GB; an image is read when it is needed.
 
     Args:
-      path: A folder, or one of a bucket as `gs://bucket/folder`.
+      path: A folder, or one in a bucket, `gs://bucket/folder`.
       split: A TFDS split expression.
-      select: Maps it, the lengths of the splits and a name for errors to the
-        split's name and a slice.
+      select: Maps `split`, the lengths of the splits and a name for errors to
+        the name of a split and a slice of it.
     """
     root = path.rstrip("/") if _is_remote(path) else os.path.expanduser(path)
     listings, has_splits = _list(root)
@@ -161,9 +161,9 @@ def open_folder(path: str, split: str, select: Any) -> Split:
     lengths = {key: sum(map(len, x.values())) for key, x in listings.items()}
     key, part = select(split, lengths, f"folder:{path}")
     columns = {k: v[part] for k, v in _columns(listings[key]).items()}
-    # Names that are not UTF-8 are bytes to TensorFlow, too.
+    # TensorFlow takes bytes, so names need not be UTF-8.
     columns["file"] = list(map(os.fsencode, columns["file"]))
-    rows = table(columns)
+    rows = table_of(columns)
     top = f"{root}/{key}" if has_splits else root
     folders = tf.constant(
         [os.fsencode(f"{top}/{name}/") for name in class_names]
@@ -174,7 +174,7 @@ def open_folder(path: str, split: str, select: Any) -> Split:
 
     def num_bytes() -> int | None:
         if _is_remote(root):
-            return None  # a request for each file
+            return None  # it would take a request per file
         size = 0
         paths = rows["records"]().batch(1024).map(path_of)
         for path in itertools.chain.from_iterable(paths.as_numpy_iterator()):

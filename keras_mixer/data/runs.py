@@ -1,6 +1,5 @@
 """The splits that a run's config names, and what follows from them."""
 
-import dataclasses
 from typing import NamedTuple
 
 from keras_mixer.data.sources import open_split
@@ -18,50 +17,41 @@ class Splits(NamedTuple):
 
 
 def open_splits(config: Config) -> Splits:
-    """Opens the splits of a run and checks one with the other.
+    """Opens the splits of a run and checks that they fit together.
 
     Raises:
-      ConfigError: `data.name` is empty.
-      DataError: A split cannot be used, or the two have different classes.
+      ConfigError: `data.name` is empty, or `data.val_split` shares examples
+        with another split.
+      DataError: A split cannot be used, or the classes differ.
     """
-    if not config.data.name:
+    own = config.data
+    if not own.name:
         raise ConfigError(
             f"The recipe {config.recipe!r} asks for a data set of yours "
             "(JFT-300M is not public, and TFDS has no ImageNet-21k): "
             "data.name=<TFDS name> or data.name=folder:/path"
         )
-    names = (
-        config.data.train_split,
-        config.data.val_split,
-        config.data.eval_split,
-    )
-    splits = [
-        open_split(
-            config.data.name,
-            split,
-            config.data.data_dir,
-            classes=config.data.classes,
-        )
-        for split in names
+    train, evaluation, *validations = (
+        open_split(own.name, split, own.data_dir, classes=own.classes)
+        for split in (own.train_split, own.eval_split, own.val_split)
         if split is not None
-    ]
-    train = splits[0]
-    for other in splits[1:]:
+    )
+    for other in (evaluation, *validations):
         require_same_classes(train, other)
-    validation = splits[1] if len(splits) == 3 else None
-    for field, other in (
-        ("train_split", splits[0]),
-        ("eval_split", splits[-1]),
-    ):
-        if validation and validation.overlaps(other):
-            raise ConfigError(
-                "data.val_split chooses the best checkpoint and must not "
-                f"share examples with data.{field}. Received: "
-                f"{config.data.val_split} and {getattr(config.data, field)}. "
-                "Set a part of the training split apart: "
-                "data.train_split=train[:98%] data.val_split=train[98%:]"
-            )
-    return Splits(train, validation, splits[-1])
+    for validation in validations:
+        for field, other in (
+            ("train_split", train),
+            ("eval_split", evaluation),
+        ):
+            if validation.overlaps(other):
+                raise ConfigError(
+                    "data.val_split chooses the best checkpoint and must not "
+                    f"share examples with data.{field}. Received: "
+                    f"{own.val_split} and {getattr(own, field)}. Set a part of "
+                    "the training split apart: "
+                    "data.train_split=train[:98%] data.val_split=train[98%:]"
+                )
+    return Splits(train, validations[0] if validations else None, evaluation)
 
 
 def resolve(config: Config, split: Split) -> Config:
@@ -71,16 +61,11 @@ def resolve(config: Config, split: Split) -> Config:
       ConfigError: The run has no length, or the image size is unknown.
     """
     config = config_lib.resolve(config, num_examples=split.num_examples)
-    if config.model.image_size is None:
-        if split.image_size is None:
-            raise ConfigError(
-                f"The images of {split.name} have many sizes: choose the "
-                "side that the model takes, model.image_size=224"
-            )
-        config = dataclasses.replace(
-            config,
-            model=dataclasses.replace(
-                config.model, image_size=split.image_size
-            ),
+    if config.model.image_size is not None:
+        return config
+    if split.image_size is None:
+        raise ConfigError(
+            f"The images of {split.name} have many sizes: choose the "
+            "side that the model takes, model.image_size=224"
         )
-    return config
+    return config_lib.override(config, [f"model.image_size={split.image_size}"])

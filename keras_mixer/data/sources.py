@@ -1,11 +1,10 @@
 """Where the images come from: a data set's name becomes a `Split`.
 
-Three kinds of data set: `digits` (bundled with scikit-learn), any TFDS name,
-and `folder:/path` (folders.py).
+There are three kinds of data set: `digits` (bundled with scikit-learn), any
+TFDS name, and `folder:/path` (folders.py).
 """
 
 import dataclasses
-import difflib
 import functools
 import os
 import pathlib
@@ -20,13 +19,15 @@ from keras_mixer.data.splits import (
     DataError,
     Record,
     Split,
+    Table,
     permutation,
     shuffle,
-    table,
+    table_of,
 )
+from keras_mixer.run import suggest
 
 _DIGITS_TEST_EXAMPLES = 360
-_FILES_AT_ONCE = 16  # of a TFRecord data set, in turn
+_FILES_AT_ONCE = 16  # of a TFRecord data set, read in turn
 _READ_BYTES = 8 * 2**20  # at once, as TFDS does: a bucket answers slowly
 
 
@@ -44,7 +45,7 @@ def open_split(
       split: A TFDS split expression, "train[:99%]".
       data_dir: Where TFDS keeps prepared data sets; its default if None.
       classes: Names of the classes that are kept, with commas between them;
-        their order is that of the new labels. All of them if None.
+        their order is that of the new labels. None: all classes.
 
     Raises:
       DataError: The data set, the split or a class does not exist, the split
@@ -59,7 +60,7 @@ def open_split(
     else:
         found = _tfds(name, split, data_dir)
     if classes is not None:
-        found = _keep_classes(found, classes)
+        found = _keep_classes(found, _find_classes(found, classes))
     if not found.num_examples:
         raise DataError(
             f"The split {split!r} of {name!r} has no examples. Check the "
@@ -68,13 +69,12 @@ def open_split(
     return found
 
 
-def _keep_classes(split: Split, classes: str) -> Split:
-    """Returns the examples of some classes, with labels from 0 on."""
+def _find_classes(split: Split, classes: str) -> tuple[str, ...]:
+    """Reads `data.classes`, names with commas between them."""
     names = tuple(name.strip() for name in classes.split(","))
     unknown = [name for name in names if name not in split.class_names]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], split.class_names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = suggest.nearest(unknown[0], split.class_names)
         known = ", ".join(split.class_names[:20])
         more = " ..." if split.num_classes > 20 else ""
         raise DataError(
@@ -83,31 +83,44 @@ def _keep_classes(split: Split, classes: str) -> Split:
         )
     if len(set(names)) < len(names):
         raise DataError(f"data.classes={classes} names a class twice.")
+    return names
+
+
+def _keep_classes(split: Split, names: tuple[str, ...]) -> Split:
+    """Returns the examples of some classes, with labels from 0 on."""
     # The last entry is that of examples without a label (-1).
     new_label = np.full(split.num_classes + 1, -1, np.int64)
-    for label, name in enumerate(names):
-        new_label[split.class_names.index(name)] = label
+    wanted = [split.class_names.index(name) for name in names]
+    new_label[wanted] = np.arange(len(names))
 
     def labels() -> np.ndarray:
         found = new_label[split.labels()]
         return found[found >= 0]
 
-    def keep(records: tf.data.Dataset) -> tf.data.Dataset:
-        def relabel(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            old = record["label"]
-            changed = {
-                "old_label": old,
-                "label": tf.gather(new_label, old % len(new_label)),
-            }
-            if split.is_multi_label:
-                kept = [split.class_names.index(name) for name in names]
-                changed["labels"] = tf.gather(record["labels"], kept)
-            return {**record, **changed}
-
-        return records.map(relabel).filter(lambda x: x["label"] >= 0)
+    def relabel(record: Record) -> Record:
+        old = record["label"]
+        changed = {
+            "old_label": old,
+            "label": tf.gather(new_label, old % len(new_label)),
+        }
+        if split.is_multi_label:
+            changed["labels"] = tf.gather(record["labels"], wanted, axis=-1)
+        return {**record, **changed}
 
     def old(record: Record) -> Record:
         return {**record, "label": record["old_label"]}
+
+    def keep(records: tf.data.Dataset) -> tf.data.Dataset:
+        return records.map(relabel).filter(lambda x: x["label"] >= 0)
+
+    def kept_rows(table: Table) -> Table:
+        is_kept = tf.constant(new_label[split.labels()] >= 0)
+
+        def order(seed: tf.Tensor) -> tf.Tensor:
+            rows = table.order(seed)
+            return tf.boolean_mask(rows, tf.gather(is_kept, rows))
+
+        return Table(lambda rows: relabel(table.rows(rows)), order)
 
     def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
         # Only what is left counts, so nothing can be skipped before.
@@ -122,6 +135,7 @@ def _keep_classes(split: Split, classes: str) -> Split:
         labels=labels,
         load=lambda record: split.load(old(record)),
         name_of=lambda record: split.name_of(old(record)),
+        table=split.table and kept_rows(split.table),
         shuffled=shuffled,
     )
 
@@ -184,7 +198,7 @@ def _digits(split: str) -> Split:
         image_size=8,
         ranges=((key, *part.indices(lengths[key])[:2]),),
         num_bytes=lambda: pixels.nbytes,
-        **table({"image": pixels, "label": labels}),
+        **table_of({"image": pixels, "label": labels}),
     )
 
 
@@ -201,8 +215,8 @@ def _prepare(name: str, data_dir: str | None) -> Any:
         builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:
         raise DataError(
-            f"{name!r} is no data set of TFDS "
-            f"{tfds.__version__}: {_first_line(error)} Names: "
+            f"{name!r} is no data set of TFDS {tfds.__version__}: "
+            f"{_first_line(error)} Names: "
             "https://www.tensorflow.org/datasets/catalog. Without TFDS: "
             "data.name=digits, or data.name=folder:/path with one folder of "
             "images per class."
@@ -224,102 +238,92 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     return builder
 
 
+def _feature(name: str, features: Any, kind: type, preferred: str) -> str:
+    """Returns the key of a data set's one feature of a kind."""
+    keys = [k for k, f in features.items() if type(f) is kind]
+    if preferred in keys:
+        return preferred
+    if len(keys) != 1:
+        raise DataError(
+            f"{name!r} has no single {kind.__name__} feature: its features "
+            f"are {', '.join(features)}. Image classification needs one image "
+            "and one label."
+        )
+    return str(keys[0])
+
+
 def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     import tensorflow_datasets as tfds
 
     builder = _prepare(name, data_dir)
-    features = builder.info.features
-
-    def key_of(kind: type, preferred: str) -> str:
-        keys = [k for k, f in features.items() if type(f) is kind]
-        if preferred in keys:
-            return preferred
-        if len(keys) != 1:
-            raise DataError(
-                f"{name!r} has no single {kind.__name__} feature: its "
-                f"features are {', '.join(features)}. Image classification "
-                "needs one image and one label."
-            )
-        return str(keys[0])
-
-    image_key = key_of(tfds.features.Image, "image")
-    label_key = key_of(tfds.features.ClassLabel, "label")
+    splits, features = builder.info.splits, builder.info.features
+    image_key = _feature(name, features, tfds.features.Image, "image")
+    label_key = _feature(name, features, tfds.features.ClassLabel, "label")
     try:
-        info = builder.info.splits[split]
+        info = splits[split]
     except (ValueError, KeyError, NotImplementedError) as error:
         raise DataError(
             f"Cannot use the split {split!r} of {name!r}: "
-            f"{_first_line(error)} Splits: "
-            f"{', '.join(builder.info.splits)}; parts are written as in "
-            "train[:99%]"
+            f"{_first_line(error)} Splits: {', '.join(splits)}; parts are "
+            "written as in train[:99%]"
         ) from error
-    height, width, _ = features[image_key].shape
-
-    def labels() -> np.ndarray:
-        dataset = builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            decoders=tfds.decode.PartialDecoding({label_key: True}),
-            read_config=tfds.ReadConfig(try_autocache=False),
-        )
-        found = [x[label_key] for x in dataset.batch(4096).as_numpy_iterator()]
-        return np.concatenate(found)
-
     decoders = {image_key: tfds.decode.SkipDecoding()}
-    # ReaL (Beyer 2020): any number of labels for an image.
-    labels_key = "real_label" if "real_label" in features else None
+    height, width, _ = features[image_key].shape
+    class_names = tuple(features[label_key].names)
+    is_multi_label = "real_label" in features  # ReaL (Beyer 2020)
 
-    def label_set(labels: tf.Tensor) -> tf.Tensor:
-        size = features[label_key].num_classes
-        return tf.reduce_any(tf.one_hot(labels, size, True, False), axis=0)
-
-    def records() -> tf.data.Dataset:
-        dataset = builder.as_dataset(
+    def read(decoders: Any) -> tf.data.Dataset:
+        config = tfds.ReadConfig(try_autocache=False, add_tfds_id=True)
+        return builder.as_dataset(
             split=split,
             shuffle_files=False,
             decoders=decoders,
-            read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
-        )
-        return dataset.map(
-            lambda x: {
-                "image": x[image_key],
-                "label": x[label_key],
-                "name": x["tfds_id"],
-                **({"labels": label_set(x[labels_key])} if labels_key else {}),
-            }
+            read_config=config,
         )
 
-    def parse(name: tf.Tensor, example: tf.Tensor) -> dict[str, tf.Tensor]:
+    @functools.cache
+    def labels() -> np.ndarray:
+        found = read(tfds.decode.PartialDecoding({label_key: True}))
+        batches = found.batch(4096).as_numpy_iterator()
+        return np.concatenate([batch[label_key] for batch in batches])
+
+    def record(x: Mapping[str, tf.Tensor], name: tf.Tensor) -> Record:
+        found = {"image": x[image_key], "label": x[label_key], "name": name}
+        if is_multi_label:
+            sets = tf.one_hot(x["real_label"], len(class_names), True, False)
+            found["labels"] = tf.reduce_any(sets, axis=0)
+        return found
+
+    def parse(name: tf.Tensor, example: tf.Tensor) -> Record:
         x = features.deserialize_example(example, decoders=decoders)
-        return {"image": x[image_key], "label": x[label_key], "name": name}
+        return record(x, name)
 
     def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
         raw = _shuffled_examples(info.file_instructions, seed, buffer)
         return raw.skip(first).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(
-        builder.info.splits
-    )
-    whole = [builder.info.splits[part.splitname] for part in parts]
-    share = info.num_examples / max(sum(x.num_examples for x in whole), 1)
+    parts = [
+        (part.splitname, slice(part.from_, part.to), splits[part.splitname])
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(
+            splits
+        )
+    ]
+    whole = sum(x.num_examples for _, _, x in parts)
+    num_bytes = sum(x.num_bytes for _, _, x in parts)
     is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     return Split(
         name=f"{name} {split}",
         num_examples=info.num_examples,
-        class_names=tuple(features[label_key].names),
+        class_names=class_names,
         image_size=height if height == width else None,
-        records=records,
-        labels=functools.cache(labels),
+        records=lambda: read(decoders).map(lambda x: record(x, x["tfds_id"])),
+        labels=labels,
         ranges=tuple(
-            (
-                part.splitname,
-                *slice(part.from_, part.to).indices(x.num_examples)[:2],
-            )
-            for part, x in zip(parts, whole, strict=True)
+            (key, *part.indices(x.num_examples)[:2]) for key, part, x in parts
         ),
         shuffled=shuffled if is_tfrecord else None,
-        num_bytes=lambda: int(share * sum(x.num_bytes for x in whole)),
-        is_multi_label=labels_key is not None,
+        num_bytes=lambda: int(info.num_examples / max(whole, 1) * num_bytes),
+        is_multi_label=is_multi_label,
     )
 
 
@@ -328,7 +332,7 @@ def _shuffled_examples(
 ) -> tf.data.Dataset:
     """Reads TFRecord files in a random order, several in turn.
 
-    Together with the buffer this mixes a data set far larger than the buffer.
+    So a data set far larger than the buffer is mixed, too.
 
     Args:
       instructions: Of TFDS: the files, and which of their records.

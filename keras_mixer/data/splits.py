@@ -2,13 +2,13 @@
 
 Records are light: they name or hold the encoded image, and nothing is read or
 decoded before it is known which host needs it. A table of records (a folder,
-arrays in memory) is read in any order at once; a stream (TFRecords) goes
-through a shuffle buffer.
+arrays in memory) is shuffled by the numbers of its rows, which are looked up
+last; a stream (TFRecords) goes through a shuffle buffer.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -16,7 +16,6 @@ import tensorflow as tf
 
 Record = Mapping[str, tf.Tensor]
 
-_ROWS = 1024  # of a table, looked up by one call
 _CACHE_SHARE = 0.8  # of the free memory
 _BUFFER_BYTES = 2**30
 _BUFFER_RECORDS = 50_000  # where the size of a record is unknown
@@ -32,6 +31,20 @@ def _image_of(record: Record) -> tf.Tensor:
 
 def _name_of(record: Record) -> tf.Tensor:
     return record.get("name", tf.constant("an image without a name"))
+
+
+class Table(NamedTuple):
+    """Records that are looked up in any order.
+
+    Attributes:
+      rows: Maps numbers of rows, [] or [n], to records of the same leading
+        shape, with labels in range.
+      order: Maps a seed, int64 [2], to the numbers of all rows of a split in a
+        random order.
+    """
+
+    rows: Callable[[tf.Tensor], Record]
+    order: Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +64,10 @@ class Split:
       load: Maps a record to its image: encoded bytes, a scalar string, or
         uint8 [height, width, 3].
       name_of: Maps a record to its name, a path where it has one.
-      shuffled: Makes the data set of records in the order of a seed (int64
-        [2]), from a position on, through a buffer of so many records; None:
-        `records()` through the buffer.
+      table: How to look records up; None of a stream.
+      shuffled: Implements `in_order_of` of a stream. None: `records()` go
+        through the buffer.
       num_bytes: Returns the size of all encoded images, None if unknown.
-      is_table: Whether `shuffled` needs no buffer, and labels are known to be
-        in range.
       is_multi_label: Whether records also have "labels", bool [num_classes]:
         all classes that are right, or none where nobody knows. Such a split is
         for evaluation.
@@ -71,9 +82,9 @@ class Split:
     ranges: tuple[tuple[str, int, int], ...] = ()
     load: Callable[[Record], tf.Tensor] = _image_of
     name_of: Callable[[Record], tf.Tensor] = _name_of
+    table: Table | None = None
     shuffled: Callable[[tf.Tensor, Any, int], tf.data.Dataset] | None = None
     num_bytes: Callable[[], int | None] = lambda: None
-    is_table: bool = False
     is_multi_label: bool = False
 
     @property
@@ -97,17 +108,46 @@ class Split:
     def in_order_of(
         self, seed: tf.Tensor, first: Any, buffer: int
     ) -> tf.data.Dataset:
-        """Returns all records from position `first` on, in a random order.
+        """Returns all examples from the `first`-th on, in a random order.
 
         Args:
           seed: int64 [2]; the same seed gives the same order.
-          first: Records to skip, an integer or int64 [].
+          first: Examples to skip, an integer or int64 [].
           buffer: Records in the shuffle buffer of a stream; a table needs
             none.
+
+        Returns:
+          The records of a stream, or numbers of rows. `look_up` makes records
+          of both.
         """
+        if self.table is not None:
+            order = self.table.order(seed)[first:]
+            return tf.data.Dataset.from_tensor_slices(order)
         if self.shuffled is not None:
             return self.shuffled(seed, first, buffer)
         return shuffle(self.records(), seed, buffer).skip(first)
+
+    def look_up(self, found: Any) -> Record:
+        """Returns the records of elements of `in_order_of`, one or several."""
+        if self.table is not None:
+            return self.table.rows(found)
+        return self.check_labels(found)
+
+    def check_labels(self, records: Record) -> Record:
+        """Fails for examples without a label, as public test splits have.
+
+        An assertion costs as much as a hundredth of decoding an image, so it
+        should check several records at once.
+        """
+        labels = records["label"]
+        tf.debugging.assert_equal(
+            tf.logical_and(labels >= 0, labels < self.num_classes),
+            True,
+            message=f"{self.name} has an example without a label, or with one "
+            f"that is not in 0 ... {self.num_classes - 1}. Choose another "
+            "split.",
+        )
+        return records
 
 
 def require_same_classes(split: Split, other: Split) -> None:
@@ -124,7 +164,7 @@ def buffer_size(split: Split, wanted: int | None) -> int:
 
     As many as are wanted, or else as fill 1 GiB; at most all of them.
     """
-    if split.is_table:
+    if split.table is not None:
         return 1
     if wanted is None:
         size = split.num_bytes()
@@ -134,50 +174,34 @@ def buffer_size(split: Split, wanted: int | None) -> int:
     return min(wanted, split.num_examples)
 
 
-def check_labels(records: Record, split: Split) -> Record:
-    """Fails for examples without a label, as public test splits have.
-
-    An assertion costs as much as a hundredth of decoding an image, so it is
-    better made of several records at once.
-    """
-    labels = records["label"]
-    tf.debugging.assert_equal(
-        tf.logical_and(labels >= 0, labels < split.num_classes),
-        True,
-        message=f"{split.name} has an example without a label, or with one "
-        f"that is not in 0 ... {split.num_classes - 1}. Choose another split.",
-    )
-    return records
-
-
 def choose(split: Split, indices: np.ndarray) -> Split:
     """Returns some of a split's examples, in the split's order.
 
-    To find a few records in a stream all of it is read. So the encoded images
-    stay in memory for the next time, if they are less than 1 GiB in all.
+    All of a stream is read to find a few records. So the chosen ones stay in
+    memory for the next time, if their images are less than 1 GiB in all.
 
     Args:
       split: What to choose from, for evaluation alone.
       indices: Positions in `split.records()`, each once.
     """
-    wanted = np.zeros([split.num_examples], bool)
-    wanted[indices] = True
-    tensor = tf.constant(wanted)
-    share = wanted.sum() / split.num_examples
-    size = None if split.is_table else split.num_bytes()
+    indices = np.sort(indices)
+    size = None if split.table is not None else split.num_bytes()
+    share = len(indices) / split.num_examples
     keep = size is not None and size * share < _BUFFER_BYTES
+    is_wanted = tf.constant(np.isin(np.arange(split.num_examples), indices))
 
     def records() -> tf.data.Dataset:
         numbered = split.records().enumerate()
-        chosen = numbered.filter(lambda i, record: tensor[i])
+        chosen = numbered.filter(lambda i, record: is_wanted[i])
         chosen = chosen.map(lambda i, record: record)
         return chosen.cache() if keep else chosen
 
     return dataclasses.replace(
         split,
-        num_examples=int(wanted.sum()),
+        num_examples=len(indices),
         records=records,
-        labels=lambda: split.labels()[wanted],
+        labels=lambda: split.labels()[indices],
+        table=None,
         shuffled=None,
     )
 
@@ -198,7 +222,6 @@ def cached(split: Split) -> Split:
         )
 
     def load(record: Record) -> dict[str, tf.Tensor]:
-        record = check_labels(record, split)
         return {**record, "image": split.load(record)}
 
     records = (
@@ -213,8 +236,8 @@ def cached(split: Split) -> Split:
         split,
         records=lambda: records,
         load=_image_of,
+        table=None,
         shuffled=shuffled,
-        is_table=True,
     )
 
 
@@ -237,33 +260,21 @@ def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
     return tf.argsort(keys)
 
 
-def table(columns: Mapping[str, Any]) -> dict[str, Any]:
+def table_of(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a `Split` whose records are rows of a table.
 
     Args:
       columns: Of equal length, by name; "label", int64, is one of them.
     """
     labels = np.asarray(columns["label"], np.int64)
-    count = len(labels)
     tensors = {key: tf.constant(value) for key, value in columns.items()}
 
-    def records() -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(tensors)
-
-    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
-        del buffer
-
-        def rows(index: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {k: tf.gather(v, index) for k, v in tensors.items()}
-
-        order = permutation(seed, count)[first:]
-        order = tf.data.Dataset.from_tensor_slices(order)
-        return order.batch(_ROWS).map(rows).unbatch()
+    def rows(numbers: tf.Tensor) -> Record:
+        return {k: tf.gather(v, numbers) for k, v in tensors.items()}
 
     return {
-        "num_examples": count,
-        "records": records,
+        "num_examples": len(labels),
+        "records": lambda: tf.data.Dataset.from_tensor_slices(tensors),
         "labels": lambda: labels,
-        "shuffled": shuffled,
-        "is_table": True,
+        "table": Table(rows, lambda seed: permutation(seed, len(labels))),
     }

@@ -1,4 +1,4 @@
-"""Data sets of an evaluation, by their names or the name of a suite."""
+"""Data sets of an evaluation, by their names or by the name of a suite."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _REFERENCE = {
     "pets": ("oxford_iiit_pet", "train", "test"),
     "uc_merced": ("uc_merced", "train[:1000]", "train[1000:]"),
 }
-# Of ImageNet's first 65 000 images there are 30 of each class; it has to be
+# The first 65 000 images of ImageNet have 30 of each class. It has to be
 # downloaded by hand.
 _IMAGENET = {"imagenet": ("imagenet2012", "train[:65000]", "validation")}
 FEWSHOT_SUITES = {
@@ -38,7 +38,7 @@ CLASSIFICATION_SUITES = {
 
 @dataclasses.dataclass(frozen=True)
 class FewshotData:
-    """A data set: support sets are taken of `train`, `test` is counted."""
+    """A data set: support sets are drawn from `train`, `test` is classified."""
 
     name: str
     train: Split
@@ -56,17 +56,17 @@ def _parse(
     """Reads data sets with commas between them.
 
     Args:
-      text: Each NAME, NAME@SPLIT..., or a key of `suites`.
-      field: What it is, for errors.
+      text: Entries NAME, NAME@SPLIT..., or a key of `suites`.
+      field: Name of the field or flag, for errors.
       suites: Name -> name for people -> data set and splits.
-      defaults: The splits where none are named.
-      form: How one is written, for errors.
+      defaults: The splits of an entry that names none.
+      form: How an entry is written, for errors.
 
     Returns:
-      Name for people, data set and splits of each.
+      Pairs of a name for people and (data set, split, ...).
 
     Raises:
-      ConfigError: It cannot be read, or names something twice.
+      ConfigError: `text` cannot be read, or names something twice.
     """
     found: list[tuple[str, tuple[str, ...]]] = []
     for entry in text.split(","):
@@ -86,7 +86,7 @@ def _parse(
     for entry in full:
         if full.count(entry) > 1:
             raise ConfigError(f"{field} names {entry} twice: {text!r}")
-    # Two of one name are told apart by their splits.
+    # Splits tell two entries of one name apart.
     return [
         ("@".join(parts) if names.count(name) > 1 else name, parts)
         for name, parts in found
@@ -94,11 +94,7 @@ def _parse(
 
 
 def parse_fewshot(text: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Reads `fewshot.data`: names for people, and (data set, train, test).
-
-    Raises:
-      ConfigError: It cannot be read, or names something twice.
-    """
+    """Reads `fewshot.data`: names for people, and (data set, train, test)."""
     return _parse(
         text,
         "fewshot.data",
@@ -114,12 +110,7 @@ def parse_classification(
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Reads --data of eval.py: names for people, and (data set, split).
 
-    Args:
-      text: Data sets with commas between them.
-      split: Where none is named.
-
-    Raises:
-      ConfigError: It cannot be read, or names something twice.
+    `split` is that of entries that name none.
     """
     return _parse(
         text,
@@ -136,7 +127,8 @@ def open_fewshot(config: Config) -> list[FewshotData]:
     Those that `fewshot.data` names, or else the run's own, with its classes.
 
     Raises:
-      ConfigError: `fewshot.data` cannot be read.
+      ConfigError: `fewshot.data` cannot be read, or a test split shares
+        examples with its training split.
       DataError: A split cannot be used, or the two have different classes.
     """
     settings, own = config.fewshot, config.data
@@ -166,7 +158,7 @@ def open_fewshot(config: Config) -> list[FewshotData]:
         for part in (train, test):
             if part.is_multi_label:
                 raise DataError(
-                    f"{part.name} has several labels for an image, and a "
+                    f"{part.name} has several labels per image, and a "
                     "few-shot evaluation needs one."
                 )
         require_same_classes(train, test)
@@ -182,12 +174,11 @@ def open_fewshot(config: Config) -> list[FewshotData]:
 def fewshot_policy(config: Config, split: Split) -> str:
     """Returns the preprocessing of a split for the few-shot evaluation.
 
-    The authors' is to resize both sides to 256 and to cut out the centre of
-    224; other sizes have the same ratio. A permutation of the pixels that the
-    model was trained on is kept.
+    The authors resize both sides to 256 and cut out the centre of 224; other
+    sizes keep the ratio. A permutation of the pixels that the model was
+    trained on is applied here, too.
     """
-    size = config.model.image_size
-    assert size is not None
+    size = config.model.side
     if config.fewshot.policy is not None:
         return config.fewshot.policy
     _, shuffle = permutations.split(config.augment.eval_policy)

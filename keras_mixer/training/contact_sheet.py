@@ -1,4 +1,4 @@
-"""Contact sheets: pictures of what the model really gets."""
+"""Contact sheets: pictures of what the model gets."""
 
 import math
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def draw(
       splits: From `data.open_splits`.
       count: Images, at most.
       step: Updates before the batch that is shown.
-      evaluation: Show the evaluation split, as it is evaluated, instead.
+      evaluation: Show the evaluation split instead, as it is evaluated.
 
     Returns:
       A matplotlib figure with `count` axes, or as many as the batch has.
@@ -61,15 +61,14 @@ def first_images(
       float32 [n, side, side, 3] in [-1, 1], and as many texts.
     """
     split, size = splits.train, config.train.batch_size
-    # A shard of the batch is drawn as the whole one, and decoded alone.
+    # A shard has the same images as the whole batch, and is decoded alone.
     unit = math.gcd(size, data.MIXING_GROUP)
     fit = [n for n in range(unit, count + 1, unit) if size % n == 0]
     shard = max(fit, default=unit)
-    assert config.model.image_size is not None
     batches = data.train_batches(
         split,
         batch_size=size,
-        image_size=config.model.image_size,
+        image_size=config.model.side,
         policy=config.augment.policy,
         seed=config.train.seed,
         start_step=step,
@@ -90,13 +89,12 @@ def first_images(
 def first_evaluated(
     config: Config, splits: data.Splits, *, count: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Returns the same of the evaluation split's first images."""
+    """Returns the same for the first images of the evaluation split."""
     split = splits.evaluation
-    assert config.model.image_size is not None
     batches = data.eval_batches(
         split,
         batch_size=min(count, split.num_examples),
-        image_size=config.model.image_size,
+        image_size=config.model.side,
         policy=config.augment.eval_policy,
         broken=data.BrokenImages(split, limit=config.data.max_broken),
     )
@@ -110,7 +108,7 @@ def first_evaluated(
 def _labels(example: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
     """Returns the classes of a training example with their shares."""
     label = example["label"]
-    if label.ndim:  # of a layer that mixed a batch
+    if label.ndim:  # a layer mixed the batch
         order = np.argsort(-label, kind="stable")
         return [(i, label[i]) for i in order if label[i] > 0] or [(-1, 1.0)]
     if "share" not in example or example["partner_label"] < 0:
@@ -119,7 +117,7 @@ def _labels(example: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
     return [(int(label), share), (int(example["partner_label"]), 1 - share)]
 
 
-def _caption(labels: list[tuple[int, float]], split: Any) -> str:
+def _caption(labels: list[tuple[int, float]], split: data.Split) -> str:
     """Names the classes of an image: "cat", or "cat 0.71" and "dog 0.29"."""
     names = [
         split.class_names[i][:20] if i >= 0 else "broken" for i, _ in labels

@@ -29,7 +29,7 @@ class Release:
       top1: ImageNet top-1 accuracy in percent that the paper reports for this
         pre-training (Table 3, 224 px, after fine-tuning), or None.
       remark: What to know about the weights.
-      eval_policy: Preprocessing (see `data.augment.policy_lib.parse`), after
+      eval_policy: Preprocessing (see `data.augment.policy.parse`), after
         which values are scaled to [-1, 1].
     """
 

@@ -11,6 +11,7 @@ from PIL import Image
 from keras_mixer import data
 from keras_mixer.data.augment import images
 from keras_mixer.engines import objective
+from keras_mixer.evaluation import pictures as pictures_lib
 from keras_mixer.training import contact_sheet as sheet
 from tests.conftest import ROOT
 from tests.training.common import small
@@ -110,18 +111,24 @@ def run(*arguments):
     )
 
 
-def test_the_program_draws_a_grid(tmp_path):
+def test_the_images_are_drawn_as_a_grid(tmp_path):
+    config, splits = opened("train.batch_size=96")
     output = tmp_path / "new" / "grid.png"
-    done = run("--images=12", f"--output={output}", "train.batch_size=96")
-    assert done.returncode == 0, done.stderr
-    assert f"Drew 8 images of digits train: {output}" in done.stdout
+    pictures_lib.save(sheet.draw(config, splits, count=12), output)
     picture = np.asarray(Image.open(output).convert("L"), float)
     assert picture.shape[1] > 4 * picture.shape[0], "8 images in one row"
     columns = np.array_split(picture[picture.shape[0] // 3 :], 8, axis=1)
     assert all(column.std() > 20 for column in columns), "one is blank"
 
 
-def test_errors_come_before_any_work(tmp_path):
+@pytest.mark.slow
+def test_the_program(tmp_path):
+    output = tmp_path / "grid.png"
+    done = run("--images=12", f"--output={output}", "train.batch_size=96")
+    assert done.returncode == 0, done.stderr
+    assert f"Drew 8 images of digits train: {output}" in done.stdout
+    assert output.stat().st_size > 1000
+    # Errors come before any work.
     done = run(f"--output={tmp_path}/grid.jpeg", "data.name=folder:/nowhere")
     assert done.returncode == 1
     assert "--output must end in .png, .svg or .pdf" in done.stderr

@@ -1,0 +1,65 @@
+"""Ten small images, as a folder and as a data set of TFDS."""
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_mixer import data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten 6 x 6 images in two classes; the red value is the image's number."""
+    for i in range(10):
+        path = tmp_path / ("cats" if i < 7 else "dogs") / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        image = np.full((6, 6, 3), i * 10, np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory):
+    """A TFDS data set of ten 6 x 6 images in three files."""
+    import tensorflow_datasets as tfds
+
+    class TinyShapes(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "picture": tfds.features.Image(shape=(6, 6, 3)),
+                        "shape": tfds.features.ClassLabel(names=["o", "x"]),
+                    }
+                )
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(10):
+                image = np.full((6, 6, 3), i * 10, np.uint8)
+                yield i, {"picture": image, "shape": i % 2}
+
+    root = tmp_path_factory.mktemp("tfds")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TFDS's own
+        TinyShapes(data_dir=root).download_and_prepare(
+            download_config=tfds.download.DownloadConfig(num_shards=3)
+        )
+    return root
+
+
+@pytest.fixture(params=["folder", "tfrecords"])
+def ten(request):
+    """The ten images, as a table of files and as a stream of records."""
+    if request.param == "folder":
+        root = request.getfixturevalue("folder")
+        return lambda split: data.open_split(f"folder:{root}", split)
+    root = request.getfixturevalue("tiny_shapes")
+    return lambda split: data.open_split("tiny_shapes", split, str(root))
