@@ -38,7 +38,7 @@ def text_of(path):
 
 
 def assert_whole(path):
-    """Every cell ran, in order and without an error, and all pictures are there."""
+    """Every cell ran, in order and without an error, and drew its pictures."""
     cells = code_cells(path)
     numbers = [cell["execution_count"] for cell in cells]
     assert numbers == list(range(1, len(cells) + 1))
