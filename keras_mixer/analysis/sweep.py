@@ -151,7 +151,6 @@ def run_all(
                 run.config,
                 workdir=workdir / run.name,
                 strategy=strategy,
-                keep_alive=keep_alive,
                 build_model=run.build_model,
             )
         results.append({"name": run.name, **result})

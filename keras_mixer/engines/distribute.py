@@ -1,4 +1,4 @@
-"""Picks the `tf.distribute` strategy of a run, and says which it is."""
+"""Chooses and describes the `tf.distribute` strategy of a run."""
 
 import contextlib
 import ctypes
@@ -25,20 +25,20 @@ _MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker died or cannot be reached; all must be started again."""
+    """Another worker died or is unreachable; start all workers again."""
 
 
 def keep_freed_memory() -> bool:
-    """Lets a process that computes on CPUs reuse the memory it has freed.
+    """Lets a process that computes on CPUs reuse the memory that it frees.
 
-    By default glibc gives large buffers back to the system after every step
-    and the system fills them with zeros for the next one, which cost a third
-    of a small model's training time (145 000 page faults a second). To be
-    called before TensorFlow is first used: later its threads have their own
-    memory. With a GPU nothing is changed.
+    By default glibc returns large buffers to the system after every step, and
+    the system fills them with zeros for the next one. That took a third of a
+    small model's training time (145 000 page faults a second). Call this before
+    TensorFlow is first used: later its threads have memory of their own. On a
+    machine with a GPU it changes nothing.
 
     Returns:
-      Whether it was done; only glibc can.
+      Whether the setting was changed; only glibc has it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or tf.config.list_physical_devices("GPU"):
@@ -47,7 +47,7 @@ def keep_freed_memory() -> bool:
 
 
 def split_cpu(count: int) -> None:
-    """Makes `count` virtual devices of the CPU, to rehearse several replicas.
+    """Splits the CPU into virtual devices, to rehearse several replicas.
 
     Raises:
       DistributeError: TensorFlow has initialised its devices already.
@@ -72,8 +72,8 @@ def mirror(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
     """Returns a strategy with one replica on each of `devices`."""
     if "CPU" not in devices[0].upper():
         return tf.distribute.MirroredStrategy(devices)
-    # TensorFlow's collectives allow one set of CPUs per process only; sums on
-    # one of them allow any number of strategies, as in the tests.
+    # TensorFlow's collectives allow one set of CPUs per process. Sums on one
+    # CPU allow several strategies in a process, as in the tests.
     return tf.distribute.MirroredStrategy(
         devices, cross_device_ops=tf.distribute.ReductionToOneDevice()
     )
@@ -119,9 +119,9 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
     """Connects to a TPU.
 
     Args:
-      name: "local": the chips of this machine, a TPU VM or Colab. Otherwise
-        a TPU whose machines run TensorFlow's server, which this one program
-        drives: its name, looked up through Google's API, or the addresses
+      name: "local" for the chips of this machine (a TPU VM or Colab).
+        Otherwise a TPU whose machines run TensorFlow's server, driven by this
+        one program: its name, looked up through Google's API, or its addresses
         "grpc://host:port,host:port".
     """
     try:
@@ -148,7 +148,7 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
 
 
 class Choice(NamedTuple):
-    """A strategy by name, never "auto", and what speaks for it."""
+    """The name of a strategy, never "auto", and the reason for it."""
 
     name: str
     reason: str
@@ -169,9 +169,9 @@ def choose_strategy(
             return Choice("tpu", f"--tpu={tpu} names one")
         if found := tpu_of_environment(os.environ):
             return Choice("tpu", f"the environment names one ({found})")
-        # A TPU VM's environment names none. Only the build for TPUs has
-        # these kinds: the cores, and what they are initialised by. Whether
-        # the cores are listed before that could not be tried here.
+        # The environment of a TPU VM names no TPU. Only the build for TPUs
+        # has these kinds of devices: the cores and the system that initialises
+        # them. Whether the cores are listed before that was not tried.
         if cores := tf.config.list_physical_devices("TPU"):
             return Choice("tpu", f"TensorFlow sees {len(cores)} TPU devices")
         if tf.config.list_physical_devices("TPU_SYSTEM") and tpu_files():
@@ -202,13 +202,13 @@ def make_strategy(
     Args:
       name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
         else all (virtual) CPUs. "multi_worker": the hosts that TF_CONFIG or
-        SLURM names. "tpu": see `tpu`. "auto": tpu if `tpu` or the environment
-        names one or TensorFlow sees one, multi_worker if TF_CONFIG names
-        several hosts, mirrored if there are several devices of the better
-        kind, one_device otherwise.
-      cpu: Leave GPUs alone (for virtual devices).
-      tpu: Name of a TPU, its grpc:// addresses, or "local" on a TPU VM; by
-        default the one that the environment names (TPU_NAME), else "local".
+        SLURM names. "tpu": see `tpu`. "auto": "tpu" if `tpu` or the
+        environment names one or TensorFlow sees one; else "multi_worker" if
+        TF_CONFIG names several hosts; else "mirrored" if there are several
+        GPUs, or several CPUs and no GPU; else "one_device".
+      cpu: Whether to use the CPU even if there are GPUs (virtual devices).
+      tpu: Name of a TPU, its grpc:// addresses, or "local" on a TPU VM. By
+        default the TPU that the environment names (TPU_NAME), else "local".
 
     Raises:
       DistributeError: `name` is unknown, or what it asks for is not there.
@@ -241,9 +241,9 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 @functools.cache
 def compiles() -> bool:
-    """Whether this TensorFlow has XLA for the device that it prefers.
+    """Whether this TensorFlow has XLA for its default device.
 
-    The build for TPUs (2.20) has none for CPUs: "could not find registered
+    The build for TPUs (2.20) has no XLA for CPUs: "could not find registered
     transfer manager".
     """
     try:
@@ -254,7 +254,7 @@ def compiles() -> bool:
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the replicas are those of a TPU, which compiles every step."""
+    """Whether the replicas are TPU cores; a TPU compiles every step."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
@@ -267,11 +267,11 @@ _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 @contextlib.contextmanager
 def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Turns the failure of a collective into one that names who is missing.
+    """Turns a failed collective into an error that names the missing worker.
 
-    TensorFlow's coordination service notices a closed connection at once and
-    a silent host after some missed heartbeats, and ends the collectives of
-    all others.
+    TensorFlow's coordination service notices a closed connection at once, and
+    a silent host after some missed heartbeats. It then ends the collectives of
+    all other workers.
 
     Raises:
       WorkerLostError: An operation failed because of another worker.
@@ -308,27 +308,27 @@ def distribute_batches(
     strategy: tf.distribute.Strategy,
     batches: Callable[[tf.distribute.InputContext], tf.data.Dataset],
 ) -> Any:
-    """Returns an iterator over what each replica gets.
+    """Returns an iterator over the batches of each replica.
 
     Args:
       strategy: Where the batches go.
-      batches: Makes the batches of an input pipeline: one for each host, which
-        serves its replicas in turn.
+      batches: Makes the input pipeline of a host, which serves the replicas of
+        that host in turn.
     """
     devices = strategy.extended.worker_devices
     if not all("CPU" in device.upper() for device in devices):
         return iter(strategy.distribute_datasets_from_function(batches))
 
-    # tf.data's autotuning has a thread for each iterator, and freeing the
-    # iterator waits for it, with Python's lock held. The thread can miss its
-    # cancellation (TensorFlow 2.21 wakes it before it says so) and then sleeps
-    # on for up to a minute: one of five programs took minutes to end. Where the
+    # tf.data's autotuning has a thread for each iterator. Freeing the iterator
+    # waits for that thread, with Python's lock held. The thread can miss its
+    # cancellation (TensorFlow 2.21 wakes it before it sets the flag) and then
+    # sleeps for up to a minute: one of five programs took minutes to end. Where
     # CPUs compute there is little to tune: AUTOTUNE is then their number.
     untuned = tf.data.Options()
     untuned.autotune.enabled = False
     options = None
     if len(devices) > 1 and is_alone(strategy):
-        # A pipeline for each replica, as if it were a host of its own: without
+        # A pipeline for each replica, as if it were a host. That avoids
         # TensorFlow's iterator over several devices, which has such threads.
         options = tf.distribute.InputOptions(
             experimental_fetch_to_device=False,
@@ -348,22 +348,22 @@ def distribute_batches(
 
 
 def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
-    """Returns the sum over the replicas of the value that each process gives.
+    """Returns the sum over all replicas of the values of their processes.
 
-    With several workers all of them must call it, and wait for one another.
+    Every worker must call it; they wait for one another.
     """
 
     def total() -> tf.Tensor:
         given = strategy.run(lambda: tf.constant(value, tf.float64))
         return strategy.reduce(tf.distribute.ReduceOp.SUM, given, axis=None)
 
-    # A partial is new to TensorFlow each time, which otherwise warns that one
-    # function is traced again and again.
+    # The partial is a new function each time. Otherwise TensorFlow warns that
+    # one function is traced again and again.
     return float(tf.function(functools.partial(total))())
 
 
 def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
-    """Whether any process gives true; all of them must call it."""
+    """Whether the value of any process is true; every worker must call it."""
     if is_alone(strategy):
         return value
     return sum_over_workers(strategy, value) > 0
@@ -385,7 +385,7 @@ def describe(strategy: tf.distribute.Strategy) -> str:
 def check_batch_size(
     batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1
 ) -> None:
-    """Raises DistributeError unless every replica gets as many examples.
+    """Raises DistributeError unless all replicas get equal shares.
 
     Args:
       batch_size: Examples of the global batch.

@@ -1,10 +1,10 @@
-"""Random numbers that depend on the seed, the step and the example alone.
+"""Random numbers that depend only on the seed, the step and the example.
 
-Each example of the global batch has an index, and its draws are a function of
-(seed, step, index, which draw of the step): any number of replicas or hosts
-draws the same, and a run that goes on after a stop draws what it would have
-drawn. TensorFlow's stateless generators take one key per call, not one per
-example; so this counts and mixes bits, as counter-based generators do.
+Each example of the global batch has an index. Its draws are a function of
+(seed, step, index, number of the draw in the step), so any number of replicas
+or hosts draws the same, and a resumed run draws what it would have drawn.
+TensorFlow's stateless generators take one key per call, not one per example.
+Therefore this mixes the bits of counters, as counter-based generators do.
 """
 
 import itertools
@@ -20,9 +20,9 @@ _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive numbers
 
 
 def _mix(bits: tf.Tensor) -> tf.Tensor:
-    """The finalizer of MurmurHash3: every input bit reaches every output bit.
+    """Applies MurmurHash3's finalizer, a bijection of uint32, elementwise.
 
-    A bijection of uint32, element by element.
+    Every input bit affects every output bit.
     """
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         shift = tf.constant(shift, tf.uint32)
@@ -40,7 +40,7 @@ def _fold(bits: tf.Tensor, number: Any) -> tf.Tensor:
 
 
 def keyed_uniform(seed: int, step: Any, index: tf.Tensor) -> Draw:
-    """Returns a function that draws, anew at each call, for a batch.
+    """Returns a function that makes new draws for a batch at each call.
 
     Args:
       seed: Of the run.
@@ -48,9 +48,9 @@ def keyed_uniform(seed: int, step: Any, index: tf.Tensor) -> Draw:
       index: Place of each example in the global batch, int `[batch]`.
 
     Returns:
-      `draw(shape)`: float32 in [0, 1) of `shape`, whose first axis is the
-      batch and whose other axes are known. Calls are counted: the same order
-      of calls draws the same.
+      `draw(shape)`: float32 in [0, 1) of `shape`. Its first axis is the batch;
+      its other axes are known. Calls are counted, so the same order of calls
+      gives the same draws.
     """
     calls = itertools.count(1)
     key = _fold(tf.constant(seed % 2**32, tf.uint32), step)
@@ -64,7 +64,7 @@ def keyed_uniform(seed: int, step: Any, index: tf.Tensor) -> Draw:
             size *= n
         if size > 1:
             bits = _fold(bits, tf.reshape(tf.range(size), [1, *rest]))
-        # 24 bits: what float32 holds exactly.
+        # float32 holds 24 bits exactly.
         bits = tf.bitwise.right_shift(bits, tf.constant(8, tf.uint32))
         return tf.cast(tf.cast(bits, tf.int32), tf.float32) * 2.0**-24
 

@@ -1,7 +1,7 @@
 """Losses and mixup.
 
-Losses come per example, `[batch]` float32: whoever sums them knows the global
-batch, over which the mean is taken.
+Losses are per example, float32 `[batch]`: the caller knows the size of the
+global batch, over which the mean is taken.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def mix(x: tf.Tensor, partner: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 
     Args:
       x: Images in [-1, 1] or labels, float32 `[batch, ...]`.
-      partner: The same of the partners.
+      partner: Images or labels of the partners, of the same shape.
       share: Share of `x`, float32 `[batch]`.
 
     Returns:

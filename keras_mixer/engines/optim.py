@@ -1,7 +1,6 @@
-"""Learning-rate schedules, and Keras optimizers that clip over all replicas."""
+"""Learning-rate schedules and optimizers."""
 
 import math
-import threading
 from typing import Any
 
 import keras
@@ -14,8 +13,9 @@ from keras_mixer.run.config import OptimConfig
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0, then linear, cosine or no decay.
 
-    The factor of both parts is multiplied, as in big_vision's utils.py: at
-    step s of T with warm-up W, `min(1, s / W) * decay((s - W) / (T - W))`.
+    The factors of warm-up and decay are multiplied, as in big_vision's
+    utils.py: at step s of T with warm-up W, the rate is
+    `lr * min(1, s / W) * decay((s - W) / (T - W))`.
 
     Args:
       lr: Peak learning rate.
@@ -76,50 +76,24 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-class _ClipsOverReplicas:
-    """Mixed into a Keras optimizer: one reduction, then one clipping.
+class _TakesSums:
+    """Mixed into a Keras optimizer: its gradients are summed over replicas.
 
-    Keras' own `global_clipnorm` clips each replica's gradients before they
-    are summed, so that 1, 2 and 4 replicas train three different models
-    (Keras 3.15). Here the gradients are summed first, inside the one method
-    in which Keras reduces them, and then clipped by the norm of the sum.
-
+    `step.apply_gradients` sums and clips them; Keras would sum them once more.
     `_all_reduce_sum_gradients` is private to Keras; `make_optimizer` fails
     loudly where it is missing.
     """
 
-    clip_norm: float | None = None
-    # MirroredStrategy traces each replica in a thread of its own.
-    _traced: Any = threading.local()
-
-    @property
-    def gradient_norm(self) -> tf.Tensor:
-        """The norm of the summed gradients, before clipping.
-
-        To be read by the traced step that has just called `apply`.
-        """
-        return self._traced.gradient_norm
-
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
-        reduced = super()._all_reduce_sum_gradients(  # type: ignore[misc]
-            grads_and_vars
-        )
-        grads, variables = zip(*reduced, strict=True)
-        norm = tf.linalg.global_norm(grads)
-        self._traced.gradient_norm = norm
-        if self.clip_norm is not None:
-            grads, _ = tf.clip_by_global_norm(
-                grads, self.clip_norm, use_norm=norm
-            )
-        return list(zip(grads, variables, strict=True))
+        return grads_and_vars
 
 
 class _StoresMean:
     """Mixed into a Keras optimizer: its running mean may be in bfloat16.
 
-    That is Adam's mean of the gradients or SGD's momentum, which optax calls
-    mu. Adam's mean of the squares stays float32: it changes by a thousandth
-    of itself in a step, which bfloat16 would round to nothing.
+    The running mean is Adam's mean of the gradients or SGD's momentum; optax
+    calls it mu. Adam's mean of the squares stays float32: it changes by a
+    thousandth of itself in a step, which bfloat16 would round to nothing.
     """
 
     mu_dtype = "float32"
@@ -135,18 +109,18 @@ class _StoresMean:
 
     def assign_add(self, variable: Any, value: Any) -> None:
         if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
-            # The sum in float32 is rounded, not also what is added.
+            # Rounds the float32 sum once, and not what is added as well.
             value = tf.cast(variable, tf.float32) + tf.cast(value, tf.float32)
             self.assign(variable, value)  # type: ignore[attr-defined]
         else:
             super().assign_add(variable, value)  # type: ignore[misc]
 
 
-class _AdamW(_ClipsOverReplicas, _StoresMean, keras.optimizers.Adam):
+class _AdamW(_TakesSums, _StoresMean, keras.optimizers.Adam):
     pass
 
 
-class _SGD(_ClipsOverReplicas, _StoresMean, keras.optimizers.SGD):
+class _SGD(_TakesSums, _StoresMean, keras.optimizers.SGD):
     pass
 
 
@@ -169,9 +143,9 @@ def make_optimizer(
     Weight decay is decoupled, multiplied by the scheduled learning rate and
     applied to kernels alone (big_vision, configs/mlp_mixer_i1k.py).
 
-    Deviates from optax, which the authors used, in two small ways of Keras:
-    Adam's epsilon is added before the bias correction of the second moment,
-    and SGD's velocity contains the learning rate of the step it came from.
+    Deviates from optax, which the authors used, as Keras does: Adam's epsilon
+    is added before the bias correction of the second moment, and SGD's velocity
+    contains the learning rate of the step that a gradient came from.
 
     Args:
       config: The resolved `optim` section.
@@ -179,7 +153,8 @@ def make_optimizer(
       variables: The model's trainable variables.
 
     Returns:
-      A Keras optimizer, built, with the attribute `gradient_norm`.
+      A Keras optimizer, built, whose `apply` takes gradients that are summed
+      over the replicas.
 
     Raises:
       RuntimeError: This Keras does not reduce gradients where expected.
@@ -188,8 +163,8 @@ def make_optimizer(
         raise RuntimeError(
             f"Keras {keras.__version__} with the backend "
             f"{keras.backend.backend()!r} does not reduce gradients in "
-            "Optimizer._all_reduce_sum_gradients, where keras_mixer clips "
-            "them. Train with KERAS_BACKEND=tensorflow and a Keras version "
+            "Optimizer._all_reduce_sum_gradients, which keras_mixer replaces. "
+            "Train with KERAS_BACKEND=tensorflow and a Keras version "
             "that setup.cfg allows."
         )
     decay = config.weight_decay or None
@@ -210,7 +185,6 @@ def make_optimizer(
             weight_decay=decay,
             name="sgd",
         )
-    optimizer.clip_norm = config.clip_norm
     optimizer.mu_dtype = config.mu_dtype
     if decay:
         optimizer.exclude_from_weight_decay(

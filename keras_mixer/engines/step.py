@@ -1,9 +1,9 @@
 """One update of the weights, as a device sees it.
 
-Each replica sums the losses of its examples over the global batch size, so
-that the sum of the replicas' gradients is the gradient of the mean; the
-optimizer makes that sum once, and clips it (optim.py). A broken image, whose
-label is -1, adds nothing, and is nobody's mixup partner.
+Each replica divides the sum of its examples' losses by the global batch size,
+so that the sum of the replicas' gradients is the gradient of the mean. That sum
+is made once, clipped, and given to the optimizer. A broken image has the label
+-1, adds nothing to the loss, and is nobody's mixup partner.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,14 @@ TrainSteps = Callable[
     [Any, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 ]
 Batch = dict[str, tf.Tensor]
+# (part of a batch, step) -> its share of the mean loss and of its gradients.
+GradientFn = Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
 def maybe_compile(
     function: Callable[..., Any], xla: bool
 ) -> Callable[..., Any]:
-    """Compiles a part of a step with XLA, or leaves it as it is.
-
-    It is left, too, where this TensorFlow has no XLA for the device.
-    """
+    """Compiles a function with XLA if `xla` and this TensorFlow has XLA."""
     if not (xla and distribute.compiles()):
         return function
     return tf.function(function, jit_compile=True)
@@ -53,7 +52,7 @@ def split_partners(batch: Batch) -> Batch:
 def make_inputs(
     batch: Batch, num_classes: int, label_smoothing: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what the model gets and is to answer.
+    """Returns the images that the model gets and the labels it should give.
 
     Args:
       batch: What `split_partners` returns.
@@ -82,14 +81,8 @@ def make_inputs(
     )
 
 
-def make_loss_and_gradients(
-    model: keras.Model, config: Config
-) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
-    """Returns the forward and backward pass of a part of the global batch.
-
-    The function takes what `split_partners` returns and the step, and returns
-    the part's share of the mean loss and of its gradients.
-    """
+def make_loss_and_gradients(model: keras.Model, config: Config) -> GradientFn:
+    """Returns the forward and backward pass of what `split_partners` makes."""
     loss_fn = objective.LOSSES[config.train.loss]
     run = config.train
 
@@ -115,13 +108,11 @@ def make_loss_and_gradients(
 
 
 def accumulated(
-    function: Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]],
-    parts: int,
-    variables: list[Any],
-) -> Callable[[Batch, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]]:
+    function: GradientFn, parts: int, variables: list[Any]
+) -> GradientFn:
     """Computes loss and gradients in parts, one after another, and sums them.
 
-    The activations of one part alone are in memory at a time.
+    Only the activations of one part are in memory at a time.
     """
     if parts == 1:
         return function
@@ -130,22 +121,16 @@ def accumulated(
         batch: Batch, step: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         cut = {
-            key: tf.reshape(
-                value, [parts, value.shape[0] // parts, *value.shape[1:]]
-            )
-            for key, value in batch.items()
+            key: tf.reshape(x, [parts, x.shape[0] // parts, *x.shape[1:]])
+            for key, x in batch.items()
         }
         sums = [tf.zeros(v.shape, tf.float32) for v in variables]
         total = tf.zeros([], tf.float32)
 
         def add(i: tf.Tensor, total: tf.Tensor, sums: Any) -> Any:
-            part = {key: value[i] for key, value in cut.items()}
-            loss, gradients = function(part, step)
-            return (
-                i + 1,
-                total + loss,
-                [a + b for a, b in zip(sums, gradients, strict=True)],
-            )
+            loss, gradients = function({k: x[i] for k, x in cut.items()}, step)
+            sums = [a + b for a, b in zip(sums, gradients, strict=True)]
+            return i + 1, total + loss, sums
 
         _, total, sums = tf.while_loop(
             lambda i, *_: i < parts,
@@ -158,20 +143,47 @@ def accumulated(
     return in_parts
 
 
+def apply_gradients(
+    gradients: list[tf.Tensor],
+    variables: list[Any],
+    optimizer: Any,
+    *,
+    clip_norm: float | None,
+) -> tf.Tensor:
+    """Updates the variables by the gradients of all replicas.
+
+    The gradients are summed before they are clipped. Keras' `global_clipnorm`
+    clips those of each replica before the sum, so that 1, 2 and 4 replicas
+    train three different models (Keras 3.15).
+
+    Args:
+      gradients: Of this replica.
+      variables: What they are the gradients of.
+      optimizer: From `optim.make_optimizer`.
+      clip_norm: Largest norm of the sum; None: any.
+
+    Returns:
+      The norm of the sum, before clipping.
+    """
+    context = tf.distribute.get_replica_context()
+    gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    norm = tf.linalg.global_norm(gradients)
+    if clip_norm is not None:
+        gradients, _ = tf.clip_by_global_norm(
+            gradients, clip_norm, use_norm=norm
+        )
+    optimizer.apply(gradients, variables)
+    return norm
+
+
 def make_replica_step(
     model: keras.Model, optimizer: Any, config: Config, *, xla: bool
 ) -> Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]:
-    """Returns one update as a replica runs it.
+    """Returns one update, as a replica runs it.
 
-    The function takes the replica's part of a batch, as `data.train_batches`
-    makes it, and returns the part's share of the loss and the norm of the
-    summed gradients.
-
-    Args:
-      model: The model.
-      optimizer: What `optim.make_optimizer` returns.
-      config: The resolved config.
-      xla: Whether forward and backward pass are compiled on their own.
+    Its argument is the replica's part of a batch from `data.train_batches`. It
+    returns the part's share of the loss and the norm of the summed gradients.
+    `xla` compiles the forward and backward pass on their own.
     """
     gradient_fn = accumulated(
         maybe_compile(make_loss_and_gradients(model, config), xla),
@@ -182,8 +194,13 @@ def make_replica_step(
     def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         step = tf.convert_to_tensor(optimizer.iterations)
         loss, gradients = gradient_fn(split_partners(batch), step)
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss, optimizer.gradient_norm
+        norm = apply_gradients(
+            gradients,
+            model.trainable_variables,
+            optimizer,
+            clip_norm=config.optim.clip_norm,
+        )
+        return loss, norm
 
     return replica_step
 
@@ -194,12 +211,12 @@ def make_train_steps(
     config: Config,
     strategy: tf.distribute.Strategy,
 ) -> TrainSteps:
-    """Returns the traced function that runs several updates on the devices."""
+    """Returns the traced function that runs several updates."""
     # A TPU compiles the whole update, whatever train.xla says.
     xla = config.train.xla and not distribute.is_tpu(strategy)
     replica_step = make_replica_step(model, optimizer, config, xla=xla)
-    # XLA refuses the collective of several CPUs or GPUs: only where there is
-    # none the update is compiled too.
+    # XLA refuses the collective of several CPUs or GPUs. With one replica there
+    # is none, and the whole update is compiled.
     alone = strategy.num_replicas_in_sync == 1
     step_fn = maybe_compile(replica_step, xla and alone)
 
@@ -211,18 +228,11 @@ def make_train_steps(
         norms = tf.TensorArray(tf.float32, size=count)
         for i in tf.range(count):
             loss, norm = strategy.run(step_fn, args=(next(iterator),))
-            losses = losses.write(
-                i, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None)
-            )
+            losses = losses.write(i, strategy.reduce("SUM", loss, axis=None))
             # The same number on every replica: the norm of the sum.
-            norms = norms.write(
-                i, strategy.reduce(tf.distribute.ReduceOp.MEAN, norm, axis=None)
-            )
+            norms = norms.write(i, strategy.reduce("MEAN", norm, axis=None))
         stops = strategy.run(lambda: tf.cast(stop, tf.float32))
-        return (
-            losses.stack(),
-            norms.stack(),
-            strategy.reduce(tf.distribute.ReduceOp.SUM, stops, axis=None),
-        )
+        stops = strategy.reduce("SUM", stops, axis=None)
+        return losses.stack(), norms.stack(), stops
 
     return train_steps

@@ -227,10 +227,7 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     pretraining = config.init.weights
     if pretraining is None and config.recipe in ("imagenet_b", "imagenet_l"):
         pretraining = "imagenet1k"
-    assert model.image_size is not None
-    found = paper.find(
-        model.variant, pretraining, name, split, model.image_size
-    )
+    found = paper.find(model.variant, pretraining, name, split, model.side)
     if found is None:
         return {}
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
@@ -251,13 +248,10 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
         data.open_split(name, split, own.data_dir, classes=own.classes)
         for _, (name, split) in entries
     ]
-    assert config.model.image_size is not None
     for split in splits:  # before any is evaluated
         _check_classes(split, subject)
         images.parse_policy(
-            config.augment.eval_policy,
-            config.model.image_size,
-            split.image_size,
+            config.augment.eval_policy, config.model.side, split.image_size
         )
     details = FLAGS.per_class or FLAGS.confusion
     if details and (len(splits) > 1 or splits[0].is_multi_label):
@@ -273,7 +267,7 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
         over = evaluate.Pass(
             split,
             batch_size=config.train.batch_size,
-            image_size=config.model.image_size,
+            image_size=config.model.side,
             policy=config.augment.eval_policy,
             strategy=strategy,
             broken=data.BrokenImages(split, limit=own.max_broken),

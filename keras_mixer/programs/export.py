@@ -211,10 +211,10 @@ def _from_weights(
         if classes == models.DEFAULT_CLASSES:
             names = names or _imagenet_names()
     if not any(text.startswith("augment.") for text in overrides):
-        side = config.model.image_size
-        assert side is not None
         # Of 224 pixels this is `Release.eval_policy`.
-        policy = f"resize_small({round(side * _CROPPED)})|central_crop"
+        policy = (
+            f"resize_small({round(config.model.side * _CROPPED)})|central_crop"
+        )
         config = config_lib.override(config, [f"augment.eval_policy={policy}"])
     provenance["config"] = dataclasses.asdict(config)
     provenance["overrides"] = overrides

@@ -14,7 +14,7 @@ from keras_mixer.programs.flags import (
     make_strategy,
     read_config,
 )
-from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, recipes
 
 FLAGS = flags.FLAGS
@@ -69,7 +69,6 @@ def main(argv: list[str]) -> None:
             config,
             workdir=FLAGS.workdir or pathlib.Path("runs", name),
             strategy=make_strategy(),
-            keep_alive=KEPT,
         )
     except (trainer.Stopped, distribute.WorkerLostError) as stopped:
         print(stopped, flush=True)

@@ -42,6 +42,17 @@ def _require_at_least(
             )
 
 
+def _resolved(value: int | None, field: str) -> int:
+    """Returns a value that a resolved config has.
+
+    Raises:
+      ConfigError: The config has not been resolved.
+    """
+    if value is None:
+        raise ConfigError(f"{field} is null: the config is not resolved yet.")
+    return value
+
+
 def _doc(default: Any, text: str) -> Any:
     """A dataclass field with its line of `--help`."""
     return dataclasses.field(default=default, metadata={"help": text})
@@ -141,6 +152,15 @@ class ModelConfig:
                 f"{self.dropout}, model.remat={self.remat}. For dropout set "
                 "model.remat=none"
             )
+
+    @property
+    def side(self) -> int:
+        """`image_size` of a config that has one.
+
+        Raises:
+          ConfigError: It is null.
+        """
+        return _resolved(self.image_size, "model.image_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +279,15 @@ class TrainConfig:
             self.seed,
             "an integer from 0 to 2**31 - 1",
         )
+
+    @property
+    def total_steps(self) -> int:
+        """`steps` of a resolved config.
+
+        Raises:
+          ConfigError: It is null.
+        """
+        return _resolved(self.steps, "train.steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -564,9 +593,8 @@ def resolve(config: Config, *, num_examples: int) -> Config:
     train = TrainConfig(**sections["train"])
     optim = OptimConfig(**sections["optim"])
     fewshot = FewshotConfig(**sections["fewshot"])
-    assert train.steps is not None
-    if (optim.warmup_steps or 0) >= train.steps:
-        optim = dataclasses.replace(optim, warmup_steps=train.steps // 10)
+    if (optim.warmup_steps or 0) >= train.total_steps:
+        optim = dataclasses.replace(optim, warmup_steps=train.total_steps // 10)
     return dataclasses.replace(
         config, train=train, optim=optim, fewshot=fewshot
     )

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_mixer import models, weights as weights_lib
-from keras_mixer.engines import optim
+from keras_mixer import data, models, weights as weights_lib
+from keras_mixer.engines import distribute, optim
 from keras_mixer.run import checkpoint, config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.files import WorkdirError
@@ -41,18 +42,6 @@ def dimensions(config: config_lib.ModelConfig) -> models.Variant:
             + ", ".join(f"model.{name}" for name in missing)
         )
     return models.Variant(**chosen)
-
-
-def initial_weights(config: Config) -> weights_lib.Parameters | None:
-    """Reads what `init.weights` names; None where it is null.
-
-    Raises:
-      ValueError: It does not exist, or cannot be read.
-    """
-    weights = config.init.weights
-    if weights is None:
-        return None
-    return weights_lib.get(weights, config.model.variant)
 
 
 def resolve_model(
@@ -184,12 +173,49 @@ def build_training(
     else:
         model = build_model(config, num_classes)
         _require_trainable_alone(model)
-    assert config.train.steps is not None
-    schedule = optim.make_schedule(config.optim, total_steps=config.train.steps)
+    schedule = optim.make_schedule(
+        config.optim, total_steps=config.train.total_steps
+    )
     optimizer = optim.make_optimizer(
         config.optim, schedule=schedule, variables=model.trainable_variables
     )
     return Training(model, optimizer, schedule)
+
+
+def train_batches(
+    config: Config,
+    split: data.Split,
+    strategy: tf.distribute.Strategy,
+    *,
+    start_step: int = 0,
+    broken: data.BrokenImages | None = None,
+) -> Any:
+    """Returns an iterator over batches, for `make_train_steps`.
+
+    Each host makes the batches of its own replicas, from `start_step` on.
+    Without `broken` the first broken image is an error.
+    """
+
+    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        replicas = context.num_replicas_in_sync
+        local = replicas // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+        return data.train_batches(
+            split,
+            batch_size=config.train.batch_size,
+            image_size=config.model.side,
+            policy=config.augment.policy,
+            seed=config.train.seed,
+            start_step=start_step,
+            num_shards=replicas,
+            shards=range(first, first + local),
+            shuffle_buffer=config.data.shuffle_buffer,
+            cache=config.data.cache,
+            mixup=config.mixup,
+            broken=broken,
+        )
+
+    return distribute.distribute_batches(strategy, batches)
 
 
 def require_tensorflow() -> None:
@@ -265,13 +291,6 @@ def load_trained(
     return Trained(
         model, config, class_names, parameters.source, parameters.step
     )
-
-
-def load_model(
-    workdir: str | os.PathLike[str], which: str | int = "latest"
-) -> tuple[keras.Model, Config, tuple[str, ...]]:
-    """Returns the model, config and class names of `load_trained`."""
-    return load_trained(workdir, which)[:3]
 
 
 def load_weights(

@@ -15,9 +15,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Signals:
     """Notes SIGTERM and SIGINT while it is open; a second one ends at once.
 
-    Cloud machines send SIGTERM before they are taken away, SLURM before the
-    time is over (`--signal=TERM@120`). Python handles signals in its main
-    thread alone; elsewhere nothing is noted.
+    Cloud machines send SIGTERM before they are taken away, and SLURM before the
+    time is up (`--signal=TERM@120`). Python handles signals in its main thread
+    only; in another thread this notes nothing.
 
     Attributes:
       came: Whether a signal has come.
@@ -49,6 +49,6 @@ class Signals:
         # Not print: the signal may have come in the middle of one.
         os.write(
             2,
-            f"\n{name}: saves and stops as soon as the device is back. Once "
-            "more stops at once, without saving.\n".encode(),
+            f"\n{name}: the run saves and stops after this call of the device. "
+            "A second signal stops it at once, without saving.\n".encode(),
         )

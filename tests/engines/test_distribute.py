@@ -246,7 +246,7 @@ def test_freed_memory_is_kept():
     code = """
 import resource, sys
 import numpy as np
-from keras_mixer import distribute
+from keras_mixer.engines import distribute
 
 
 def faults():

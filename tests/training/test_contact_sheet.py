@@ -13,7 +13,7 @@ from keras_mixer.data.augment import images
 from keras_mixer.engines import objective
 from keras_mixer.training import contact_sheet as sheet
 from tests.conftest import ROOT
-from tests.training.test_loop import small
+from tests.training.common import small
 
 
 def opened(*overrides):

@@ -18,7 +18,7 @@ import pytest
 from keras_mixer.run import checkpoint
 from keras_mixer.training import preemption
 from tests.conftest import ROOT
-from tests.training.test_loop import (
+from tests.training.common import (
     RANDOM,
     SMALL,
     assert_same_lines,

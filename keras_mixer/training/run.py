@@ -1,0 +1,251 @@
+"""A run: its config, data, initial weights and workdir, resolved once."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import types
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_mixer import data, weights as weights_lib
+from keras_mixer.data.augment import images, permutations
+from keras_mixer.engines import distribute
+from keras_mixer.run import config as config_lib, workdir as workdir_lib
+from keras_mixer.run.config import Config
+from keras_mixer.run.files import WorkdirError
+from keras_mixer.training import assembly
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is to be trained, on what, and where; nothing is left to look up.
+
+    Attributes:
+      config: Resolved: durations in steps, image size, dimensions that follow
+        from the initial weights.
+      workdir: Folder of the run.
+      strategy: Where it computes.
+      splits: What it reads.
+      fewshot_sets: What the few-shot accuracy is measured on.
+      initial: Weights to start from; None: random.
+      build_model: Makes another model than a Mixer; None: a Mixer.
+      result: What result.json holds if the run is finished, else None.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    strategy: tf.distribute.Strategy
+    splits: data.Splits
+    fewshot_sets: Sequence[data.FewshotData]
+    initial: weights_lib.Parameters | None
+    build_model: assembly.BuildModel | None
+    result: dict[str, Any] | None
+
+    @classmethod
+    def open(
+        cls,
+        config: Config,
+        *,
+        workdir: str | pathlib.Path,
+        strategy: tf.distribute.Strategy,
+        build_model: assembly.BuildModel | None = None,
+    ) -> "Run":
+        """Resolves a config and checks all that can be checked before a model.
+
+        Raises:
+          ConfigError, DataError, DistributeError, WorkdirError, WeightsError:
+            The run cannot start; all of them are ValueErrors.
+        """
+        assembly.require_tensorflow()
+        path = workdir_lib.as_path(workdir)
+        permutations.require_same(
+            images.split_policy(config.augment.policy)[0],
+            config.augment.eval_policy,
+        )
+        if build_model is not None and config.init.weights is not None:
+            raise config_lib.ConfigError(
+                "init.weights are those of a Mixer, and build_model makes "
+                f"another model. Received: {config.init.weights}"
+            )
+        other_model = _name_of(build_model)
+        splits = data.open_splits(config)
+        config = data.resolve(config, splits.train)
+        initial = None
+        if config.init.weights is not None:
+            initial = weights_lib.get(config.init.weights, config.model.variant)
+        config = assembly.resolve_model(config, initial)
+        result = workdir_lib.read_result(
+            path, config, splits.train.class_names, other_model
+        )
+        fewshot_sets: Sequence[data.FewshotData] = ()
+        if result is None:
+            _check(config, splits, strategy)
+            if config.fewshot.data:
+                fewshot_sets = data.open_fewshot(config)
+        return cls(
+            config,
+            path,
+            strategy,
+            splits,
+            fewshot_sets,
+            initial,
+            build_model,
+            result,
+        )
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes."""
+        return distribute.is_chief(self.strategy)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process takes part."""
+        return distribute.is_alone(self.strategy)
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.config.train.total_steps
+
+    @property
+    def evaluated(self) -> dict[str, tuple[str, data.Split]]:
+        """Splits that are evaluated: name -> (role, split)."""
+        names, splits = self.config.data, self.splits
+        found = {}
+        if names.val_split is not None and splits.validation is not None:
+            found[names.val_split] = ("validation", splits.validation)
+        found[names.eval_split] = ("evaluation", splits.evaluation)
+        return found
+
+    def broken_images(self, role: str, split: data.Split) -> data.BrokenImages:
+        """Opens the list of a split's broken images."""
+        file = self.workdir / f"broken_{role}.txt"
+        return data.BrokenImages(
+            split,
+            limit=self.config.data.max_broken,
+            file=file if self.is_chief else None,
+        )
+
+    @functools.cached_property
+    def broken(self) -> data.BrokenImages:
+        """The broken images of the training split."""
+        return self.broken_images("train", self.splits.train)
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Writes what the run is into its workdir, and keeps others out."""
+        if not self.is_chief:
+            yield
+            return
+        with workdir_lib.claim(
+            self.workdir,
+            self.config,
+            self.splits.train.class_names,
+            _name_of(self.build_model),
+        ):
+            yield
+
+    def train_batches(self, start_step: int) -> Any:
+        """Returns an iterator over the batches from a step on."""
+        return assembly.train_batches(
+            self.config,
+            self.splits.train,
+            self.strategy,
+            start_step=start_step,
+            broken=self.broken,
+        )
+
+    def is_due(self, step: int, interval: int | None) -> bool:
+        """Everything is due at the end, whatever its interval."""
+        return step == self.total_steps or bool(
+            interval and step % interval == 0
+        )
+
+    def steps_until_due(self, step: int) -> int:
+        """Returns how many updates the next call of the device makes."""
+        run = self.config.train
+        intervals = [run.log_every, run.eval_every, run.checkpoint_every]
+        if self.fewshot_sets:
+            intervals.append(self.config.fewshot.every)
+        stops = [step + i - step % i for i in intervals if i is not None]
+        return min(min(self.total_steps, *stops) - step, run.steps_per_call)
+
+    def compare_with_other_workers(self, step: int) -> None:
+        """Raises WorkdirError unless all workers go on from the same."""
+        if self.is_alone:
+            return
+        config = dataclasses.asdict(self.config)
+        del config["data"]["data_dir"]  # may differ from host to host
+        train = self.splits.train
+        for what, mine in (
+            ("config", config),
+            ("training split", (train.num_examples, train.class_names)),
+            (f"step to go on from ({step} here)", step),
+        ):
+            digest = zlib.crc32(repr(mine).encode())
+            total = distribute.sum_over_workers(self.strategy, digest)
+            if total != digest * self.strategy.num_replicas_in_sync:
+                raise WorkdirError(
+                    f"Another worker has another {what}. Give all workers the "
+                    "same command, the same data, and one --workdir on a disk "
+                    "that they share."
+                )
+
+    def describe(self, model: keras.Model) -> str:
+        """Returns what the run is, for people."""
+        parts = [
+            self.splits.train,
+            *(split for _, split in self.evaluated.values()),
+        ]
+        described = "; ".join(
+            f"{split.name}: {split.num_examples:,} examples" for split in parts
+        )
+        return (
+            f"{config_lib.describe(self.config)}\n\n"
+            f"{described}; {self.splits.train.num_classes} classes\n"
+            f"{model.count_params():,} parameters; "
+            f"{distribute.describe(self.strategy)}; workdir {self.workdir}"
+        )
+
+
+def _check(
+    config: Config, splits: data.Splits, strategy: tf.distribute.Strategy
+) -> None:
+    """Raises ValueError for a batch size or a policy that cannot be used."""
+    distribute.check_batch_size(
+        config.train.batch_size, strategy, config.train.accumulate
+    )
+    data.parse_train_policy(
+        config.augment.policy,
+        splits.train,
+        image_size=config.model.side,
+        shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
+        mixup=config.mixup,
+    )
+    images.parse_policy(
+        config.augment.eval_policy,
+        config.model.side,
+        splits.evaluation.image_size,
+    )
+
+
+def _name_of(build_model: assembly.BuildModel | None) -> str | None:
+    """Returns what the workdir says of another model than a Mixer.
+
+    Raises:
+      ConfigError: It is not a function.
+    """
+    if build_model is None:
+        return None
+    if not isinstance(build_model, types.FunctionType):
+        raise config_lib.ConfigError(
+            "build_model must be a function, whose name tells one model from "
+            f"another in the workdir. Received: {build_model!r}"
+        )
+    return f"{build_model.__module__}.{build_model.__qualname__}"

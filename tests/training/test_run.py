@@ -1,0 +1,70 @@
+"""What is resolved and refused before a model is built."""
+
+import keras
+import pytest
+
+from keras_mixer import data
+from keras_mixer.engines import distribute
+from keras_mixer.run import config as config_lib
+from keras_mixer.training import loop as trainer
+from keras_mixer.training.run import Run
+from tests.training.common import small
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        (("model.image_size=9",), ValueError, "multiple of the patch size, 2"),
+        (("train.batch_size=25",), distribute.DistributeError, "24 and 26"),
+        (("augment.policy=spin",), ValueError, "Unknown step 'spin'"),
+        (("augment.eval_policy=spin",), ValueError, "Unknown step 'spin'"),
+        (("data.name=",), config_lib.ConfigError, "asks for a data set"),
+        (("data.eval_split=dev",), data.DataError, "train, test"),
+        (
+            ("model.patch_size=null",),
+            config_lib.ConfigError,
+            "missing: model.patch_size",
+        ),
+        (("model.variant=B/15",), ValueError, "Unknown variant 'B/15'"),
+        (("augment.policy=resize_small(9)",), ValueError, "End it with"),
+    ],
+)
+def test_wrong_configs_leave_no_workdir(
+    tmp_path, strategy_of, overrides, error, message
+):
+    workdir = tmp_path / "run"
+    with pytest.raises(error, match=message):
+        trainer.fit(small(*overrides), workdir=workdir, strategy=strategy_of(2))
+    assert not workdir.exists()
+
+
+def test_another_backend_is_refused(tmp_path, strategy_of, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(config_lib.ConfigError, match="KERAS_BACKEND.*'jax'"):
+        trainer.fit(small(), workdir=tmp_path / "a", strategy=strategy_of(1))
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides", "count"),
+    [
+        (0, (), 5),  # the next checkpoint
+        (5, (), 2),  # the next line
+        (99, (), 1),  # the end
+        (0, ("train.steps_per_call=3",), 3),
+        (0, ("train.checkpoint_every=null",), 7),
+        (0, ("train.steps=3",), 3),
+    ],
+)
+def test_steps_until_something_is_due(
+    tmp_path, strategy_of, step, overrides, count
+):
+    config = small(
+        "train.steps=100",
+        "train.log_every=7",
+        "train.eval_every=null",
+        "train.checkpoint_every=5",
+        "train.steps_per_call=50",
+    )
+    config = config_lib.override(config, overrides)
+    run = Run.open(config, workdir=tmp_path / "r", strategy=strategy_of(1))
+    assert run.steps_until_due(step) == count
