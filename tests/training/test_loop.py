@@ -106,7 +106,7 @@ def test_the_seed_decides(finished, tmp_path, strategy_of):
 
 def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
     config = small(
-        "model.precision=bfloat16", "model.hidden_dim=64", "train.steps=60"
+        "model.precision=bfloat16", "model.hidden_dim=64", "train.steps=100"
     )
     trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
     model = assembly.load_trained(tmp_path).model
