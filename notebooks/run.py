@@ -4,9 +4,9 @@
     python notebooks/run.py --output=/tmp/a.ipynb \\
         --set EPOCHS=10 --set 'WORKDIR="/tmp/run"'
 
-Each --set assigns a Python value behind the cell of settings, which has the tag
-"parameters". The notebook runs in a kernel of this Python, in a folder that is
-removed with all that it wrote there; the first error ends it, and is saved.
+Each --set adds an assignment after the cell of settings, which has the tag
+"parameters". The notebook runs in a kernel of this Python, in a temporary
+folder. The first error ends it and is saved with it.
 """
 
 import argparse
@@ -24,14 +24,14 @@ import nbformat
 HERE = pathlib.Path(__file__).resolve().parent
 NOTEBOOK = HERE / "colab_tpu.ipynb"
 _SECONDS = 3600  # for a cell
-# TensorFlow says it while it is imported, whatever TF_CPP_MIN_LOG_LEVEL.
+# TensorFlow logs this on import, at any TF_CPP_MIN_LOG_LEVEL.
 _LOG = re.compile(
     r"^(WARNING: All log messages before absl|I\d{4} ).*\n?", re.MULTILINE
 )
 
 
 def set_values(notebook: nbformat.NotebookNode, values: list[str]) -> None:
-    """Adds a cell of assignments behind the settings."""
+    """Adds a cell of assignments after the settings."""
     if not values:
         return
     (at,) = (
@@ -51,7 +51,7 @@ def clear(notebook: nbformat.NotebookNode) -> None:
 
 
 def execute(notebook: nbformat.NotebookNode) -> None:
-    """Runs all cells; the outputs are kept up to the first error.
+    """Runs all cells and keeps their outputs, up to the first error.
 
     Raises:
       nbclient.exceptions.CellExecutionError: A cell failed.
@@ -69,7 +69,7 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drops what differs from machine to machine, TensorFlow's log too."""
+    """Drops what depends on the machine, and TensorFlow's log."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
@@ -98,17 +98,17 @@ def main() -> None:
     notebook = nbformat.read(options.notebook, as_version=4)
     clear(notebook)
     set_values(notebook, options.values)
-    # A clone that is not installed is found as well.
+    # So that the kernel finds a clone that is not installed.
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # What failed does not replace the notebook itself.
+    # A failed run does not replace the notebook.
     failed = options.output or options.notebook.with_suffix(".failed.ipynb")
     try:
         execute(notebook)
-    except Exception as error:  # of a cell, of the kernel, or of none at all
+    except Exception as error:  # in a cell, or the kernel did not start
         tidy(notebook)
         nbformat.write(notebook, failed)
-        sys.exit(f"{error}\nWhat there is is in {failed}")
+        sys.exit(f"{error}\nThe cells up to the error are in {failed}")
     tidy(notebook)
     nbformat.write(notebook, options.output or options.notebook)
 

@@ -1,23 +1,57 @@
-"""Fixtures. Devices are split before TensorFlow is first used."""
+"""Fixtures. The CPU is split into four devices when TensorFlow is imported."""
 
+import importlib.util
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
-# The tests are for CPUs. Of tensorflow-tpu one process at a time has libtpu,
-# which without a TPU asks for Google's metadata for minutes.
+# The tests are for CPUs. Only one process at a time can hold libtpu, and
+# tensorflow-tpu asks for Google's metadata where there is no TPU.
 os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
 
 import pytest
-import tensorflow as tf
 
-from keras_mixer.engines import distribute
+DEVICES = 4
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0],
-    [tf.config.LogicalDeviceConfiguration()] * 4,
-)
+
+def split_the_cpu(tensorflow) -> None:
+    tensorflow.config.set_logical_device_configuration(
+        tensorflow.config.list_physical_devices("CPU")[0],
+        [tensorflow.config.LogicalDeviceConfiguration()] * DEVICES,
+    )
+
+
+class SplitTheCpuOnImport:
+    """Splits the CPU as soon as anything imports TensorFlow.
+
+    TensorFlow allows this before its first use only. Importing it here would
+    cost the rooms that do not need it seconds and memory. This is a finder of
+    `sys.meta_path`; TensorFlow's own loader does the work.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_split(module) -> None:
+            execute(module)
+            split_the_cpu(module)
+
+        spec.loader.exec_module = execute_and_split
+        return spec
+
+
+if "tensorflow" in sys.modules:  # a plugin of pytest imported it
+    split_the_cpu(sys.modules["tensorflow"])
+else:
+    sys.meta_path.insert(0, SplitTheCpuOnImport())
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -52,7 +86,10 @@ def imagenet_files() -> list[pathlib.Path]:
 
 @pytest.fixture
 def strategy_of():
-    """Makes a strategy over the first n virtual CPUs."""
+    """Makes a strategy over the first n of the four CPU devices."""
+    import tensorflow as tf
+
+    from keras_mixer.engines import distribute
 
     def make(replicas: int) -> tf.distribute.Strategy:
         devices = [f"/cpu:{i}" for i in range(replicas)]
@@ -67,9 +104,11 @@ def strategy_of():
 def digits_workdir(tmp_path_factory) -> pathlib.Path:
     """A finished run on the digits: 40 steps, a checkpoint every 10.
 
-    It has a validation split, and so a best checkpoint. For reading alone: a
-    test that changes a workdir makes a copy of it.
+    It has a validation split, and so a best checkpoint. Tests only read it: a
+    test that changes a workdir copies it first.
     """
+    import tensorflow as tf
+
     from keras_mixer.run import config, recipes
     from keras_mixer.training import loop
 

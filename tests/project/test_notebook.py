@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and is saved as it ran."""
+"""The notebook runs from top to bottom and is saved with its outputs."""
 
 import json
 import pathlib
@@ -25,7 +25,7 @@ def outputs_of(path):
 
 
 def text_of(path):
-    """Returns all that a notebook printed, without its pictures."""
+    """Returns all the text that a notebook printed."""
     parts = []
     for output in outputs_of(path):
         found = output.get("data", {"text": output.get("text", "")})
@@ -38,7 +38,7 @@ def text_of(path):
 
 
 def assert_whole(path):
-    """Every cell ran, in order and without an error, and drew what it says."""
+    """Every cell ran, in order and without an error, and drew its pictures."""
     cells = code_cells(path)
     numbers = [cell["execution_count"] for cell in cells]
     assert numbers == list(range(1, len(cells) + 1))
@@ -61,6 +61,7 @@ def run(output, *values, fails=False):
     return done.stderr
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     before = SAVED.read_bytes()
     output, workdir = tmp_path / "ran.ipynb", tmp_path / "run"
@@ -81,6 +82,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
 
 
 def test_an_error_ends_it_and_is_saved(tmp_path):
+    """In the cell after the settings, before anything is imported."""
     output = tmp_path / "ran.ipynb"
     stderr = run(output, "raise OSError('the disk is full')", fails=True)
     assert "the disk is full" in stderr

@@ -1,4 +1,4 @@
-"""The two lists of what the package needs must not drift apart."""
+"""The two lists of requirements agree."""
 
 import configparser
 import tomllib
