@@ -9,7 +9,7 @@ from keras_mixer.analysis import compare, curves
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import ConfigError
 from keras_mixer.run.workdir import WorkdirError
-from tests.training.test_loop import small
+from tests.training.common import small
 
 
 def write_run(path, *, lr, accuracies, finished=True, shots=()):

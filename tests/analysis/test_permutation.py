@@ -12,7 +12,7 @@ from keras_mixer.data.augment import permutations
 from keras_mixer.run import checkpoint, files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import assembly, loop as trainer
-from tests.training.test_loop import small
+from tests.training.common import small
 
 
 def permute_weights(values, step, side):

@@ -8,7 +8,7 @@ from keras_mixer.analysis import scale, sweep
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import assembly
-from tests.training.test_loop import small
+from tests.training.common import small
 
 
 def test_shares_of_a_split():

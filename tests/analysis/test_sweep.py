@@ -14,7 +14,7 @@ from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.run.workdir import WorkdirError, claim
 from keras_mixer.training import assembly, loop as trainer
-from tests.training.test_loop import small
+from tests.training.common import small
 
 SHORT = ("train.steps=4", "train.log_every=2", "train.eval_every=4")
 
@@ -129,7 +129,7 @@ def test_the_workdirs_of_mixers_and_other_models(swept, strategy_of):
     made_by = [files.read_other_model(workdir) for workdir in workdirs]
     assert made_by == [None, "tests.analysis.test_sweep.build_tiny"]
     with pytest.raises(weights_lib.WeightsError, match=r"\.build_tiny, which"):
-        assembly.load_model(workdirs[1])
+        assembly.load_trained(workdirs[1])
     with pytest.raises(WorkdirError, match=r"build_tiny -> a Mixer"):
         trainer.fit(other.config, workdir=workdirs[1], strategy=strategy_of(1))
     with pytest.raises(WorkdirError, match=r"a Mixer -> .*build_tiny"):

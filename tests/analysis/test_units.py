@@ -12,7 +12,7 @@ from keras_mixer.analysis import mosaic, units, weights_figures
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import loop as trainer
 from keras_mixer.weights import Parameters, WeightsError
-from tests.training.test_loop import small
+from tests.training.common import small
 
 GRIDS = [(7, 7), (14, 14), (16, 16), (28, 28), (8, 8), (4, 10)]
 

@@ -16,7 +16,7 @@ from keras_mixer.evaluation import features, fewshot
 from keras_mixer.run import checkpoint, config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests import reference
-from tests.training.test_loop import (
+from tests.training.common import (
     assert_same_weights,
     lines_of,
     small,
@@ -263,11 +263,11 @@ def test_while_training(measured, tmp_path, strategy_of, capsys):
     others = [line for line in lines if line["kind"] != "fewshot"]
     assert others == lines_of(tmp_path / "plain")
     assert [x["step"] for x in found] == [6] * 6 + [12] * 6
-    model, config, _ = assembly.load_model(workdir, 12)
+    model, config, *_ = assembly.load_trained(workdir, 12)
     run = evaluator_of(model, config, strategy_of(1))
     for step in (12, 6):
         if step == 6:  # into the same model, which is compiled
-            early, _, _ = assembly.load_model(workdir, step)
+            early = assembly.load_trained(workdir, step).model
             model.set_weights(early.get_weights())
         for line, score in zip(
             [x for x in found if x["step"] == step], run(), strict=True

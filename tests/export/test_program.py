@@ -98,7 +98,7 @@ def test_the_program_exports_a_run(digits_workdir, run_here, tmp_path, capsys):
     assert got["top_k_names"].shape == (1, 3)
     of_step = {}
     for step in (20, "latest"):
-        model, _, _ = assembly.load_model(run, step)
+        model = assembly.load_trained(run, step).model
         of_step[step] = in_python(model, [picture()], "resize")
     np.testing.assert_allclose(got["logits"], of_step[20], atol=1e-4)
     assert np.abs(of_step[20] - of_step["latest"]).max() > 1e-2

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_mixer.engines import distribute, draws
 from keras_mixer.models import fast, fused, layers
 from keras_mixer.training import loop as trainer
-from tests.training.test_loop import assert_same_weights, small
+from tests.training.common import assert_same_weights, small
 
 SHAPE = (7, 12, 16)  # odd batch, tokens, channels
 

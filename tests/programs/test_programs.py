@@ -175,7 +175,7 @@ def test_evaluate_parts_and_a_file_of_no_run(trained, run_here, tmp_path):
     assert (tmp_path / "confusion.png").stat().st_size > 5000
 
     # The same weights as a file of no run.
-    model, _, _ = assembly.load_model(trained)
+    model = assembly.load_trained(trained).model
     weights_lib.save_npz(model, tmp_path / "mine.npz")
     scores = json.loads(
         run_here(

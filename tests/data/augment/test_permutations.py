@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_mixer import data
 from keras_mixer.data.augment import permutations, policy as policy_lib
-from tests.training.test_loop import small
+from tests.training.common import small
 
 SEED = (3, 4)
 
