@@ -6,7 +6,6 @@ the memory that another model has left behind would count too.
 """
 
 import json
-import os
 import pathlib
 import re
 import resource
@@ -142,4 +141,3 @@ def measure(
 
 if __name__ == "__main__":
     print(json.dumps(measure(**json.loads(sys.argv[1]))), flush=True)
-    os._exit(0)  # skip the slow freeing of memory

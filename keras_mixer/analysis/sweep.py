@@ -110,7 +110,6 @@ def run_all(
     strategy: Any,
     *,
     say: Callable[[str], None],
-    keep_alive: list[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains the runs that are not trained yet.
 
@@ -119,7 +118,6 @@ def run_all(
       workdir: Folder of the sweep.
       strategy: Where to train.
       say: Reports progress.
-      keep_alive: See `trainer.fit`.
 
     Returns:
       A row per run: its facts, its `name` and what `trainer.fit` returns.

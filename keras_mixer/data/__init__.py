@@ -9,6 +9,7 @@ run (runs.py) and `open_fewshot` those of its few-shot evaluation (suites.py).
 
 from keras_mixer.data.batches import (
     MIXING_GROUP,
+    TrainPolicy,
     eval_batches,
     num_batches,
     parse_train_policy,
@@ -34,6 +35,7 @@ __all__ = [
     "FewshotData",
     "Split",
     "Splits",
+    "TrainPolicy",
     "call_or_else",
     "choose",
     "eval_batches",

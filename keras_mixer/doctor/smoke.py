@@ -6,7 +6,6 @@ of `main`; the last line of its output is another, what `main` returns.
 
 import json
 import math
-import os
 import sys
 import time
 from typing import Any
@@ -51,24 +50,7 @@ def train_steps(
     config = data.resolve(config, split)
     with strategy.scope():
         model, optimizer, _ = assembly.build_training(config, split.num_classes)
-    image_size = config.model.image_size
-    assert image_size is not None
-
-    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        local = replicas // context.num_input_pipelines
-        first = context.input_pipeline_id * local
-        return data.train_batches(
-            split,
-            batch_size=config.train.batch_size,
-            image_size=image_size,
-            policy=config.augment.policy,
-            seed=config.train.seed,
-            num_shards=replicas,
-            shards=range(first, first + local),
-            mixup=config.mixup,
-        )
-
-    iterator = distribute.distribute_batches(strategy, batches)
+    iterator = assembly.train_batches(config, split, strategy)
     function = step_lib.make_train_steps(model, optimizer, config, strategy)
     losses: list[float] = []
     norms: list[float] = []
@@ -122,5 +104,3 @@ if __name__ == "__main__":
     except Exception as error:  # the doctor reports it
         told = {"error": f"{type(error).__name__}: {error}"}
     print(json.dumps(told), flush=True)
-    # Freeing iterators over several CPUs hung now and then.
-    os._exit(0)

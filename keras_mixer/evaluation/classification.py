@@ -88,37 +88,20 @@ def _mean_scores(split: data.Split, sums: Mapping[str, float]) -> Scores:
 
 
 def make_evaluator(
-    model: keras.Model,
-    split: data.Split,
-    *,
-    batch_size: int,
-    image_size: int,
-    policy: str,
-    loss: str,
-    strategy: tf.distribute.Strategy,
-    xla: bool,
-    broken: data.BrokenImages | None = None,
+    model: keras.Model, over: Pass, *, loss: str, xla: bool
 ) -> Callable[[], Scores]:
-    """Returns a function that evaluates `model` on `split`.
+    """Returns a function that evaluates `model` on a split.
 
     The function is traced once and may be called any number of times. Only
     sums leave the devices. Broken images do not count.
 
     Args:
       model: Maps images in [-1, 1] to logits `[batch, classes]`.
-      split: The examples. For it, `batch_size`, `image_size`, `policy`,
-        `strategy` and `broken` see `Pass`.
+      over: The split, and where to evaluate.
       loss: A name of `objective.LOSSES`.
       xla: Whether to compile the forward pass, if there is one replica.
     """
-    over = Pass(
-        split,
-        batch_size=batch_size,
-        image_size=image_size,
-        policy=policy,
-        strategy=strategy,
-        broken=broken,
-    )
+    strategy = over.strategy
 
     def sums_of(batch: Batch) -> list[tf.Tensor]:
         scores, mask = score(model, loss, batch), batch["mask"]
@@ -138,13 +121,10 @@ def make_evaluator(
         for _ in tf.range(over.num_batches):
             sums = strategy.run(replica_fn, args=(next(iterator),))
             # The counts of a batch are exact in float32, below 2**24.
-            batch_sums = [
-                strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
-                for value in sums
-            ]
+            sums = [strategy.reduce("SUM", value, axis=None) for value in sums]
             totals = [
                 total + tf.cast(value, tf.float64)
-                for total, value in zip(totals, batch_sums, strict=True)
+                for total, value in zip(totals, sums, strict=True)
             ]
         return totals
 
@@ -152,7 +132,7 @@ def make_evaluator(
         with over.errors():
             *sums, decoded = map(float, pass_over(over.iterator))
         over.check_count(int(decoded))
-        return _mean_scores(split, dict(zip(_SUMMED, sums, strict=True)))
+        return _mean_scores(over.split, dict(zip(_SUMMED, sums, strict=True)))
 
     return evaluate
 

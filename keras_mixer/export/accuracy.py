@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_mixer import data
 from keras_mixer.engines import objective
 from keras_mixer.evaluation import classification
+from keras_mixer.evaluation.passes import Pass
 from keras_mixer.export.classifier import Classifier, ExportError
 from keras_mixer.export.signatures import MAX_ASPECT
 
@@ -35,7 +36,6 @@ def of_model(
     policy: str,
     loss: str,
     broken: data.BrokenImages,
-    keep_alive: list[Any] | None = None,
 ) -> Scores:
     """Evaluates the model in this process, as eval.py does."""
 
@@ -46,20 +46,15 @@ def of_model(
     # The evaluator takes a model that returns logits, and only calls it.
     model: Any = classifier.model if classifier.returns_logits else logits_of
     gpu = tf.config.list_physical_devices("GPU")
-    evaluator = classification.make_evaluator(
-        model,
+    over = Pass(
         split,
         batch_size=_BATCH,
         image_size=classifier.image_size,
         policy=policy,
-        loss=loss,
         strategy=tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0"),
-        xla=False,
         broken=broken,
     )
-    if keep_alive is not None:
-        keep_alive.append(evaluator)
-    scores = evaluator()
+    scores = classification.make_evaluator(model, over, loss=loss, xla=False)()
     return {
         "accuracy": scores["accuracy"],
         "loss": scores["loss"],

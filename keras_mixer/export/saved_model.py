@@ -45,7 +45,6 @@ def export(
     split: data.Split | None = None,
     max_broken: float = 0.0,
     provenance: Mapping[str, Any] | None = None,
-    keep_alive: list[Any] | None = None,
 ) -> pathlib.Path:
     """Writes a SavedModel into the next numbered folder of `output`.
 
@@ -72,8 +71,6 @@ def export(
       split: Where to measure the accuracy before and after.
       max_broken: Share of the split's images that may be broken.
       provenance: Where the weights come from, for the card.
-      keep_alive: Gets what is not to be freed before the program ends, see
-        `trainer.fit`.
 
     Returns:
       The folder of the version.
@@ -105,7 +102,7 @@ def export(
         card["accuracy"] = "not measured"
         if split is not None:
             card["accuracy"] = _measure(
-                draft, model, classifier, options, split, max_broken, keep_alive
+                draft, model, classifier, options, split, max_broken
             )
         card["tflite"] = _try_tflite(draft, classifier) if tflite else None
         files.write_json(draft / CARD, card)
@@ -195,7 +192,6 @@ def _measure(
     options: Options,
     split: data.Split,
     max_broken: float,
-    keep_alive: list[Any] | None,
 ) -> dict[str, Any]:
     """Returns the accuracy before and after, or raises ExportError."""
     loss = classifier.probabilities
@@ -208,7 +204,6 @@ def _measure(
         policy=options.eval_policy,
         loss=loss,
         broken=data.BrokenImages(split, limit=max_broken),
-        keep_alive=keep_alive,
     )
     after = accuracy.of_version(folder, split, loss=loss)
     accuracy.require_same(before, after, same_precision=same_precision)

@@ -30,7 +30,7 @@ from keras_mixer.programs.flags import (
     read_checkpoint,
     read_config,
 )
-from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.programs.program import run_program
 from keras_mixer.run import files, suggest
 from keras_mixer.run.config import Config, ConfigError
 
@@ -176,11 +176,8 @@ def _trained(runs: list[sweep.Trial], workdir: pathlib.Path) -> Any:
 
     tf.get_logger().setLevel("ERROR")  # each run traces its own functions
     # See `trainer.fit`; of one device nothing need stay in the memory.
-    kept = None if FLAGS.virtual_devices is None else KEPT
     try:
-        return sweep.run_all(
-            runs, workdir, make_strategy(), say=_say, keep_alive=kept
-        )
+        return sweep.run_all(runs, workdir, make_strategy(), say=_say)
     except trainer.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)

@@ -25,7 +25,7 @@ from keras_mixer.programs.flags import (
     override_some,
     read_checkpoint,
 )
-from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
@@ -262,7 +262,6 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
             strategy=strategy,
             broken=data.BrokenImages(split, limit=own.max_broken),
         )
-        KEPT.append(over)
         scores, rows = classification.predict(
             subject.model, over, loss=config.train.loss, xla=config.train.xla
         )
@@ -313,7 +312,6 @@ def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
         config=config,
         strategy=strategy,
     )
-    KEPT.append(evaluators)
     found = [x for evaluator in evaluators.values() for x in evaluator()]
     return found, lambda: None
 

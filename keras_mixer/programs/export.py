@@ -18,7 +18,7 @@ from keras_mixer.programs.flags import (
     override_some,
     read_checkpoint,
 )
-from keras_mixer.programs.program import KEPT, run_program
+from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
@@ -282,7 +282,6 @@ def main(argv: list[str]) -> None:
         split=split,
         max_broken=config.data.max_broken,
         provenance=source.provenance,
-        keep_alive=KEPT,
     )
     _print(version, export.read_card(version))
 

@@ -1,32 +1,12 @@
-"""Runs a program under absl: its help, its errors, its end."""
+"""Runs a program under absl: its help and its errors."""
 
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
-
-# What a program holds until it ends; see `trainer.fit`.
-KEPT: list[Any] = []
-
-
-def _rehearses() -> bool:
-    """Whether the program has virtual devices; not all have the flag."""
-    return "virtual_devices" in FLAGS and FLAGS.virtual_devices is not None
-
-
-def _end_at_once(code: int) -> None:
-    """Ends a rehearsal on virtual devices without freeing anything.
-
-    TensorFlow 2.21 hung in one of five such programs while it freed its
-    iterators over several CPUs, when all was done and written.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def run_program(
@@ -70,15 +50,9 @@ def run_program(
         )
         try:
             main(argv)
-            if _rehearses():
-                _end_at_once(0)
         except distribute.WorkerLostError as lost:
             print(lost, file=sys.stderr, flush=True)
             sys.exit(preemption.EXIT_CODE)
-        except SystemExit as ending:
-            if _rehearses() and ending.code == preemption.EXIT_CODE:
-                _end_at_once(preemption.EXIT_CODE)
-            raise
         except expected as error:
             if os.environ.get("KERAS_MIXER_TRACEBACK"):
                 raise

@@ -187,6 +187,7 @@ def train_batches(
     split: data.Split,
     strategy: tf.distribute.Strategy,
     *,
+    policy: data.TrainPolicy | None = None,
     start_step: int = 0,
     broken: data.BrokenImages | None = None,
 ) -> Any:
@@ -204,7 +205,7 @@ def train_batches(
             split,
             batch_size=config.train.batch_size,
             image_size=config.model.side,
-            policy=config.augment.policy,
+            policy=policy or config.augment.policy,
             seed=config.train.seed,
             start_step=start_step,
             num_shards=replicas,

@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_mixer.engines import distribute
 from keras_mixer.evaluation import classification, features
+from keras_mixer.evaluation.passes import Pass
 from keras_mixer.run import checkpoint, progress
 from keras_mixer.training.run import Run
 from keras_mixer.training.state import State
@@ -41,14 +42,16 @@ class Duties:
         self._evaluators = {
             name: classification.make_evaluator(
                 state.model,
-                split,
-                batch_size=config.train.batch_size,
-                image_size=config.model.side,
-                policy=config.augment.eval_policy,
+                Pass(
+                    split,
+                    batch_size=config.train.batch_size,
+                    image_size=config.model.side,
+                    policy=config.augment.eval_policy,
+                    strategy=run.strategy,
+                    broken=run.broken_images(role, split),
+                ),
                 loss=config.train.loss,
-                strategy=run.strategy,
                 xla=config.train.xla,
-                broken=run.broken_images(role, split),
             )
             for name, (role, split) in run.evaluated.items()
         }

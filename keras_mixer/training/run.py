@@ -32,6 +32,7 @@ class Run:
       strategy: Where it computes.
       splits: What it reads.
       fewshot_sets: What the few-shot accuracy is measured on.
+      policy: The parsed training policy; None if the run is finished.
       initial: Weights to start from; None: random.
       build_model: Makes another model than a Mixer; None: a Mixer.
       result: What result.json holds if the run is finished, else None.
@@ -42,6 +43,7 @@ class Run:
     strategy: tf.distribute.Strategy
     splits: data.Splits
     fewshot_sets: Sequence[data.FewshotData]
+    policy: data.TrainPolicy | None
     initial: weights_lib.Parameters | None
     build_model: assembly.BuildModel | None
     result: dict[str, Any] | None
@@ -83,8 +85,9 @@ class Run:
             path, config, splits.train.class_names, other_model
         )
         fewshot_sets: Sequence[data.FewshotData] = ()
+        policy = None
         if result is None:
-            _check(config, splits, strategy)
+            policy = _parse_policies(config, splits, strategy)
             if config.fewshot.data:
                 fewshot_sets = data.open_fewshot(config)
         return cls(
@@ -93,6 +96,7 @@ class Run:
             strategy,
             splits,
             fewshot_sets,
+            policy,
             initial,
             build_model,
             result,
@@ -157,6 +161,7 @@ class Run:
             self.config,
             self.splits.train,
             self.strategy,
+            policy=self.policy,
             start_step=start_step,
             broken=self.broken,
         )
@@ -214,24 +219,28 @@ class Run:
         )
 
 
-def _check(
+def _parse_policies(
     config: Config, splits: data.Splits, strategy: tf.distribute.Strategy
-) -> None:
-    """Raises ValueError for a batch size or a policy that cannot be used."""
+) -> data.TrainPolicy:
+    """Returns the training policy, after a check of the batch and of both.
+
+    Raises:
+      ValueError: The batch size or a policy cannot be used.
+    """
     distribute.check_batch_size(
         config.train.batch_size, strategy, config.train.accumulate
-    )
-    data.parse_train_policy(
-        config.augment.policy,
-        splits.train,
-        image_size=config.model.side,
-        shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
-        mixup=config.mixup,
     )
     policy_lib.parse(
         config.augment.eval_policy,
         config.model.side,
         splits.evaluation.image_size,
+    )
+    return data.parse_train_policy(
+        config.augment.policy,
+        splits.train,
+        image_size=config.model.side,
+        shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
+        mixup=config.mixup,
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from keras_mixer import data
 from keras_mixer.engines import step
-from keras_mixer.evaluation import classification
+from keras_mixer.evaluation import classification, passes
 from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests.training.common import assert_same_weights, lines_of, small
@@ -424,14 +424,16 @@ def test_hosts_that_saw_few_have_seen_too_many(zoo, strategy_of):
     seen.names |= broken  # as if another host had reported them
     evaluator = classification.make_evaluator(
         model,
-        split,
-        batch_size=8,
-        image_size=8,
-        policy="resize",
+        passes.Pass(
+            split,
+            batch_size=8,
+            image_size=8,
+            policy="resize",
+            strategy=strategy_of(1),
+            broken=seen,
+        ),
         loss="softmax",
-        strategy=strategy_of(1),
         xla=False,
-        broken=seen,
     )
     with pytest.raises(data.DataError, match="4 of the 30 .* allows 3"):
         evaluator()

@@ -68,12 +68,14 @@ def pass_over(split, strategy, batch_size=16, **options):
 def evaluator_of(model, split, strategy, *, batch_size, loss, xla):
     return classification.make_evaluator(
         model,
-        split,
-        batch_size=batch_size,
-        image_size=2,
-        policy="resize",
+        passes.Pass(
+            split,
+            batch_size=batch_size,
+            image_size=2,
+            policy="resize",
+            strategy=strategy,
+        ),
         loss=loss,
-        strategy=strategy,
         xla=xla,
     )
 

@@ -10,7 +10,7 @@ import pytest
 
 import keras_mixer
 from keras_mixer import data, weights as weights_lib
-from keras_mixer.evaluation import classification
+from keras_mixer.evaluation import classification, passes
 from keras_mixer.run import (
     checkpoint,
     config as config_lib,
@@ -75,12 +75,14 @@ def test_a_loaded_model_scores_as_the_run_did(finished, strategy_of):
     assert loaded_config == config_lib.load(workdir / "config.json")
     scores = classification.make_evaluator(
         model,
-        data.open_split("digits", "test[:70]"),
-        batch_size=7,
-        image_size=8,
-        policy="resize",
+        passes.Pass(
+            data.open_split("digits", "test[:70]"),
+            batch_size=7,
+            image_size=8,
+            policy="resize",
+            strategy=strategy_of(1),
+        ),
         loss="softmax",
-        strategy=strategy_of(1),
         xla=False,
     )()
     assert scores["accuracy"] == result["accuracy"]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from keras_mixer import data
-from keras_mixer.evaluation import classification
+from keras_mixer.evaluation import classification, passes
 from keras_mixer.run import checkpoint, config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests.training.common import RANDOM, assert_same_weights, lines_of, small
@@ -209,12 +209,14 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
     model = assembly.load_trained(tmp_path, "best").model
     scores = classification.make_evaluator(
         model,
-        data.open_split("digits", "test[:70]"),
-        batch_size=70,
-        image_size=8,
-        policy="resize",
+        passes.Pass(
+            data.open_split("digits", "test[:70]"),
+            batch_size=70,
+            image_size=8,
+            policy="resize",
+            strategy=strategy_of(1),
+        ),
         loss="softmax",
-        strategy=strategy_of(1),
         xla=False,
     )()
     assert scores["accuracy"] == of["test[:70]"][want]
