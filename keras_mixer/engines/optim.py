@@ -1,15 +1,18 @@
 """Learning-rate schedules and optimizers."""
 
+import dataclasses
 import math
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_mixer.run import suggest
 from keras_mixer.run.config import OptimConfig
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
+@dataclasses.dataclass
 class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0, then linear, cosine or no decay.
 
@@ -17,7 +20,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     utils.py: at step s of T with warm-up W, the rate is
     `lr * min(1, s / W) * decay((s - W) / (T - W))`.
 
-    Args:
+    Attributes:
       lr: Peak learning rate.
       total_steps: Updates of the whole run (T).
       warmup_steps: Updates of the warm-up (W).
@@ -28,30 +31,22 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
       ValueError: `decay` is unknown or the warm-up as long as the run.
     """
 
-    def __init__(
-        self,
-        lr: float,
-        *,
-        total_steps: int,
-        warmup_steps: int = 0,
-        decay: str = "linear",
-        end_factor: float = 1e-5,
-    ):
-        if decay not in ("linear", "cosine", "constant"):
-            raise ValueError(
-                'decay must be "linear", "cosine" or "constant". '
-                f"Received: {decay!r}"
-            )
-        if not 0 <= warmup_steps < total_steps:
+    lr: float
+    _: dataclasses.KW_ONLY
+    total_steps: int
+    warmup_steps: int = 0
+    decay: str = "linear"
+    end_factor: float = 1e-5
+
+    def __post_init__(self) -> None:
+        suggest.check_choice(
+            "decay", self.decay, ("linear", "cosine", "constant")
+        )
+        if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(
                 "warmup_steps must be at least 0 and below total_steps="
-                f"{total_steps}. Received: {warmup_steps}"
+                f"{self.total_steps}. Received: {self.warmup_steps}"
             )
-        self.lr = lr
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
-        self.decay = decay
-        self.end_factor = end_factor
 
     def __call__(self, step: Any) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
@@ -67,13 +62,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         return lr
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            "lr": self.lr,
-            "total_steps": self.total_steps,
-            "warmup_steps": self.warmup_steps,
-            "decay": self.decay,
-            "end_factor": self.end_factor,
-        }
+        return dataclasses.asdict(self)
 
 
 class _TakesSums:
