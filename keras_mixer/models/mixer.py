@@ -18,8 +18,9 @@ from keras_mixer import weights as weights_lib
 from keras_mixer.models import arguments, layers
 from keras_mixer.models.arguments import Options
 from keras_mixer.run import suggest
+from keras_mixer.weights.parameters import Parameters
 
-Weights = str | os.PathLike[str] | weights_lib.Parameters | None
+Weights = str | os.PathLike[str] | Parameters | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def get_variant(name: str) -> Variant:
 
 def fit_variant(
     variant: Variant,
-    found: weights_lib.Parameters,
+    found: Parameters,
     grid: tuple[int, int],
     resize_tokens: Literal["expand", "resample"],
 ) -> Variant:

@@ -7,6 +7,8 @@ them into a model.
 Needs keras and NumPy alone; timm's files need the package safetensors.
 """
 
+import keras as keras  # before the modules below: it imports keras_mixer.models
+
 from keras_mixer.weights.formats import (
     is_keras_file as is_keras_file,
     is_path as is_path,

@@ -177,6 +177,15 @@ def test_importing_the_package_registers_its_layers(imports):
     assert "keras_mixer.models.layers.MixerBlock" in line
 
 
+@pytest.mark.parametrize(
+    "imports", ["keras_mixer; keras_mixer.weights.get", "keras_mixer.weights"]
+)
+def test_weights_may_be_imported_first(imports):
+    """Importing Keras there imports the models, which import the weights."""
+    code = f"import {imports}; print('imported')"
+    assert run_python(code, KERAS_BACKEND="numpy") == "imported"
+
+
 def test_programs_are_quiet_and_libraries_change_no_environment():
     show = "import os; print(os.environ.get('TF_CPP_MIN_LOG_LEVEL'))"
     code = "import os; os.environ.pop('TF_CPP_MIN_LOG_LEVEL', None); import {};"
