@@ -86,8 +86,9 @@ def _train(
         while state.step < run.total_steps:
             count = run.steps_until_due(state.step)
             stop = state.advance(batches, count, signals.came)
-            # Of several workers all must have heard of the signal.
-            duties.perform(state, stop or (run.is_alone and signals.came))
+            # Several workers stop only once all have heard of the signal.
+            alone = distribute.is_alone(run.strategy)
+            duties.perform(state, stop or (alone and signals.came))
         return duties.finish(state)
     except BaseException:
         duties.abandon()

@@ -6,7 +6,7 @@ import functools
 import pathlib
 import types
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -108,11 +108,6 @@ class Run:
         return distribute.is_chief(self.strategy)
 
     @property
-    def is_alone(self) -> bool:
-        """Whether no other process takes part."""
-        return distribute.is_alone(self.strategy)
-
-    @property
     def total_steps(self) -> int:
         """Updates of the whole run."""
         return self.config.train.total_steps
@@ -141,19 +136,16 @@ class Run:
         """The broken images of the training split."""
         return self.broken_images("train", self.splits.train)
 
-    @contextlib.contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self) -> contextlib.AbstractContextManager[None]:
         """Writes what the run is into its workdir, and keeps others out."""
         if not self.is_chief:
-            yield
-            return
-        with workdir_lib.claim(
+            return contextlib.nullcontext()
+        return workdir_lib.claim(
             self.workdir,
             self.config,
             self.splits.train.class_names,
             _name_of(self.build_model),
-        ):
-            yield
+        )
 
     def train_batches(self, start_step: int) -> Any:
         """Returns an iterator over the batches from a step on."""
@@ -183,7 +175,7 @@ class Run:
 
     def compare_with_other_workers(self, step: int) -> None:
         """Raises WorkdirError unless all workers go on from the same."""
-        if self.is_alone:
+        if distribute.is_alone(self.strategy):
             return
         config = dataclasses.asdict(self.config)
         del config["data"]["data_dir"]  # may differ from host to host
@@ -204,10 +196,7 @@ class Run:
 
     def describe(self, model: keras.Model) -> str:
         """Returns what the run is, for people."""
-        parts = [
-            self.splits.train,
-            *(split for _, split in self.evaluated.values()),
-        ]
+        parts = [self.splits.train, *(s for _, s in self.evaluated.values())]
         described = "; ".join(
             f"{split.name}: {split.num_examples:,} examples" for split in parts
         )
