@@ -162,7 +162,6 @@ def lower_train_step(subject: Subject, *, size: int) -> Step:
       size: Examples of the replica.
     """
     config = subject.config
-    assert config.model.image_size is not None
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
     with strategy.scope():
         model, optimizer, _ = assembly.build_training(
@@ -171,7 +170,7 @@ def lower_train_step(subject: Subject, *, size: int) -> Step:
     spec = data.train_batch_spec(
         config.augment.policy,
         size=size,
-        image_size=config.model.image_size,
+        image_size=config.model.side,
         num_classes=subject.num_classes,
         mixup=config.mixup,
     )

@@ -280,8 +280,7 @@ def _rows(figures: Figures, subject: lowering.Subject) -> list[tuple[str, str]]:
         ),
     ]
     if subject.num_examples is not None:
-        steps = subject.config.train.steps
-        assert steps is not None
+        steps = subject.config.train.total_steps
         # With the all-reduce, without the evaluations.
         least = f.batch_per_chip / bound + f.all_reduce_seconds
         estimate = cost.estimated_seconds + f.all_reduce_seconds

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import data, export
-from keras_mixer.export import accuracy, classifier, fresh
+from keras_mixer.export import accuracy, classifier, fresh, saved_model
 from tests.export.small_model import (
     CLASSES,
     NAMES,
@@ -104,7 +104,15 @@ def test_another_answer_is_refused(
         fresh.check(exported.version, parts, options)
 
 
-def test_another_answer_is_no_version(model, exported, tmp_path, monkeypatch):
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Exports without the SavedModel, for tests of what comes after it."""
+    monkeypatch.setattr(saved_model, "_save", lambda *_: {})
+
+
+def test_another_answer_is_no_version(
+    model, exported, unsaved, tmp_path, monkeypatch
+):
     drafts = []
 
     def run(kind, folder, request):
@@ -248,7 +256,9 @@ def test_too_many_broken_images(folder_split):
         )
 
 
-def test_another_accuracy_is_no_version(trusting, model, tmp_path, monkeypatch):
+def test_another_accuracy_is_no_version(
+    trusting, unsaved, model, tmp_path, monkeypatch
+):
     before = {"accuracy": 0.5, "loss": 1.0, "count": 40}
     after = {**before, "loss": 1.1}
     monkeypatch.setattr(accuracy, "of_model", lambda *_, **__: before)

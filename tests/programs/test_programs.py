@@ -16,7 +16,7 @@ import sys
 import types
 
 import pytest
-from absl import flags
+from absl import app, flags
 
 from keras_mixer import weights as weights_lib
 from keras_mixer.programs import eval as eval_program, train as train_program
@@ -25,7 +25,7 @@ from keras_mixer.training import assembly, loop
 from tests.conftest import ROOT
 
 MODEL = (
-    "model.num_blocks=2",
+    "model.num_blocks=1",
     "model.hidden_dim=16",
     "model.tokens_mlp_dim=8",
     "model.channels_mlp_dim=16",
@@ -66,6 +66,7 @@ def run_here(monkeypatch, tmp_path, capsys):
     What it returns has `stdout` and `stderr`, as that of `run_process`.
     """
     monkeypatch.chdir(tmp_path)
+    app.define_help_flags()  # once in a process, and the flags below go
 
     def run(name, *arguments, fails=False):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -110,9 +111,13 @@ def losses_of(workdir):
     ]
 
 
-def test_train_again(trained, run_here, tmp_path):
+def test_train_again(trained, run_here):
     again = run_here("train.py", f"--workdir={trained}", *SMALL).stdout
     assert "is finished" in again
+
+
+@pytest.mark.slow
+def test_train_again_from_the_file(trained, run_here, tmp_path):
     run_here(
         "train.py",
         f"--config={trained / 'config.json'}",
@@ -129,7 +134,8 @@ def test_evaluate(trained, run_here, tmp_path):
         f"--workdir={trained}",
         "--task=classification",
         f"--output={file}",
-        "train.batch_size=9",
+        "--strategy=one_device",
+        "train.batch_size=99",
         "data.eval_split=train",
     ).stdout
     scores = json.loads(out)
@@ -214,7 +220,9 @@ def test_few_shot(trained, run_here):
     assert f"{results[1]['accuracy']:.4f} ± " in process.stderr
 
 
-def test_no_arguments_train_the_default(run_here, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """What a program asks `fit` for, which trains nothing."""
     asked = {}
 
     def fit(config, **options):
@@ -222,11 +230,26 @@ def test_no_arguments_train_the_default(run_here, monkeypatch):
         return {"split": "test", "step": 2245, "accuracy": 0.98765}
 
     monkeypatch.setattr(loop, "fit", fit)
+    return asked
+
+
+def test_no_arguments_train_the_default(run_here, asked):
     out = run_here("train.py").stdout
     assert out == "test accuracy at step 2,245: 0.9877\n"
     assert asked["config"] == recipes.digits()
     assert asked["config"].recipe == recipes.DEFAULT_RECIPE == "digits"
     assert asked["workdir"] == pathlib.Path("runs", "digits")
+
+
+def test_a_config_file_in_place_of_a_recipe(trained, run_here, asked):
+    file = trained / "config.json"
+    run_here("train.py", f"--config={file}", "--workdir=b", "optim.lr=1")
+    config = config_lib.load(file)
+    assert config.train.steps == 12
+    assert asked["config"] == config_lib.override(config, ["optim.lr=1"])
+    assert asked["workdir"] == "b"
+    both = ("train.py", f"--config={file}", "--recipe=digits")
+    assert "not both" in run_here(*both, fails=True).stderr
 
 
 @pytest.mark.slow

@@ -110,14 +110,29 @@ def small(tmp_path):
     return values, path
 
 
-@pytest.mark.parametrize("variant", RELEASED)
+@pytest.mark.parametrize(
+    ("dims", "side"),
+    [
+        pytest.param(SMALL, 8, id="small"),
+        *(
+            pytest.param(
+                models.get_variant(v), 224, id=v, marks=pytest.mark.slow
+            )
+            for v in RELEASED
+        ),
+    ],
+)
 @pytest.mark.parametrize("layout", ["official", "legacy"])
-def test_full_size_round_trip(variant, layout, tmp_path):
-    dims = models.get_variant(variant)
-    values = random_parameters(dims)
+def test_round_trip(dims, side, layout, tmp_path):
+    values = random_parameters(dims, side=side)
     path = tmp_path / "mixer.npz"
     np.savez(path, **(legacy(values) if layout == "legacy" else values))
-    model = models.Mixer(variant, weights=path, classifier_activation=None)
+    model = models.Mixer(
+        dims,
+        weights=path,
+        input_shape=(side, side, 3),
+        classifier_activation=None,
+    )
     if layout == "official":  # back again, all bits
         path.unlink()
         weights.save_npz(model, path)
@@ -126,7 +141,7 @@ def test_full_size_round_trip(variant, layout, tmp_path):
             for key, value in values.items():
                 np.testing.assert_array_equal(file[key], value)
     path.unlink()
-    images = reference.random_images(1, 224, 224, 3)
+    images = reference.random_images(1, side, side, 3)
     want = reference.forward(images, values)
     assert reference.relative_error(model(images), want) <= 1e-5
 
@@ -170,6 +185,7 @@ def test_saved_bytes_are_stable(small, tmp_path):
         weights.save_npz(keras.Sequential([keras.Input((2,))]), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["S/32", "S/16", "B/16"])
 @pytest.mark.parametrize("k", [2, 3])
 def test_expansion_at_full_size_is_the_mean_over_crops(variant, k, tmp_path):
@@ -192,7 +208,7 @@ def test_expansion_at_full_size_is_the_mean_over_crops(variant, k, tmp_path):
     assert reference.relative_error(got, want) <= 1e-5
 
 
-@pytest.mark.parametrize("factors", [(1, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("factors", [(1, 2), (3, 1), (2, 2), (2, 3)])
 def test_expansion_per_axis(small, factors, tmp_path):
     values, path = small
     height, width = 8 * factors[0], 8 * factors[1]
@@ -209,6 +225,13 @@ def test_expansion_per_axis(small, factors, tmp_path):
     ]
     want = reference.forward(np.concatenate(crops), values).mean(0)[None]
     assert reference.relative_error(model(image), want) <= 1e-5
+    found = weights.read(path)
+    width_of_mlp = weights.resized_mlp_dim(
+        found, (height // 4, width // 4), "expand", 4
+    )
+    block = model.get_layer("MixerBlock_0")
+    assert block.tokens_mlp_dim == width_of_mlp
+    assert width_of_mlp == SMALL.tokens_mlp_dim * factors[0] * factors[1]
     # What was expanded and saved loads again at its own size.
     weights.save_npz(model, tmp_path / "large.npz")
     if factors == (1, 2):  # 8 tokens are no square: taken as they are
@@ -439,7 +462,7 @@ def test_one_mixer_at_a_time(small):
 def test_options_are_checked_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(weights, "get", lambda *_: pytest.fail("read"))
     for options, message in (
-        ({"head": "zero"}, "'keep', 'fresh'.*'zero'"),
+        ({"head": "zero"}, "head.*'keep', 'fresh'.*'zero'"),
         ({"classes": 0}, "classes must be positive"),
         ({"resize_tokens": "bicubic"}, "'resample'.*'bicubic'"),
         ({"input_shape": (225, 224, 3)}, "multiple of the patch size"),
@@ -477,19 +500,21 @@ def fake_bucket(monkeypatch, tmp_path):
     return served, folder, calls
 
 
-def test_download_validates_before_it_renames(fake_bucket):
+def test_download_validates_before_it_renames(fake_bucket, monkeypatch):
     served, folder, calls = fake_bucket
-    values = random_parameters(models.get_variant("S/32"), classes=1000)
+    monkeypatch.setitem(models.VARIANTS, "S/32", SMALL)
+    options = {"weights": "gsam", "input_shape": (8, 8, 3)}
+    values = random_parameters(SMALL, side=8, classes=1000)
     np.savez(served, **values)
     whole = served.read_bytes()
     for broken in (whole[: len(whole) // 2], b"<html>404</html>"):
         served.write_bytes(broken)
         with pytest.raises(weights.WeightsError, match="Cannot read"):
-            keras_mixer.MixerS32(weights="gsam")
+            keras_mixer.MixerS32(**options)
         assert list(folder.iterdir()) == []
     served.write_bytes(whole)
     for _ in range(2):  # the second time from the cache
-        model = keras_mixer.MixerS32(weights="gsam")
+        model = keras_mixer.MixerS32(**options)
     np.testing.assert_array_equal(
         model.get_layer("head").kernel, values["head/kernel"]
     )

@@ -1,13 +1,12 @@
 """Fixed permutations of an image's pixels (paper, sect. 4.5 and Fig. 4).
 
-    shuffle_patches(patch, seed)   the patches change places, and the pixels
-                                   inside each patch too, in the same way in
-                                   all patches: a Mixer with patches of this
-                                   size does not notice
-    shuffle_pixels(seed)           all pixels change places
+    shuffle_patches(patch, seed)   permutes the patches, and the pixels inside
+                                   each patch in the same way: a Mixer with
+                                   patches of this size does not notice
+    shuffle_pixels(seed)           permutes all pixels
 
-They are the last step of a policy. The permutation is a function of the size
-and the seed alone: the same for all images, in training and in evaluation.
+A permutation is the last step of a policy. It depends on the size and the seed
+alone, so it is the same for all images, in training and in evaluation.
 Channels stay together.
 """
 
@@ -25,9 +24,9 @@ HELP = tuple(f"{name}({', '.join(n)})" for name, n in _NUMBERS.items())
 
 
 class Permutation(NamedTuple):
-    """A permutation of pixels; `patch` is None where all are shuffled.
+    """A permutation of pixels.
 
-    `patch` is the side of a patch, in pixels.
+    `patch` is the side of a patch in pixels, None if all pixels are shuffled.
     """
 
     patch: int | None
@@ -39,27 +38,27 @@ class Permutation(NamedTuple):
         return f"shuffle_patches({self.patch}, {self.seed})"
 
     def check(self, side: int, policy: str) -> None:
-        """Raises ValueError if images of `side` pixels have no such patches.
+        """Raises ValueError if the patches do not fit an image.
 
         Args:
-          side: Of the square image, in pixels.
-          policy: The step's, for the error.
+          side: Side of the square image, in pixels.
+          policy: What the error quotes.
         """
         if self.patch is None or side % self.patch == 0:
             return
         fitting = [str(p) for p in range(1, side + 1) if side % p == 0]
         raise ValueError(
             f"{self} in the policy {policy!r} does not fit images of {side} x "
-            f"{side} pixels: the patch divides the side. Received: patch="
+            f"{side} pixels: the patch must divide the side. Received: patch="
             f"{self.patch}. Those that do: {', '.join(fitting)}"
         )
 
     def parts(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the permutation of the patches and that inside of a patch.
+        """Returns the permutation of the patches and that inside a patch.
 
-        Entry i of each is the place that comes to place i, both in row-major
-        order: ints `[(side / patch)^2]` and `[patch^2]`. Without patches the
-        whole image is the one patch.
+        Entry i is the place that comes to place i, in row-major order: ints
+        `[(side / patch)^2]` and `[patch^2]`. Without patches, the whole image
+        is the one patch.
         """
         patch = self.patch or side
         rng = np.random.default_rng(self.seed)
@@ -72,7 +71,7 @@ class Permutation(NamedTuple):
         """Returns which pixel comes to each place, ints `[side^2]`, row-major.
 
         Args:
-          side: Of the square image, in pixels.
+          side: Side of the square image, in pixels.
         """
         patch = self.patch or side
         grid = side // patch
@@ -90,7 +89,7 @@ class Permutation(NamedTuple):
 
 
 def _parse(text: str, policy: str) -> Permutation | None:
-    """Reads a step; None if it is another one."""
+    """Reads a step. Returns None if it is not a permutation."""
     match = _STEP.fullmatch(text)
     if match is None or match[1] not in _NUMBERS:
         return None
@@ -118,7 +117,7 @@ def split(policy: str) -> tuple[str, Permutation | None]:
 
     Returns:
       The policy without it ("resize" if nothing is left) and the permutation,
-      or the policy and None.
+      or the policy and None if there is none.
 
     Raises:
       ValueError: It cannot be read, or is not the last step.

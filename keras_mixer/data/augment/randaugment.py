@@ -1,33 +1,34 @@
 """Google's RandAugment (arXiv 1909.13719) as stateless TensorFlow ops.
 
-Facts and figures are those of google-research/big_vision, pp/autoaugment.py
-(before it tensorflow/tpu, efficientnet/autoaugment.py), on which the paper's
-ImageNet rows rest. A level is magnitude / 10: at magnitude 15 images turn by
-45 degrees, shear by 0.45, move by 150 pixels, lose a square of side 120.
+The operations and their numbers are those of google-research/big_vision,
+pp/autoaugment.py (before it tensorflow/tpu, efficientnet/autoaugment.py), which
+the paper's ImageNet results used. A level is magnitude / 10. At magnitude 15
+images turn by 45 degrees, shear by 0.45, move by 150 pixels and lose a square
+of side 120.
 
 That code differs from PIL, and the published recipes contain the differences.
 `pil=True` takes PIL's function for the first three:
 
-- Contrast blends with the number of pixels / 256 (224 x 224: 196; 256 x 256
-  and more: white), where PIL takes the mean of the grey image.
+- Contrast blends with the number of pixels / 256 (196 at 224 x 224, white from
+  256 x 256 on). PIL takes the mean of the grey image.
 - Solarize's threshold int(25.6 magnitude) overflows uint8: 15 acts as 128, not
   384, and 0, 10, 20 and 30 invert everything. In PIL 256 and more do nothing.
-- Posterize keeps int(0.4 magnitude) bits: a higher magnitude is a weaker one,
-  and 20 to 22 do nothing. Above, the shift by a negative number overflows and
-  acts as the largest: 23 and more keep one bit, in PIL all 8. Magnitudes below
-  3, of no bits, keep one in both.
-- Translate counts pixels, 10 per magnitude, whatever the size of the image.
-- ShearX and ShearY hold the middle of the first row or column, where PIL holds
-  its edge: they lie half a level, 0.23 pixels at 15, apart. Where the nearest
-  of two pixels is a matter of rounding, PIL may take the other.
-- What is not whole is truncated: AutoContrast is within 1 level of PIL; Color,
-  Contrast and Sharpness are within 2 up to magnitude 15, and above within
-  1 + |1 - factor|, 5 at 30.
+- Posterize keeps int(0.4 magnitude) bits: a higher magnitude is weaker, and 20
+  to 22 do nothing. Above, the shift by a negative number overflows and acts as
+  the largest one: 23 and more keep one bit, in PIL all 8. Magnitudes below 3
+  would keep no bit, and keep one in both.
+- Translate moves by 10 pixels per magnitude, whatever the size of the image.
+- ShearX and ShearY hold the middle of the first row or column, PIL its edge.
+  They lie half a level apart, 0.23 pixels at 15. Where the nearest of two
+  pixels is a matter of rounding, PIL may take the other one.
+- Fractions are truncated: AutoContrast is within 1 level of PIL; Color,
+  Contrast and Sharpness are within 2 up to magnitude 15, and within
+  1 + |1 - factor| above, 5 at 30.
 
-Deviates from that code by the rounding of floats, at most 1 level of what is
-blended: Sharpness smooths in whole numbers, where a float32 convolution falls
-one short of some multiples of 13, other ones on other machines (0.4 % of the
-pixels); Color's grey differs for 2 colours in 100 000.
+Deviates from that code by the rounding of floats, by at most 1 level of what
+is blended. Sharpness smooths in whole numbers; a float32 convolution falls one
+short of some multiples of 13, which ones depends on the machine (0.4 % of the
+pixels). Color's grey differs for 2 colours in 100 000.
 """
 
 import functools
@@ -40,15 +41,15 @@ _MAX_LEVEL = 10.0
 _TRANSLATE = 100.0  # pixels at level 1
 _CUTOUT = 40.0  # half the side of the box at level 1
 _FILL = 128
-# Rec. 601 as tf.image.rgb_to_grayscale has it, with the 255.5 / 255 of its way
-# back to uint8.
+# Rec. 601 as in tf.image.rgb_to_grayscale, times the 255.5 / 255 of its
+# conversion back to uint8.
 _GREY = tuple(weight * 255.5 / 255.0 for weight in (0.2989, 0.587, 0.114))
 
 Operation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def _to_uint8(values: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """Clips and truncates floats, in the shape of the image they come from."""
+    """Clips and truncates floats, and gives them the shape of `like`."""
     values = tf.minimum(tf.maximum(values, 0.0), 255.0)
     return tf.reshape(tf.cast(values, tf.uint8), tf.shape(like))
 
@@ -70,7 +71,7 @@ def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: float) -> tf.Tensor:
 
 
 def autocontrast(image: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel to 0..255; one of a single value stays."""
+    """Stretches each channel to 0..255, unless it has a single value."""
     rows = tf.cast(_rows(image), tf.float32)
     low = tf.reduce_min(tf.reshape(tf.reduce_min(rows, 0), [-1, 3]), 0)
     high = tf.reduce_max(tf.reshape(tf.reduce_max(rows, 0), [-1, 3]), 0)
@@ -107,12 +108,12 @@ def invert(image: tf.Tensor) -> tf.Tensor:
 
 
 def affine(image: tf.Tensor, transform: tuple) -> tf.Tensor:
-    """Maps the pixel (x, y) of the output to a pixel of the image.
+    """Takes each pixel (x, y) from (a x + b y - c, d x + e y - f).
 
-    The nearest to (a x + b y - c, d x + e y - f) in pixels, counted from the
-    middle of the first one; grey where that lies outside. It is
-    tf.raw_ops.ImageProjectiveTransformV3 (tfa.image.transform), pixel for
-    pixel and in a quarter of its time, which goes channel by channel.
+    The nearest pixel counts, from the middle of the first one; grey where that
+    lies outside. Equals tf.raw_ops.ImageProjectiveTransformV3
+    (tfa.image.transform) to the pixel, in a quarter of its time: that one goes
+    channel by channel.
 
     Args:
       image: uint8 `[height, width, 3]`.
@@ -123,14 +124,14 @@ def affine(image: tf.Tensor, transform: tuple) -> tf.Tensor:
     height, width = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
     x = tf.range(width)[None]  # [1, width]
     y = tf.range(height)[:, None]  # [height, 1]
-    # [height, width]. Rounded in the kernel's order, which a graph changes in
-    # a sum of three (see _sum), but not in a difference.
+    # [height, width]. Rounded in the kernel's order: graphs reorder a sum of
+    # three (see _sum), but not a difference.
     column = a * x + b * y - c
     row = d * x + e * y - f
     inside = (column > -0.5) & (column < width - 0.5)
     inside &= (row > -0.5) & (row < height - 0.5)
-    # std::round takes halves away from 0, tf.round to even. The float below
-    # 0.5: with 0.5 itself 0.49999997 would become 1.
+    # std::round takes halves away from 0, tf.round to even. This is the float
+    # below 0.5; with 0.5 itself, 0.49999997 would become 1.
     half = 0.49999997
     index = tf.cast(row + half, tf.int32) * shape[1]
     index += tf.cast(column + half, tf.int32)
@@ -143,9 +144,9 @@ def affine(image: tf.Tensor, transform: tuple) -> tf.Tensor:
 def _sum(*terms: tf.Tensor) -> tf.Tensor:
     """Adds scalars from left to right, in a graph too.
 
-    Graphs are optimized to sums in another order, whose last bit may differ:
-    then pixels halfway between two, a whole diagonal at 45 degrees, go to the
-    other side, and an image differs from the eager one.
+    Optimized graphs add in another order, and the last bit may differ. Then
+    pixels halfway between two, such as a diagonal at 45 degrees, go to the
+    other side, and the image differs from the eager one.
     """
     return tf.cumsum(tf.stack(terms))[-1]
 
@@ -176,17 +177,13 @@ def translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
     size = tf.shape(image)[axis]
     pixels = tf.clip_by_value(pixels, -size, size)
     before, after = tf.maximum(-pixels, 0), tf.maximum(pixels, 0)
-
-    def grey(length: tf.Tensor) -> tf.Tensor:
-        shape = tf.unstack(tf.shape(image))
-        shape[axis] = length
-        return tf.fill(shape, tf.constant(_FILL, tf.uint8))
-
+    paddings = [[0, 0], [0, 0], [0, 0]]
+    paddings[axis] = [before, after]
     if axis == 0:
         kept = image[after : size - before]
     else:
         kept = image[:, after : size - before]
-    return tf.concat([grey(before), kept, grey(after)], axis)
+    return tf.pad(kept, paddings, constant_values=_FILL)
 
 
 def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
@@ -226,7 +223,7 @@ def color(image: tf.Tensor, factor: float) -> tf.Tensor:
 
 
 def contrast(image: tf.Tensor, factor: float, pil: bool = False) -> tf.Tensor:
-    """Scales the distance from one grey: see the module's docstring."""
+    """Scales the distance from one grey (see the module's docstring)."""
     if pil:
         mean = tf.floor(tf.reduce_mean(_grey(image)) + 0.5)
     else:
@@ -276,8 +273,8 @@ def operations(magnitude: int, pil: bool = False) -> dict[str, Operation]:
     """Returns the 16 operations at one magnitude, in the reference's order.
 
     Args:
-      magnitude: On the scale on which 10 is full strength; it may be more.
-      pil: Contrast, Solarize and Posterize as PIL has them.
+      magnitude: 10 is full strength; it may be more.
+      pil: Contrast, Solarize and Posterize as in PIL.
 
     Returns:
       Name -> `f(image, draws)`: uint8 `[height, width, 3]` and three numbers
@@ -288,7 +285,7 @@ def operations(magnitude: int, pil: bool = False) -> dict[str, Operation]:
     if pil:
         bits, threshold = min(max(bits, 1), 8), min(threshold, 256)
     else:
-        # What uint8 makes of the shift 8 - bits, and the kernels of it.
+        # What uint8, and then the kernels, make of the shift 8 - bits.
         bits = 8 - min((8 - bits) % 256, 7)
         threshold %= 256
     factor = level * 1.8 + 0.1  # Color, Contrast, Brightness, Sharpness
@@ -357,9 +354,9 @@ def randaugment(
 
     Args:
       image: uint8 `[height, width, 3]`.
-      seed: Two integers: the same ones, the same image.
+      seed: Two integers; the same ones give the same image.
       layers: Operations one after another.
-      magnitude: Of every operation, on the scale on which 10 is full strength.
+      magnitude: Strength of every operation; 10 is full strength.
       pil: See `operations`.
 
     Returns:

@@ -84,7 +84,7 @@ def test_small_images_keep_their_size(shape):
     ("magnitude", "pil"),
     [
         (15, False),
-        (30, True),
+        pytest.param(30, True, marks=pytest.mark.slow),
         *(
             pytest.param(magnitude, pil, marks=pytest.mark.slow)
             for magnitude, pil in ((0, False), (7, False), (10, True))
