@@ -28,7 +28,7 @@ import keras_mixer
 from keras_mixer.engines import distribute, optim
 from keras_mixer.run import checkpoint
 from keras_mixer.run.config import OptimConfig
-from keras_mixer.training import loop as trainer
+from keras_mixer.training import state as state_lib
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
         checkpoints.save(
             i,
             {
-                part: {k: trainer._snapshot(v) for k, v in variables.items()}
+                part: {k: state_lib._value(v) for k, v in variables.items()}
                 for part, variables in state.items()
             },
         )
