@@ -55,9 +55,14 @@ class Duties:
             )
             for name, (role, split) in run.evaluated.items()
         }
-        self._fewshot_evaluators = features.make_fewshot_evaluators(
-            state.model, run.fewshot_sets, config=config, strategy=run.strategy
-        )
+        self._fewshot_evaluators = {}
+        if run.fewshot_sets:  # another model than a Mixer may have no features
+            self._fewshot_evaluators = features.make_fewshot_evaluators(
+                state.model,
+                run.fewshot_sets,
+                config=config,
+                strategy=run.strategy,
+            )
         self._evaluation_seconds = 0.0  # of this process
         # From which a later step was finite.
         self._good_checkpoint: str | None = None
