@@ -113,7 +113,7 @@ def test_training_goes_on_without_them(
     assert "One of JPEG" in shown
 
 
-def test_the_run_stops_where_too_many_are_broken(zoo, tmp_path, strategy_of):
+def test_the_run_stops_at_a_broken_image(zoo, tmp_path, strategy_of):
     root, broken = zoo
     with pytest.raises(data.DataError) as caught:
         trainer.fit(
@@ -123,8 +123,13 @@ def test_the_run_stops_where_too_many_are_broken(zoo, tmp_path, strategy_of):
     assert "1 of the 30 images" in message
     assert any(name in message for name in broken)
     assert "data.max_broken=0.067" in message
-    # Three are allowed, the fourth is one too many, and is so again. Good
-    # test images, so that it is the training split that stops the run.
+
+
+@pytest.mark.slow
+def test_the_run_stops_where_too_many_are_broken(zoo, tmp_path, strategy_of):
+    """Three are allowed. The fourth stops the run, and stops it again."""
+    root, broken = zoo
+    # Good test images, so that it is the training split that stops the run.
     two = tmp_path / "two"
     for part in ("train", "test"):
         shutil.copytree(root, two / part)
@@ -144,9 +149,8 @@ def test_the_run_stops_where_too_many_are_broken(zoo, tmp_path, strategy_of):
     assert result["count"] == 26
 
 
-@pytest.mark.parametrize(
-    "replicas", [2, pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [2, 4])
 def test_any_number_of_replicas_drops_the_same(
     zoo, tmp_path, strategy_of, replicas
 ):
