@@ -3,12 +3,9 @@
 Needs keras and NumPy alone, under any Keras backend.
 """
 
-from keras_mixer.models.arguments import (
+from keras_mixer.models.mixer import (
     DEFAULT_CLASSES as DEFAULT_CLASSES,
     DEFAULT_IMAGE_SIZE as DEFAULT_IMAGE_SIZE,
-    Options as Options,
-)
-from keras_mixer.models.mixer import (
     VARIANTS as VARIANTS,
     Mixer as Mixer,
     MixerB16 as MixerB16,
@@ -19,6 +16,7 @@ from keras_mixer.models.mixer import (
     MixerS8 as MixerS8,
     MixerS16 as MixerS16,
     MixerS32 as MixerS32,
+    Options as Options,
     Variant as Variant,
     fit_variant as fit_variant,
     get_variant as get_variant,

@@ -1,4 +1,9 @@
-"""The gradient of a LayerNorm and the Dense layer after it, written out.
+"""A Mixer layer as a training step computes it, with its gradient written out.
+
+The result is that of `MixerBlock.call`. Nothing depends on this but two lines
+there: without them, the backend derives the gradients and keeps all
+activations. `norm_channels` and `norm_tokens` write out the gradient of a
+LayerNorm and the Dense layer after it. `remat` computes activations again.
 
 The gradient that TensorFlow derives reads and writes the activations once for
 each sum in the gradient of a LayerNorm, and keeps the LayerNorm's output for
@@ -15,9 +20,8 @@ The gradient of x needs two means over the channels,
     mean(gamma dy x^) = dh . (h - b - W^T beta) / C
 
 so nothing as large as x is read for them. benchmarks/README.md shows what this
-does to the training step that the TPU compiler makes.
-
-Used only while training. Where `supports` is false the layers are called.
+does to the training step that the TPU compiler makes. Where `supports` is false
+the layers are called.
 """
 
 from typing import Any
@@ -65,16 +69,10 @@ def _layer_norm(
 def _input_gradient(
     x: Any, mean: Any, scale: Any, dy: Any, gamma: Any, means: Any = None
 ) -> Any:
-    """Returns the gradient of a LayerNorm's input.
+    """Returns the gradient of a LayerNorm's input, given that of its output.
 
-    Args:
-      x: The input, `[batch, tokens, channels]`.
-      mean: The input's mean over the channels, `[batch, tokens, 1]`.
-      scale: The input's 1 / std, `[batch, tokens, 1]`.
-      dy: Gradient of the output.
-      gamma: `[channels]`.
-      means: mean(gamma dy) and mean(gamma dy x^) over the channels, if they
-        are known.
+    `mean` and `scale` are those of `_layer_norm`. `means` are mean(gamma dy)
+    and mean(gamma dy x^), if they are known.
     """
     normal = (ops.cast(x, "float32") - mean) * scale
     g = ops.cast(dy, "float32") * gamma
@@ -88,13 +86,8 @@ def _input_gradient(
 def norm_channels(x: Any, norm: Any, dense: Any) -> Any:
     """Returns `dense(norm(x))`, a Dense layer over the channels.
 
-    Args:
-      x: `[batch, tokens, channels]`.
-      norm: A `keras.layers.LayerNormalization`, built.
-      dense: A `keras.layers.Dense`, built, without activation.
-
-    Returns:
-      `[batch, tokens, units]`.
+    `x` is `[batch, tokens, channels]`, the result `[batch, tokens, units]`.
+    Both layers are built, and the Dense layer has no activation.
     """
     if not supports(dense):
         return dense(norm(x))
@@ -137,13 +130,8 @@ def norm_channels(x: Any, norm: Any, dense: Any) -> Any:
 def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
     """Returns `dense(norm(x)^T)`, a Dense layer over the tokens.
 
-    Args:
-      x: `[batch, tokens, channels]`.
-      norm: A `keras.layers.LayerNormalization`, built.
-      dense: A `keras.layers.Dense`, built, without activation.
-
-    Returns:
-      `[batch, channels, units]`.
+    The result is `[batch, channels, units]`. The arguments are those of
+    `norm_channels`.
     """
     if not supports(dense):
         return dense(ops.transpose(norm(x), (0, 2, 1)))
@@ -173,3 +161,39 @@ def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
         return h, gradient
 
     return forward(x, *_weights(norm, dense))
+
+
+def applies(block: Any) -> bool:
+    """Whether `mix` differs from the plain layers of a `MixerBlock`."""
+    dense = block.token_mixing.dense_0, block.channel_mixing.dense_0
+    return block.remat != "none" or any(map(supports, dense))
+
+
+def mix(block: Any, x: Any) -> Any:
+    """Returns `block(x, training=True)` of a `MixerBlock`, built.
+
+    `x` is `[batch, tokens, hidden_dim]`, of the block's compute dtype.
+    """
+    masks = (None, None)
+    if block.remat == "block" and block.drop.rate:
+        # Drawn once, so that both passes use the same masks.
+        masks = block.drop.draw(x), block.drop.draw(x)
+
+    def drop(y: Any, mask: Any) -> Any:
+        return block.drop(y, training=True) if mask is None else y * mask
+
+    def mix_tokens(x: Any) -> Any:
+        mlp = block.token_mixing
+        hidden = norm_tokens(x, block.norm_0, mlp.dense_0)
+        return ops.transpose(mlp.finish(hidden, training=True), (0, 2, 1))
+
+    if block.remat == "tokens":
+        mix_tokens = keras.remat(mix_tokens)
+
+    def mix_all(x: Any) -> Any:
+        x = x + drop(mix_tokens(x), masks[0])
+        mlp = block.channel_mixing
+        hidden = norm_channels(x, block.norm_1, mlp.dense_0)
+        return x + drop(mlp.finish(hidden, training=True), masks[1])
+
+    return keras.remat(mix_all)(x) if block.remat == "block" else mix_all(x)

@@ -12,12 +12,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mixer.models import fast
+from keras_mixer.models import fused
 from keras_mixer.run import suggest
-
-# The default of flax.linen.LayerNorm, with which the released models were
-# trained.
-LAYER_NORM_EPSILON = 1e-6
 
 _drawn_by: contextvars.ContextVar[Callable[..., Any] | None] = (
     contextvars.ContextVar("drawn_by", default=None)
@@ -46,10 +42,8 @@ def _check_rate(name: str, rate: float) -> float:
 
 
 def layer_norm(name: str, dtype: Any = None) -> keras.layers.LayerNormalization:
-    """Returns a LayerNorm like those of the released models."""
-    return keras.layers.LayerNormalization(
-        epsilon=LAYER_NORM_EPSILON, name=name, dtype=dtype
-    )
+    """Returns a LayerNorm with flax's epsilon, as in the released models."""
+    return keras.layers.LayerNormalization(epsilon=1e-6, name=name, dtype=dtype)
 
 
 class _Dropout(keras.layers.Dropout):
@@ -83,19 +77,17 @@ class _Layer(keras.layers.Layer):
 class MlpBlock(_Layer):
     """Dense, GELU, Dense over the last axis (paper, sect. 2 and eq. 1).
 
-    Input and output: `[..., features]`. As in the flax code of the released
-    models, kernels start lecun-normal and biases zero.
+    Input and output: `[..., features]`; between them `[..., mlp_dim]`. As in
+    the flax code of the released models, kernels start lecun-normal and biases
+    zero.
 
     Args:
-      mlp_dim: Width of the hidden layer.
-      dropout: Dropout rate after the GELU and after the second Dense layer. 0
-        in every published model.
+      mlp_dim: Positive, else ValueError.
+      dropout: Rate after the GELU and after the second Dense layer, in [0, 1),
+        else ValueError. 0 in every published model.
       gelu_approximate: True for the tanh approximation of GELU (the released
         models), False for the exact function (timm).
       **kwargs: Arguments of `keras.layers.Layer`.
-
-    Raises:
-      ValueError: `mlp_dim` is not positive, or `dropout` not in [0, 1).
     """
 
     _arguments = ("mlp_dim", "dropout", "gelu_approximate")
@@ -147,12 +139,7 @@ class MlpBlock(_Layer):
         return self.finish(self.dense_0(inputs), training=training)
 
     def finish(self, hidden: Any, training: bool = False) -> Any:
-        """Returns the output, given that of the first Dense layer.
-
-        Args:
-          hidden: `[..., mlp_dim]`.
-          training: Whether dropout applies.
-        """
+        """Returns the output, given that of the first Dense layer."""
         x = ops.gelu(hidden, approximate=self.gelu_approximate)
         if self.dropout:
             x = self.dropout_layer(x, training=training)
@@ -170,15 +157,12 @@ class StochasticDepth(_Layer):
     by zeros otherwise. Input and output: `[batch, ...]`.
 
     Args:
-      rate: Probability of dropping an example, in [0, 1).
+      rate: Probability of dropping an example, in [0, 1), else ValueError.
       rescale: True divides kept examples by `1 - rate`, so that the mean over
         draws is the input (scenic, timm). False multiplies by the mask alone
         (big_vision, the authors' public training code).
       seed: Seed of the draws.
       **kwargs: Arguments of `keras.layers.Layer`.
-
-    Raises:
-      ValueError: `rate` is not in [0, 1).
     """
 
     _arguments = ("rate", "rescale", "seed")
@@ -205,10 +189,7 @@ class StochasticDepth(_Layer):
         return inputs * self.draw(inputs)
 
     def draw(self, inputs: Any) -> Any:
-        """Draws the factors of the examples, `[batch, 1, ...]`.
-
-        They have the dtype of `inputs`.
-        """
+        """Draws factors, `[batch, 1, ...]`, of the dtype of `inputs`."""
         shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         # float32 draws: bfloat16 has too few values in [0, 1) for the rate.
         if draw := _drawn_by.get():
@@ -217,10 +198,8 @@ class StochasticDepth(_Layer):
             uniform = keras.random.uniform(
                 shape, dtype="float32", seed=self.seed_generator
             )
-        keep = ops.cast(uniform >= self.rate, inputs.dtype)  # [batch, 1, ...]
-        if self.rescale:
-            keep = keep / (1.0 - self.rate)
-        return keep
+        keep = ops.cast(uniform >= self.rate, inputs.dtype)
+        return keep / (1.0 - self.rate) if self.rescale else keep
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
@@ -231,23 +210,19 @@ class MixerBlock(_Layer):
         x = x + channel_mixing(LayerNorm_1(x))
 
     Input and output: `[batch, tokens, hidden_dim]`. The number of tokens is
-    part of the weights and must be known when the layer is built.
+    part of the weights: one that is unknown is a ValueError of `build`.
 
     Args:
       tokens_mlp_dim: Hidden width of the token-mixing MLP (D_S).
       channels_mlp_dim: Hidden width of the channel-mixing MLP (D_C).
-      dropout: Dropout rate inside the MLPs.
-      stoch_depth: Probability of dropping each of the two branches.
-      stoch_depth_rescale: See `StochasticDepth.rescale`.
-      gelu_approximate: See `MlpBlock`.
+      dropout: See `MlpBlock`, like `gelu_approximate`.
+      stoch_depth: Probability of dropping each of the two branches; with
+        `stoch_depth_rescale` as in `StochasticDepth`.
       remat: What the backward pass computes again instead of keeping it
         (Chen 2016, arXiv 1604.06174): "none", the "tokens" branch, which is
-        cheap, or the whole "block" except for its input.
+        cheap, or the whole "block" except for its input. With dropout a
+        ValueError.
       **kwargs: Arguments of `keras.layers.Layer`.
-
-    Raises:
-      ValueError: A rate is not in [0, 1), a width is not positive, the number
-        of tokens is unknown, or `remat` is combined with dropout.
     """
 
     _arguments = (
@@ -274,7 +249,7 @@ class MixerBlock(_Layer):
     ):
         # The sublayers cast for themselves, and fused.py reads float32 weights.
         super().__init__(autocast=False, **kwargs)
-        suggest.check_choice("remat", remat, fast.REMAT)
+        suggest.check_choice("remat", remat, ("none", "tokens", "block"))
         if remat != "none" and dropout:
             raise ValueError(
                 "remat would draw other dropout masks in the backward pass "
@@ -326,12 +301,10 @@ class MixerBlock(_Layer):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         x = ops.cast(inputs, self.compute_dtype)  # [batch, tokens, hidden_dim]
-        if training and fast.applies(self):
-            return fast.mix(self, x)  # the same, with other gradients
+        if training and fused.applies(self):
+            return fused.mix(self, x)  # the same, with other gradients
         y = ops.transpose(self.norm_0(x), (0, 2, 1))
-        y = self.token_mixing(
-            y, training=training
-        )  # [batch, hidden_dim, tokens]
+        y = self.token_mixing(y, training=training)  # [batch, C, tokens]
         x = x + self.drop(ops.transpose(y, (0, 2, 1)), training=training)
         y = self.channel_mixing(self.norm_1(x), training=training)
         return x + self.drop(y, training=training)

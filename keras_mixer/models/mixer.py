@@ -15,10 +15,13 @@ from typing import Any, Literal
 import keras
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.models import arguments, layers
-from keras_mixer.models.arguments import Options
+from keras_mixer.models import layers
 from keras_mixer.run import suggest
-from keras_mixer.weights.parameters import Parameters
+from keras_mixer.weights.parameters import HEADS, Parameters
+from keras_mixer.weights.resolution import RESIZE_METHODS
+
+DEFAULT_IMAGE_SIZE = 224
+DEFAULT_CLASSES = 1000
 
 Weights = str | os.PathLike[str] | Parameters | None
 
@@ -61,8 +64,7 @@ VARIANTS: dict[str, Variant] = {
 def get_variant(name: str) -> Variant:
     """Returns the dimensions of a variant by its name in the paper ("B/16").
 
-    Raises:
-      ValueError: There is no such variant; the message lists those there are.
+    An unknown name is a ValueError that lists the variants.
     """
     if name in VARIANTS:
         return VARIANTS[name]
@@ -78,13 +80,10 @@ def fit_variant(
     grid: tuple[int, int],
     resize_tokens: Literal["expand", "resample"],
 ) -> Variant:
-    """Returns the variant with the tokens_mlp_dim that the weights get.
+    """Returns the variant with the tokens_mlp_dim of the resized weights.
 
     It grows with the grid, rows x columns of patches (paper, App. C). No
-    kernels are computed.
-
-    Raises:
-      ValueError: The weights cannot be resized to the grid.
+    kernels are computed. Errors are those of `weights.resize_tokens`.
     """
     tokens_mlp_dim = weights_lib.resized_mlp_dim(
         found, grid, resize_tokens, variant.patch_size
@@ -92,6 +91,142 @@ def fit_variant(
     if tokens_mlp_dim % variant.tokens_mlp_dim:
         return variant  # of another model: `weights.load` reports it
     return dataclasses.replace(variant, tokens_mlp_dim=tokens_mlp_dim)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of `Mixer` that `keras.applications` models do not have.
+
+    Attributes:
+      head: "keep" the head of `weights`, or start with a "fresh" one of zeros.
+      resize_tokens: How the token-mixing MLPs of `weights` are fitted to images
+        of another size; see `weights.resize_tokens`.
+      dropout: Rate inside the MLPs, in [0, 1).
+      stoch_depth: Stochastic depth of the last block, in [0, 1). Block i of n
+        drops each branch with probability `stoch_depth * i / (n - 1)` (paper,
+        App. B).
+      stoch_depth_rescale: Whether kept branches are divided by the probability
+        of keeping them. The authors' training code does not.
+      gelu_approximate: True for the tanh approximation of GELU, as in the
+        released models; False for the exact function, as in timm. None follows
+        the weights, and is the tanh approximation without them.
+      head_bias_init: Initial bias of the head. big_vision's recipe with the
+        sigmoid loss has -6.9: each class starts at a probability of 0.001.
+      in_channels: Channels of the images.
+      remat: What the backward pass computes again; see `layers.MixerBlock`.
+      dtype: Keras dtype policy; None is the global one.
+    """
+
+    head: Literal["keep", "fresh"] = "keep"
+    resize_tokens: Literal["expand", "resample"] = "expand"
+    dropout: float = 0.0
+    stoch_depth: float = 0.0
+    stoch_depth_rescale: bool = False
+    gelu_approximate: bool | None = None
+    head_bias_init: float = 0.0
+    in_channels: int = 3
+    remat: Literal["none", "tokens", "block"] = "none"
+    dtype: Any = None
+
+
+def _image_shape(
+    input_shape: tuple[int | None, ...] | None,
+    input_tensor: Any,
+    patch_size: int,
+    in_channels: int,
+) -> tuple[int, int, int]:
+    """Returns the model's (height, width, channels), or raises ValueError."""
+    if input_tensor is not None:
+        if not keras.utils.is_keras_tensor(input_tensor):
+            raise ValueError(
+                "input_tensor must be a Keras tensor, the output of "
+                "keras.Input or of a layer called on one. Received: "
+                f"{type(input_tensor)}"
+            )
+        tensor_shape = tuple(input_tensor.shape[1:])
+        if input_shape is not None and tuple(input_shape) != tensor_shape:
+            raise ValueError(
+                f"input_shape={tuple(input_shape)} differs from the shape of "
+                f"input_tensor, {tensor_shape}; leave input_shape out."
+            )
+        input_shape = tensor_shape
+    if input_shape is None:
+        side = DEFAULT_IMAGE_SIZE
+        if side % patch_size:
+            raise ValueError(
+                f"The default {side} x {side} image does not divide into "
+                f"patches of {patch_size} x {patch_size}; give input_shape."
+            )
+        input_shape = side, side, in_channels
+    shape = tuple(input_shape)
+    if len(shape) != 3:
+        raise ValueError(
+            "input_shape must be (height, width, channels). "
+            f"Received: input_shape={shape}"
+        )
+    height, width, channels = shape
+    if height is None or width is None:
+        raise ValueError(
+            "The image side must be fixed, because token mixing has a fixed "
+            f"number of tokens. Received: input_shape={shape}; for example "
+            f"input_shape=({DEFAULT_IMAGE_SIZE}, {DEFAULT_IMAGE_SIZE}, "
+            f"{in_channels})"
+        )
+    if channels != in_channels:
+        raise ValueError(
+            f"Images must have {in_channels} channels in the last axis "
+            f"(channels_last). Received: input_shape={shape}. For images with "
+            "other channels, give in_channels=<number of channels>."
+        )
+    for side in (height, width):
+        if side < patch_size or side % patch_size:
+            low = max(side // patch_size, 1) * patch_size
+            raise ValueError(
+                "Each image side must be a multiple of the patch size, "
+                f"{patch_size}. Received: input_shape={shape}; the nearest "
+                f"sides are {low} and {low + patch_size}."
+            )
+    return height, width, channels
+
+
+def _check(
+    pooling: str | None, classes: int | None, weights: Any, options: Options
+) -> None:
+    """Raises ValueError for what is wrong whatever the weights hold."""
+    suggest.check_choice("pooling", pooling, (None, "avg", "max"))
+    suggest.check_choice("head", options.head, HEADS)
+    method = options.resize_tokens
+    suggest.check_choice("resize_tokens", method, RESIZE_METHODS)
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be positive. Received: {classes}")
+    changed = options.head != "keep" or method != "expand"
+    if changed and weights_lib.is_keras_file(weights):
+        raise ValueError(
+            f"{weights} holds all weights of one model: head and "
+            "resize_tokens apply to .npz and .safetensors files. "
+            "keras_mixer.weights.save_npz(model, path) writes one."
+        )
+
+
+def _head_width(
+    classes: int | None, found: Parameters | None, head: str
+) -> int:
+    """Returns the number of classes, or raises ValueError for a kept head."""
+    if found is None or head == "fresh":
+        return DEFAULT_CLASSES if classes is None else classes
+    if found.num_classes is None:
+        raise ValueError(
+            f"{found.source} has no head. For a new one that is zero: "
+            'head="fresh"; for none: include_top=False'
+        )
+    if classes not in (None, found.num_classes):
+        raise ValueError(
+            f"{found.source} has {found.num_classes} classes. Received: "
+            f"classes={classes}. Leave classes out to keep the head, or start "
+            'with a new one that is zero: head="fresh" (train.py: '
+            "init.head=fresh)"
+        )
+    return found.num_classes
 
 
 _POOLING = {
@@ -105,7 +240,7 @@ def _build(
     variant: Variant,
     options: Options,
     *,
-    exact_gelu: bool,
+    gelu_approximate: bool,
     pooling: str | None,
     classes: int | None,
     classifier_activation: Any,
@@ -115,7 +250,6 @@ def _build(
     policy = keras.dtype_policies.get(
         options.dtype or keras.config.dtype_policy()
     )
-    tanh = options.gelu_approximate
     half = policy.compute_dtype in ("bfloat16", "float16")
     top_dtype = "float32" if half else policy
     height, width = images.shape[1:3]
@@ -141,7 +275,7 @@ def _build(
             dropout=options.dropout,
             stoch_depth=options.stoch_depth * i / last,
             stoch_depth_rescale=options.stoch_depth_rescale,
-            gelu_approximate=not exact_gelu if tanh is None else tanh,
+            gelu_approximate=gelu_approximate,
             remat=options.remat,
             name=f"MixerBlock_{i}",
             dtype=policy,
@@ -202,38 +336,37 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       pooling: None, "avg" or "max", for `include_top=False`.
       classes: Width of the head; by default the weights' own, 1000 without.
       classifier_activation: Activation of the head; None returns logits.
-      name: Name of the model.
-      **mixer_options: The fields of `models.Options`, for example
-        `stoch_depth=0.1` or `head="fresh"`.
+      **mixer_options: The fields of `models.Options`, such as `head="fresh"`.
 
     Raises:
-      ValueError: A shape, name or number is not allowed; the message says
-        which are.
+      ValueError: An argument is not allowed; the message says what is.
     """
     options = Options(**mixer_options)
     if isinstance(variant, str):
         variant = get_variant(variant)
-    shape = arguments.image_shape(
+    shape = _image_shape(
         input_shape, input_tensor, variant.patch_size, options.in_channels
     )
-    arguments.check(pooling, classes, weights, options)
+    _check(pooling, classes, weights, options)
     grid = shape[0] // variant.patch_size, shape[1] // variant.patch_size
     found = None
     if weights is not None and not weights_lib.is_keras_file(weights):
         names = {dims: name for name, dims in VARIANTS.items()}
         found = weights_lib.get(weights, names.get(variant))
         variant = fit_variant(variant, found, grid, options.resize_tokens)
-    exact_gelu = found is not None and found.exact_gelu
+    tanh = options.gelu_approximate
+    if tanh is None:
+        tanh = found is None or not found.exact_gelu
     if include_top:
         pooling = "avg"
-        classes = arguments.head_width(classes, found, options.head)
+        classes = _head_width(classes, found, options.head)
     if input_tensor is None:
         input_tensor = keras.Input(shape, name="image")
     model = _build(
         input_tensor,
         variant,
         options,
-        exact_gelu=exact_gelu,
+        gelu_approximate=tanh,
         pooling=pooling,
         classes=classes if include_top else None,
         classifier_activation=classifier_activation,

@@ -9,16 +9,9 @@ import numpy as np
 def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Maps pixel values from [0, 255] to [-1, 1], as the models expect.
 
-    Args:
-      x: Array or tensor of images `[..., height, width, 3]`, values 0 to 255.
-        It is not changed in place.
-      data_format: None or "channels_last"; as in `keras.applications`.
-
-    Returns:
-      Floats of the same shape.
-
-    Raises:
-      ValueError: `data_format` is not "channels_last".
+    `x` is an array or tensor of images `[..., height, width, 3]`, which is not
+    changed in place. The result has floats of the same shape. A `data_format`
+    other than "channels_last" is a ValueError.
     """
     if data_format not in (None, "channels_last"):
         raise ValueError(
@@ -35,11 +28,8 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
 def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple]]:
     """Names the `top` ImageNet-1k classes of `preds`, `[batch, 1000]`.
 
-    Returns:
-      For each image a list of `(wordnet_id, name, score)`, best first. The
-      first call downloads Keras' list of the class names.
-
-    Raises:
-      ValueError: `preds` does not have 1000 columns.
+    Returns for each image a list of `(wordnet_id, name, score)`, best first.
+    The first call downloads Keras' list of the class names. Another number of
+    columns is a ValueError.
     """
     return keras.applications.imagenet_utils.decode_predictions(preds, top=top)

@@ -51,19 +51,6 @@ def _existing_file(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        # Opened here because np.load leaves a damaged file open.
-        with path.open("rb") as opened:
-            file = np.load(opened, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array, not an archive of them")
-            with file:
-                return {key: file[key] for key in file.files}
-    except _DAMAGED as error:
-        raise _damaged(path, error, ".npz of plain arrays") from error
-
-
 _LEGACY_BLOCK = re.compile(r"Mixer/encoderblock_(\d+)/(.+)")
 _LEGACY_MLP = re.compile(r"(token|channel)_mixing_phase_0/(kernel|bias)([12])")
 
@@ -97,8 +84,18 @@ def _from_bfloat16(value: np.ndarray) -> np.ndarray:
 
 def read_npz(path: pathlib.Path) -> Parameters:
     """Reads a `.npz` of either layout, whatever the name of the file."""
+    try:
+        # Opened here because np.load leaves a damaged file open.
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array, not an archive of them")
+            with file:
+                arrays = {key: file[key] for key in file.files}
+    except _DAMAGED as error:
+        raise _damaged(path, error, ".npz of plain arrays") from error
     values: dict[str, np.ndarray] = {}
-    for key, value in _read_arrays(path).items():
+    for key, value in arrays.items():
         name, value = _from_legacy(key, _from_bfloat16(value))
         if name in values:
             raise WeightsError(f"{path} holds {name} twice, once as {key}.")

@@ -1,8 +1,4 @@
-"""The parameters of a Mixer, and their way into and out of a model.
-
-`Parameters` are NumPy arrays under the keys of the released checkpoints.
-`load` puts them into a model: all of them, each once, after checking them all.
-"""
+"""The parameters of a Mixer, and their way into and out of a model."""
 
 import dataclasses
 import re
@@ -29,18 +25,13 @@ class WeightsError(ValueError):
 class Parameters:
     """The parameters of a Mixer, by the keys of the released checkpoints.
 
-    Attributes:
-      source: Where they come from, for messages.
-      values: Key to array. Kernels are `[in, out]`, the stem's `[height, width,
-        in, out]`.
-      exact_gelu: Whether they were trained with the exact GELU (timm).
-      step: The step of the run, for parameters of a workdir.
+    Kernels are `[in, out]`, the stem's `[height, width, in, out]`.
     """
 
-    source: str
+    source: str  # where they come from, for messages
     values: Mapping[str, np.ndarray]
-    exact_gelu: bool = False
-    step: int | None = None
+    exact_gelu: bool = False  # they were trained with the exact GELU (timm)
+    step: int | None = None  # of the run, for parameters of a workdir
 
     @property
     def num_classes(self) -> int | None:
@@ -76,8 +67,7 @@ def _list(keys: Any) -> str:
 def mixer_variables(model: keras.Model) -> dict[str, Any]:
     """Returns the Mixer's variables by the keys of the released checkpoints.
 
-    Raises:
-      ValueError: The model contains several Mixers.
+    A model of several Mixers is a ValueError.
     """
     found: dict[str, Any] = {}
     for variable in model.weights:
@@ -94,7 +84,6 @@ def mixer_variables(model: keras.Model) -> dict[str, Any]:
 
 def _describe(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Returns the dimensions of a Mixer, as far as the shapes show them."""
-
     blocks = {k.partition("/")[0] for k in shapes if k.startswith("MixerB")}
     stem = shapes.get("stem/kernel", ())
     tokens = shapes.get("MixerBlock_0/token_mixing/Dense_0/kernel", ())
@@ -122,12 +111,8 @@ def load(
 ) -> None:
     """Sets every weight of a Mixer, each exactly once.
 
-    Nothing is set before all keys, shapes and values have been checked.
-
-    Args:
-      model: A model that `keras_mixer` built.
-      parameters: From `read`, `resize_tokens` or `get`.
-      head: "keep" loads the head too; "fresh" leaves the model's as it is.
+    Nothing is set before all keys, shapes and values have been checked. `head`
+    is "keep" to load the head too, or "fresh" to leave the model's as it is.
 
     Raises:
       WeightsError: Keys are missing or left over, a shape differs, or a value
@@ -190,8 +175,7 @@ def _check(
 def from_model(model: keras.Model, source: str) -> Parameters:
     """Returns the weights of a Mixer; `source` names it in messages.
 
-    Raises:
-      ValueError: The model is not a Mixer.
+    A model that is not a Mixer is a ValueError.
     """
     variables = mixer_variables(model)
     if not any(key.startswith("MixerBlock_") for key in variables):

@@ -12,40 +12,28 @@ from keras_mixer.run import suggest
 from keras_mixer.weights.formats import is_path, read, read_npz
 from keras_mixer.weights.parameters import Parameters, WeightsError
 
-_BUCKET = "https://storage.googleapis.com/mixer_models"
-_EVAL_POLICY = "resize_small(256)|central_crop"
-
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """Released weights: where they come from, and what they are.
+    """Released weights: where they come from, and what they are."""
 
-    Attributes:
-      name: Value of `weights=`.
-      variant: Name in the paper.
-      training_data: What they were trained on.
-      classes: Width of the head.
-      image_size: Side of the training images, in pixels.
-      top1: ImageNet top-1 accuracy in percent that the paper reports for this
-        pre-training (Table 3, 224 px, after fine-tuning), or None.
-      remark: What to know about the weights.
-      eval_policy: Preprocessing (see `data.augment.policy.parse`), after
-        which values are scaled to [-1, 1].
-    """
-
-    name: str
-    variant: str
+    name: str  # value of `weights=`
+    variant: str  # name in the paper
     training_data: str
-    classes: int = 1000
-    image_size: int = 224
+    classes: int = 1000  # width of the head
+    image_size: int = 224  # side of the training images, in pixels
+    # ImageNet top-1 accuracy in percent that the paper reports for this
+    # pre-training (Table 3, 224 px, after fine-tuning).
     top1: float | None = None
     remark: str = ""
-    eval_policy: str = _EVAL_POLICY
+    # Preprocessing (`data.augment.policy.parse`); then values become [-1, 1].
+    eval_policy: str = "resize_small(256)|central_crop"
 
     @property
     def url(self) -> str:
         file = f"Mixer-{self.variant.replace('/', '_')}.npz"
-        return f"{_BUCKET}/{self.name}/{file}"
+        bucket = "https://storage.googleapis.com/mixer_models"
+        return f"{bucket}/{self.name}/{file}"
 
 
 _I1K = "ImageNet-1k from scratch"
@@ -74,11 +62,7 @@ RELEASES: tuple[Release, ...] = (
 
 
 def find_release(name: str, variant: str | None) -> Release:
-    """Returns the release `name` of `variant`.
-
-    Raises:
-      ValueError: It does not exist; the message lists those that do.
-    """
+    """Returns a release; ValueError lists what there is, if not this one."""
     variants = {r.variant: r for r in RELEASES if r.name == name}
     if variant in variants:
         return variants[variant]
@@ -149,9 +133,8 @@ def download(release: Release) -> pathlib.Path:
 def get(weights: Any, variant: str | None) -> Parameters:
     """Returns the weights of a release, a file or a workdir.
 
-    Args:
-      weights: A name, a path, or `Parameters`, which are returned as they are.
-      variant: The model's name in the paper; None for other dimensions.
+    `weights` is a name, a path, or `Parameters`, which are returned as they
+    are; `variant` the model's name in the paper, None for other dimensions.
 
     Raises:
       ValueError: There is no such release or file, or it cannot be read.

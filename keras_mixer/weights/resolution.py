@@ -1,10 +1,7 @@
-"""Change of resolution: token-mixing MLPs for another grid of patches.
-
-A Mixer is made for one number of tokens. `resize_tokens` expands its
-token-mixing MLPs exactly (paper, App. C) or resamples them.
-"""
+"""Change of resolution: token-mixing MLPs for another grid of patches."""
 
 import dataclasses
+import math
 import re
 from typing import Literal
 
@@ -15,16 +12,17 @@ from keras_mixer.run import suggest
 from keras_mixer.weights.parameters import Parameters, WeightsError
 
 RESIZE_METHODS = ("expand", "resample")
+_TOKEN_MLP = re.compile(r"(MixerBlock_\d+/token_mixing)/Dense_0/kernel")
+_MLP_LEAVES = "Dense_0/kernel", "Dense_0/bias", "Dense_1/kernel", "Dense_1/bias"
 
 
 def square_grid(parameters: Parameters) -> tuple[int, int]:
     """Returns the rows and columns of patches of the weights' own images.
 
-    Raises:
-      WeightsError: The number of tokens is not a square.
+    A number of tokens that is not a square is a WeightsError.
     """
     tokens = parameters.num_tokens
-    side = round(tokens**0.5)
+    side = math.isqrt(tokens)
     if side * side != tokens:
         raise WeightsError(
             f"{parameters.source} was made for {tokens} tokens, which form no "
@@ -32,15 +30,6 @@ def square_grid(parameters: Parameters) -> tuple[int, int]:
             "the same number of tokens."
         )
     return side, side
-
-
-_TOKEN_MLP = re.compile(r"(MixerBlock_\d+/token_mixing)/Dense_0/kernel")
-_MLP_LEAVES = (
-    "Dense_0/kernel",
-    "Dense_0/bias",
-    "Dense_1/kernel",
-    "Dense_1/bias",
-)
 
 
 def _expand(
@@ -109,19 +98,14 @@ def _grid_to_resize(
     method: str,
     patch_size: int | None,
 ) -> tuple[int, int] | None:
-    """Returns the grid of the weights; None if there is nothing to resize.
-
-    Raises:
-      ValueError: See `resize_tokens`.
-    """
+    """Returns the grid of the weights; None if there is nothing to resize."""
     suggest.check_choice("method", method, RESIZE_METHODS)
     stem = parameters.values.get("stem/kernel")
     if patch_size and stem is not None and stem.shape[0] != patch_size:
         return None
     tokens = parameters.num_tokens
-    is_square = round(tokens**0.5) ** 2 == tokens
     if new_grid[0] * new_grid[1] == tokens and (
-        new_grid[0] == new_grid[1] or not is_square
+        new_grid[0] == new_grid[1] or math.isqrt(tokens) ** 2 != tokens
     ):
         return None
     grid = square_grid(parameters)
@@ -144,14 +128,11 @@ def resized_mlp_dim(
     method: Literal["expand", "resample"],
     patch_size: int,
 ) -> int:
-    """Returns the tokens_mlp_dim after `resize_tokens`, without resizing.
-
-    Arguments and errors are those of `resize_tokens`.
-    """
+    """Returns the tokens_mlp_dim after `resize_tokens`, whose errors it has."""
     grid = _grid_to_resize(parameters, new_grid, method, patch_size)
-    if grid is None or method == "resample":
-        return parameters.tokens_mlp_dim
-    copies = new_grid[0] // grid[0] * (new_grid[1] // grid[1])
+    copies = 1
+    if grid and method == "expand":
+        copies = new_grid[0] // grid[0] * (new_grid[1] // grid[1])
     return parameters.tokens_mlp_dim * copies
 
 
@@ -161,11 +142,11 @@ def resize_tokens(
     method: Literal["expand", "resample"] = "expand",
     patch_size: int | None = None,
 ) -> Parameters:
-    """Fits the token-mixing MLPs to another grid of patches.
+    """Fits the token-mixing MLPs to another grid, rows x columns of patches.
 
     Args:
       parameters: Of a model on a square image.
-      new_grid: Rows and columns of patches of the new image.
+      new_grid: The grid of the new image.
       method: "expand": App. C of the paper, exactly; the new sides are whole
         multiples of the old, and tokens_mlp_dim grows by their product. Right
         after it the logits of an image are the mean of the logits of its
@@ -175,12 +156,12 @@ def resize_tokens(
         returned as they are, and `load` reports the mismatch.
 
     Raises:
-      ValueError: The grid is no multiple of the old one; the message names
-        sizes that are.
+      ValueError: The grid cannot be expanded; the message names sizes that can.
     """
     grid = _grid_to_resize(parameters, new_grid, method, patch_size)
     if grid is None:
         return parameters
+    resize = _expand if method == "expand" else _resample
     values = dict(parameters.values)
     for name in parameters.values:
         found = _TOKEN_MLP.fullmatch(name)
@@ -192,7 +173,6 @@ def resize_tokens(
             raise WeightsError(
                 f"{parameters.source} lacks {', '.join(missing)}"
             )
-        mlp = [np.asarray(parameters.values[key]) for key in keys]
-        resize = _expand if method == "expand" else _resample
-        values.update(zip(keys, resize(mlp, grid, new_grid), strict=True))
+        old = [np.asarray(values[key]) for key in keys]
+        values.update(zip(keys, resize(old, grid, new_grid), strict=True))
     return dataclasses.replace(parameters, values=values)

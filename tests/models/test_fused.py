@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer.engines import distribute, draws
-from keras_mixer.models import fast, fused, layers
+from keras_mixer.models import fused, layers
 from keras_mixer.training import loop as trainer
 from tests.training.common import assert_same_weights, small
 
@@ -46,8 +46,8 @@ def gradients(block, *, fuse=True, compiled=False):
         weights = [v.value for v in block.trainable_variables]
         return [y, *tape.gradient(total, [x, *weights])]
 
-    applies = fast.applies if fuse else lambda block: False
-    with mock.patch.object(fast, "applies", applies):
+    applies = fused.applies if fuse else lambda block: False
+    with mock.patch.object(fused, "applies", applies):
         return [np.asarray(tf.cast(g, tf.float64)) for g in compute(x)]
 
 
@@ -79,8 +79,8 @@ def test_float64_and_changed_layers_are_left_to_keras():
     block = make_block("float32")
     dense = block.channel_mixing.dense_0
     assert fused.supports(dense)
-    assert fast.applies(block)
-    assert not fast.applies(make_block("float64"))
+    assert fused.applies(block)
+    assert not fused.applies(make_block("float64"))
     dense.enable_lora(2)
     assert not fused.supports(dense)
     rng = np.random.default_rng(2)
