@@ -20,8 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import tensorflow as tf
 
-from keras_mixer import models, preflight
-from keras_mixer.preflight import chips, compiler, traffic
+from keras_mixer import models
+from keras_mixer.preflight import chips, compiler, lowering, report, traffic
 from keras_mixer.run import config as config_lib, recipes
 
 BATCH, SIDE, CLASSES = 128, 224, 1000
@@ -191,8 +191,8 @@ def ours(model: str, *overrides: str) -> Row:
             *overrides,
         ],
     )
-    run = preflight.resolve(config, classes=None, examples=None)
-    found = preflight.measure(run, TOPOLOGY)
+    run = lowering.resolve(config, classes=None, examples=None)
+    found = report.measure(run, TOPOLOGY)
     assert found.cost is not None
     return Row(
         model,

@@ -5,6 +5,7 @@ this project.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from keras_mixer.doctor.machine import (
@@ -32,29 +33,16 @@ _LEAST_DISK = 2 * 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found. One error makes a machine unhealthy."""
 
-    Attributes:
-      level: "ok", "warning" or "error". One error makes a machine unhealthy.
-      text: What was found.
-      way_out: The command or setting that mends it; empty if all is well.
-    """
-
-    level: str
+    level: str  # "ok", "warning" or "error"
     text: str
-    way_out: str = ""
+    way_out: str = ""  # the command or setting that mends it
 
 
-def ok(text: str) -> Finding:
-    return Finding("ok", text)
-
-
-def warning(text: str, way_out: str) -> Finding:
-    return Finding("warning", text, way_out)
-
-
-def error(text: str, way_out: str) -> Finding:
-    return Finding("error", text, way_out)
+ok = functools.partial(Finding, "ok")
+warning = functools.partial(Finding, "warning")
+error = functools.partial(Finding, "error")
 
 
 def check_python(machine: Machine) -> Finding:

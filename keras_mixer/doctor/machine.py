@@ -28,37 +28,22 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What the checks judge.
-
-    Attributes:
-      python: Python's version.
-      installed: Versions of the distributions, by normalised name.
-      requirements: What keras_mixer requires, as in setup.cfg.
-      environment: Environment variables.
-      keras_json: The backend in ~/.keras/keras.json, if there is one.
-      tpu_files: Device files of TPUs.
-      nvidia_files: Device files of NVIDIA's driver.
-      gpus: Name and memory of each GPU, from nvidia-smi.
-      tpu_lock: What `lock_state` returns for TPU_LOCK.
-      cores: CPU cores that this process may use.
-      memory: Bytes of memory; None where the system does not tell.
-      free_memory: Bytes of memory that are available; None as above.
-      free_disk: Bytes that are free on the current folder's disk.
-    """
+    """What the checks judge."""
 
     python: tuple[int, ...] = sys.version_info[:3]
+    # Versions of the distributions, by normalised name.
     installed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    requirements: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()  # of keras_mixer, as in setup.cfg
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    keras_json: str | None = None
-    tpu_files: tuple[str, ...] = ()
-    nvidia_files: tuple[str, ...] = ()
-    gpus: tuple[str, ...] = ()
-    tpu_lock: str = "absent"
-    cores: int = 1
-    memory: int | None = None
-    free_memory: int | None = None
-    free_disk: int = 0
+    keras_json: str | None = None  # the backend in ~/.keras/keras.json
+    tpu_files: tuple[str, ...] = ()  # device files of TPUs
+    nvidia_files: tuple[str, ...] = ()  # device files of NVIDIA's driver
+    gpus: tuple[str, ...] = ()  # name and memory of each, from nvidia-smi
+    tpu_lock: str = "absent"  # what `lock_state` returns for TPU_LOCK
+    cores: int = 1  # that this process may use
+    memory: int | None = None  # bytes; None where the system does not tell
+    free_memory: int | None = None  # bytes that are available; None as above
+    free_disk: int = 0  # bytes that are free on the current folder's disk
 
     def builds(self) -> list[str]:
         """Returns the installed builds of TensorFlow: "tensorflow 2.21.0"."""
@@ -158,11 +143,9 @@ def _gpus() -> tuple[str, ...]:
 
 
 def lock_state(path: pathlib.Path) -> str:
-    """Returns the state of libtpu's lock.
+    """Returns "absent", "free", "held" by another process, or "forbidden".
 
-    Returns:
-      "absent", "free", "held" by another process, or "forbidden": the file
-      belongs to another user, and libtpu could not open it either.
+    A forbidden file belongs to another user; libtpu could not open it either.
     """
     try:
         with path.open("r+") as file:

@@ -20,17 +20,11 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a process said and how it ended.
+    """What a process said and how it ended."""
 
-    Attributes:
-      said: The JSON object in the last line of its output; empty if none.
-      ended: None if all went well, otherwise how it ended: "aborts ...".
-      words: The last lines that it wrote to stderr.
-    """
-
-    said: dict[str, Any]
-    ended: str | None = None
-    words: str = ""
+    said: dict[str, Any]  # the object in its last line of output; {} if none
+    ended: str | None = None  # "aborts ..."; None if all went well
+    words: str = ""  # the last lines that it wrote to stderr
 
     def kinds(self) -> list[str]:
         """Returns the kind of each device that TensorFlow sees."""
@@ -42,11 +36,7 @@ class Answer:
 
 
 def ask_tensorflow(environment: Mapping[str, str]) -> Answer:
-    """Imports TensorFlow in a process of its own.
-
-    Args:
-      environment: Variables to add to this process's own.
-    """
+    """Imports TensorFlow in a process with these additional variables."""
     # -P keeps this file's folder off the path.
     return ask([sys.executable, "-P", __file__], 300, environment)
 
@@ -54,13 +44,7 @@ def ask_tensorflow(environment: Mapping[str, str]) -> Answer:
 def ask_for_step(
     devices: Mapping[str, Any], timeout: float, environment: Mapping[str, str]
 ) -> Answer:
-    """Trains a few steps in a process of its own.
-
-    Args:
-      devices: Arguments of `smoke.main`.
-      timeout: Seconds that the process may take.
-      environment: Variables to add to this process's own.
-    """
+    """Calls `smoke.main(**devices)` in a process of its own; see `ask`."""
     program = [sys.executable, "-m", "keras_mixer.doctor.smoke"]
     # The process finds this package from any folder.
     path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -74,7 +58,11 @@ def ask_for_step(
 def ask(
     command: list[str], timeout: float, environment: Mapping[str, str]
 ) -> Answer:
-    """Runs a program that prints a JSON object in its last line."""
+    """Runs a program that prints a JSON object in its last line.
+
+    It may take `timeout` seconds, and has the variables of `environment` in
+    addition to this process's own.
+    """
     try:
         process = subprocess.run(
             command,
@@ -95,9 +83,8 @@ def ask(
         said = None
     if not isinstance(said, dict):
         said = {}
-    ended = _how_it_ended(process.returncode)
-    if ended is None and not said:
-        ended = "says nothing"
+    silent = None if said else "says nothing"
+    ended = _how_it_ended(process.returncode) or silent
     return Answer(said, ended, _last_lines(process.stderr))
 
 

@@ -25,10 +25,6 @@ def train_steps(
 ) -> dict[str, Any]:
     """Trains the recipe `digits` for one step, and then for some more.
 
-    Args:
-      strategy: Where to train.
-      precision: `model.precision` of the config.
-
     Returns:
       `precision`, `xla`, `losses` and `gradient_norms` of all steps, whether
       these are `finite`, `first_seconds` of the first step (tracing and
@@ -40,9 +36,7 @@ def train_steps(
         [
             f"train.batch_size={8 * replicas}",
             f"train.steps={1 + _TIMED_STEPS}",
-            "train.epochs=null",
             "optim.warmup_steps=0",
-            "optim.warmup_epochs=null",
             f"model.precision={precision}",
         ],
     )

@@ -13,28 +13,18 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device of a TPU version.
+    """A device of a TPU version."""
 
-    Attributes:
-      name: The version, as in the name of a topology: "v5e".
-      flops: Peak, bfloat16 FLOP/s.
-      clock: Cycles per second of the matrix units; the peak follows from it.
-      hbm_bytes: Memory that the compiler says it may use.
-      hbm_bandwidth: Bytes/s of the memory.
-      interconnect: Bytes/s from one chip to others, one way, over all links:
-        four in two dimensions, six in three.
-      dimensions: Sides of a topology: 2 (a torus of rows) or 3.
-      per_chip: Devices that share a chip.
-    """
-
-    name: str
-    flops: float
-    clock: float
-    hbm_bytes: int
-    hbm_bandwidth: float
+    name: str  # the version, as in the name of a topology: "v5e"
+    flops: float  # peak, bfloat16 FLOP/s
+    clock: float  # Hz of the matrix units; the peak follows from it
+    hbm_bytes: int  # memory that the compiler says it may use
+    hbm_bandwidth: float  # bytes/s
+    # Bytes/s from one chip to others, one way, over all links: four in two
+    # dimensions, six in three.
     interconnect: float
-    dimensions: int
-    per_chip: int = 1
+    dimensions: int  # sides of a topology: 2 (a torus of rows) or 3
+    per_chip: int = 1  # devices that share a chip
 
 
 def _gib(size: float) -> int:

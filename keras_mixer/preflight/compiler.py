@@ -38,35 +38,23 @@ class PreflightError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class OutOfMemory:
-    """The compiler's answer to a program that does not fit.
+    """The compiler's answer to a program that does not fit."""
 
-    Attributes:
-      hbm_bytes: What the program needs; None if the compiler did not say.
-    """
-
-    hbm_bytes: int | None
+    hbm_bytes: int | None  # what it needs; None if the compiler did not say
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program for one device.
+    """A compiled program for one device."""
 
-    Attributes:
-      text: The scheduled HLO module.
-      flops: FLOPs as the compiler counts them: the body of a loop once.
-      bytes_accessed: Counted likewise, of all memory, on the chip or not.
-      hbm_bytes: Memory at the peak: weights, optimizer, a batch, results that
-        do not replace any of these, and the two below.
-      temp_bytes: Of it, activations, gradients and everything else.
-      code_bytes: Of it, the program itself.
-    """
-
-    text: str
-    flops: float
-    bytes_accessed: float
+    text: str  # the scheduled HLO module
+    flops: float  # as the compiler counts them: the body of a loop once
+    bytes_accessed: float  # likewise, of all memory, on the chip or not
+    # Memory at the peak: weights, optimizer, a batch, results that do not
+    # replace any of these, and the two below.
     hbm_bytes: int
-    temp_bytes: int
-    code_bytes: int
+    temp_bytes: int  # activations, gradients and everything else
+    code_bytes: int  # the program itself
 
 
 def require() -> None:
@@ -151,11 +139,7 @@ def read_out_of_memory(message: str) -> OutOfMemory | None:
 
 
 def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
-    """Compiles a program for one device of a TPU.
-
-    Args:
-      text: An HLO module, as TensorFlow prints it before optimisation.
-      topology: The TPU.
+    """Compiles HLO that TensorFlow did not optimise for one device of a TPU.
 
     Raises:
       PreflightError: The compiler is not installed, or refuses the program for

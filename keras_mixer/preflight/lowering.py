@@ -34,17 +34,11 @@ _KNOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What preflight examines: a config that was resolved without its data.
+    """What preflight examines: a config that was resolved without its data."""
 
-    Attributes:
-      config: Has durations in steps, and an image size.
-      num_classes: Width of the head.
-      num_examples: Size of the training split; None if it is unknown, and
-        with it the length of the run.
-    """
-
-    config: Config
+    config: Config  # with durations in steps, and an image size
     num_classes: int
+    # Of the training split; None if unknown, and with it the run's length.
     num_examples: int | None
 
 
@@ -68,10 +62,8 @@ def resolve(
 ) -> Subject:
     """Resolves a config without its data set.
 
-    Args:
-      config: The config of a recipe.
-      classes: Width of the head; by default the classes of the data set.
-      examples: Size of the training split; by default that of the data set.
+    `classes`, the width of the head, and `examples`, the size of the training
+    split, are by default those of the data set.
 
     Raises:
       ConfigError: The data set is unknown here, and `classes` or the image
@@ -127,21 +119,13 @@ def split_batch(config: Config, devices: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One update of one replica, ready to be compiled.
+    """One update of one replica, ready to be compiled."""
 
-    Attributes:
-      text: The HLO module, before any optimisation.
-      parameters: Number of the weights that are trained.
-      weights_bytes: Bytes of all weights.
-      optimizer_bytes: Bytes of the optimizer's state.
-      gradient_bytes: Bytes that the replicas sum.
-    """
-
-    text: str
-    parameters: int
-    weights_bytes: int
+    text: str  # the HLO module, before any optimisation
+    parameters: int  # number of the weights that are trained
+    weights_bytes: int  # of all weights
     optimizer_bytes: int
-    gradient_bytes: int
+    gradient_bytes: int  # what the replicas sum
 
 
 def _bytes_of(variables: Any) -> int:
@@ -151,15 +135,11 @@ def _bytes_of(variables: Any) -> int:
 
 
 def lower_train_step(subject: Subject, *, size: int) -> Step:
-    """Lowers one update of one replica.
+    """Lowers one update of one replica of `size` examples.
 
     It is the function that the trainer gives to each replica: mixup, forward
     and backward pass, clipping, optimizer. The sum over the replicas is the
     sum over one.
-
-    Args:
-      subject: What to train.
-      size: Examples of the replica.
     """
     config = subject.config
     strategy = tf.distribute.OneDeviceStrategy("/cpu:0")

@@ -11,67 +11,39 @@ from keras_mixer.run import config as config_lib
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a compiled step takes on one device; bytes and seconds per step.
+    """What a compiled step takes on one device; bytes and seconds per step."""
 
-    Attributes:
-      temp_bytes: Memory of activations, gradients and the rest.
-      code_bytes: Memory of the program.
-      flops: As the compiler counts them, loops as often as they run.
-      bytes_accessed: Counted likewise, on-chip memory included.
-      hbm_traffic_bytes: To and from HBM alone (traffic.py).
-      arithmetic_seconds: FLOPs at the chip's peak.
-      memory_seconds: Traffic at the bandwidth of HBM.
-      estimated_seconds: The compiler's own estimate of its instructions.
-      images_per_second_per_chip_bound: What the longer of arithmetic and
-        memory allows a device.
-    """
-
-    temp_bytes: int
-    code_bytes: int
-    flops: float
-    bytes_accessed: float
-    hbm_traffic_bytes: int
-    arithmetic_seconds: float
-    memory_seconds: float
-    estimated_seconds: float
+    temp_bytes: int  # memory of activations, gradients and the rest
+    code_bytes: int  # memory of the program
+    flops: float  # as the compiler counts them, loops as often as they run
+    bytes_accessed: float  # counted likewise, on-chip memory included
+    hbm_traffic_bytes: int  # to and from HBM alone (traffic.py)
+    arithmetic_seconds: float  # FLOPs at the chip's peak
+    memory_seconds: float  # traffic at the bandwidth of HBM
+    estimated_seconds: float  # the compiler's own estimate
+    # What the longer of arithmetic and memory allows a device.
     images_per_second_per_chip_bound: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """One training step on one device.
+    """One training step on one device."""
 
-    Attributes:
-      model: Variant, and side of the images.
-      topology: The TPU.
-      devices: Number of devices that share the batch.
-      devices_per_chip: 2 where a device is a core (v2, v3, v4): all figures
-        are then those of a core.
-      batch_size: Examples of a batch, over all devices.
-      batch_per_chip: Examples of a device.
-      parameters: Number of the weights that are trained.
-      hbm_capacity_bytes: Memory of the device that programs may use.
-      weights_bytes: Memory of the weights, float32.
-      optimizer_bytes: Memory of the optimizer's state.
-      all_reduce_seconds: Time to sum the gradients over all chips, by formula
-        and without overlap with anything.
-      hbm_used_bytes: Memory at the peak; None if the compiler did not say.
-      cost: None if the step does not fit.
-    """
-
-    model: str
+    model: str  # variant, and side of the images
     topology: str
-    devices: int
+    devices: int  # that share the batch
+    # 2 where a device is a core (v2, v3, v4): all figures are those of a core.
     devices_per_chip: int
-    batch_size: int
-    batch_per_chip: int
-    parameters: int
-    hbm_capacity_bytes: int
-    weights_bytes: int
+    batch_size: int  # examples, over all devices
+    batch_per_chip: int  # examples of a device
+    parameters: int  # number of the weights that are trained
+    hbm_capacity_bytes: int  # memory of the device that programs may use
+    weights_bytes: int  # float32
     optimizer_bytes: int
+    # To sum the gradients over all chips, by formula, overlapping nothing.
     all_reduce_seconds: float
-    hbm_used_bytes: int | None
-    cost: Cost | None
+    hbm_used_bytes: int | None  # at the peak; None if the compiler is silent
+    cost: Cost | None  # None if the step does not fit
 
     @property
     def fits(self) -> bool:
@@ -91,10 +63,7 @@ def measure(
 ) -> Figures:
     """Lowers, compiles and counts the training step of a run.
 
-    Args:
-      subject: What is to be trained.
-      topology: The TPU.
-      apart: Trace the step in a process of its own.
+    `apart` traces the step in a process of its own.
 
     Raises:
       ConfigError: The batch does not divide into the devices.
@@ -167,8 +136,6 @@ def find_largest(
     costs speed, and model.remat does that better.
 
     Args:
-      subject: What is to be trained.
-      topology: The TPU.
       tried: The figures of the batch that was asked for.
       say: Receives a line before each try, which takes minutes for a large
         model.

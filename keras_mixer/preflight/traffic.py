@@ -80,19 +80,13 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What a scheduled program does in a step.
+    """What a scheduled program does in a step."""
 
-    Attributes:
-      hbm_bytes: Bytes moved to and from HBM.
-      estimated_cycles: The compiler's own estimate of the instructions' time.
-        It has none for some, such as copies that run beside others.
-      longest_loop: How often the body of the longest loop runs; 1 without
-        loops.
-    """
-
-    hbm_bytes: int
+    hbm_bytes: int  # moved to and from HBM
+    # The compiler's own estimate of the instructions' time. It has none for
+    # some, such as copies that run beside others.
     estimated_cycles: int
-    longest_loop: int
+    longest_loop: int  # how often its body runs; 1 without loops
 
 
 def _buffers(text: str) -> tuple[Buffer, ...]:
@@ -110,11 +104,11 @@ def _buffers(text: str) -> tuple[Buffer, ...]:
     return tuple(found)
 
 
-def _end_of(text: str, start: int) -> int:
-    """Returns the index after the bracket that closes the one at `start`."""
+def _end_of(text: str) -> int:
+    """Returns the index after the bracket that closes the first character."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] in "({[") - (text[place] in ")}]")
+    for place, mark in enumerate(text):
+        depth += (mark in "({[") - (mark in ")}]")
         if not depth:
             return place + 1
     raise ValueError(f"Unbalanced brackets in {text[:200]!r}")
@@ -122,9 +116,9 @@ def _end_of(text: str, start: int) -> int:
 
 def _parse_instruction(name: str, text: str) -> Instruction:
     # A shape has no spaces, unless it is a tuple.
-    end = _end_of(text, 0) if text[0] == "(" else text.index(" ")
+    end = _end_of(text) if text[0] == "(" else text.index(" ")
     opcode, rest = text[end:].lstrip().split("(", 1)
-    closing = _end_of("(" + rest, 0) - 1
+    closing = _end_of("(" + rest) - 1
     return Instruction(
         name,
         opcode,
@@ -135,12 +129,7 @@ def _parse_instruction(name: str, text: str) -> Instruction:
 
 
 def _parse(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """Reads an HLO module.
-
-    Returns:
-      The name of the entry computation, and the instructions of each
-      computation by name, in their order.
-    """
+    """Returns the entry's name, and the instructions of each computation."""
     computations: dict[str, list[Instruction]] = {}
     entry = None
     current: list[Instruction] | None = None
@@ -237,8 +226,7 @@ def _walk(
 def count(text: str) -> Traffic:
     """Counts what a scheduled HLO module does, loops as often as they run.
 
-    Args:
-      text: The module as XLA prints it after scheduling, with layouts.
+    The text is that of XLA after scheduling, with layouts.
 
     Raises:
       ValueError: The module cannot be read, or how often an instruction runs

@@ -6,6 +6,7 @@ be missing or broken.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,6 @@ _SHOWN = (
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Reads the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m keras_mixer.doctor", description=_DESCRIPTION
     )
@@ -64,7 +64,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def say(name: str, finding: Finding) -> None:
-    """Prints a finding."""
     print(f"  {finding.level:<8} {name:<15} {finding.text}")
     if finding.way_out:
         print(f"  {'':<8} {'':<15} way out: {finding.way_out}", flush=True)
@@ -146,12 +145,7 @@ def examine(flags: argparse.Namespace) -> dict[str, Any]:
         "free_memory": machine.free_memory,
         "step": step,
         "findings": [
-            {
-                "check": name,
-                "level": finding.level,
-                "text": finding.text,
-                "way_out": finding.way_out,
-            }
+            {"check": name, **dataclasses.asdict(finding)}
             for name, finding in found
         ],
     }

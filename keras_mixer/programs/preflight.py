@@ -65,24 +65,22 @@ def read_run(overrides: list[str]) -> Config:
     return read_config([*ours, *overrides])
 
 
-def _check_json(path: str | None) -> pathlib.Path | None:
-    if path is None:
-        return None
+def _check_json(path: str) -> None:
     target = pathlib.Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise ConfigError(
             f"--json must be a file in a folder that exists. Received: {path}"
         )
-    return target
 
 
 def main(argv: list[str]) -> None:
     """Compiles, counts and prints."""
-    from keras_mixer import preflight
+    from keras_mixer.preflight import lowering, report
 
-    target = _check_json(FLAGS.json)
-    topology = preflight.parse_topology(FLAGS.topology)
-    run = preflight.resolve(
+    if FLAGS.json is not None:
+        _check_json(FLAGS.json)
+    topology = chips.parse_topology(FLAGS.topology)
+    subject = lowering.resolve(
         read_run(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
     )
     start = time.perf_counter()
@@ -92,22 +90,22 @@ def main(argv: list[str]) -> None:
         print(f"[{seconds:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     say(f"Compiling for {topology}; a large model takes minutes ...")
-    measure = functools.partial(preflight.measure, apart=True)
-    figures = measure(run, topology)
-    print(preflight.to_text(figures, run))
+    measure = functools.partial(report.measure, apart=True)
+    figures = measure(subject, topology)
+    print(report.to_text(figures, subject))
     content = figures.to_json()
     if FLAGS.largest or not figures.fits:
-        largest = preflight.find_largest(
-            run, topology, figures, say, measure=measure
+        largest = report.find_largest(
+            subject, topology, figures, say, measure=measure
         )
         if largest is None:
             print("No batch fits, not even the smallest that divides.")
         else:
             print("\nThe largest batch that fits:")
-            print(preflight.to_text(largest, run))
+            print(report.to_text(largest, subject))
         content["largest"] = largest and largest.to_json()
-    if target is not None:
-        files.write_json(target, content)
+    if FLAGS.json is not None:
+        files.write_json(FLAGS.json, content)
 
 
 def run() -> None:

@@ -67,10 +67,13 @@ def test_an_error_makes_a_machine_unhealthy(fake, capsys):
     assert "Not healthy: 1 error, 0 warnings." in capsys.readouterr().out
 
 
-def test_a_file_that_cannot_be_written(fake, capsys):
+def test_a_file_that_cannot_be_written(fake, tmp_path, capsys):
+    """Not even by root: its folder is a file."""
     fake(GOOD, trained=Answer({"steps": [STEP]}))
-    assert program.main(["--json=/nowhere/x.json"]) == 1
-    assert "error: --json=/nowhere/x.json" in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "x.json"
+    assert program.main([f"--json={path}"]) == 1
+    assert f"error: --json={path}" in capsys.readouterr().out
 
 
 def test_unknown_flags_are_refused(capsys):

@@ -1,15 +1,14 @@
 import pytest
 
-from keras_mixer import preflight
 from keras_mixer.engines import distribute
 from keras_mixer.preflight import lowering
 from tests.preflight.subjects import tiny
 
 
 @pytest.fixture(scope="session")
-def subject() -> preflight.Subject:
+def subject() -> lowering.Subject:
     """A small run."""
-    return preflight.resolve(tiny(), classes=10, examples=6400)
+    return lowering.resolve(tiny(), classes=10, examples=6400)
 
 
 @pytest.fixture(scope="session")

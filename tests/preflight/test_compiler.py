@@ -2,7 +2,6 @@
 
 import pytest
 
-from keras_mixer import preflight
 from keras_mixer.preflight import compiler
 
 
@@ -58,5 +57,5 @@ def versions(monkeypatch):
 def test_another_compiler_is_refused(versions, package, version, message):
     compiler.require()
     versions[package] = version
-    with pytest.raises(preflight.PreflightError, match=message):
+    with pytest.raises(compiler.PreflightError, match=message):
         compiler.require()

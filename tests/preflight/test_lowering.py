@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_mixer import data, preflight
+from keras_mixer import data
 from keras_mixer.preflight import lowering
 from keras_mixer.run import config as config_lib, recipes
 from tests.preflight.subjects import tiny
@@ -46,7 +46,7 @@ def test_the_spec_of_a_batch_is_that_of_the_data(overrides):
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_resolved_without_their_data(name):
-    subject = preflight.resolve(
+    subject = lowering.resolve(
         recipes.get_recipe(name), classes=None, examples=None
     )
     assert subject.config.train.steps and subject.config.model.image_size
@@ -62,20 +62,20 @@ def test_recipes_are_resolved_without_their_data(name):
 )
 def test_unknown_data_is_asked_for(overrides, message):
     with pytest.raises(config_lib.ConfigError, match=message):
-        preflight.resolve(tiny(*overrides), classes=None, examples=None)
+        lowering.resolve(tiny(*overrides), classes=None, examples=None)
 
 
 def test_unknown_length_is_no_obstacle():
     config = tiny("data.name=mine")
-    subject = preflight.resolve(config, classes=7, examples=None)
+    subject = lowering.resolve(config, classes=7, examples=None)
     assert (subject.num_classes, subject.num_examples) == (7, None)
-    subject = preflight.resolve(config, classes=7, examples=6400)
+    subject = lowering.resolve(config, classes=7, examples=6400)
     assert subject.config.train.steps == 300 * 6400 // 64
 
 
 def test_a_variant_that_is_not_there():
     with pytest.raises(ValueError, match="B/15"):
-        preflight.resolve(tiny("model.variant=B/15"), classes=1, examples=1)
+        lowering.resolve(tiny("model.variant=B/15"), classes=1, examples=1)
 
 
 @pytest.mark.parametrize(

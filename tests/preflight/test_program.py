@@ -39,8 +39,7 @@ def test_errors_are_one_line(argument, message):
 
 
 def test_the_file_is_checked_before_anything_is_compiled(tmp_path):
-    assert program._check_json(None) is None
-    assert program._check_json(f"{tmp_path}/x.json") == tmp_path / "x.json"
+    program._check_json(f"{tmp_path}/x.json")
     for path in ("/nowhere/x.json", str(tmp_path)):
         with pytest.raises(ConfigError, match=f"Received: {path}"):
             program._check_json(path)

@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from keras_mixer import preflight
-from keras_mixer.preflight import chips, report
+from keras_mixer.preflight import chips, lowering, report
 from tests.preflight.subjects import tiny
 
 FIGURES = report.Figures(
@@ -38,7 +37,7 @@ REFUSED = dataclasses.replace(FIGURES, hbm_used_bytes=None, cost=None)
 
 def largest(capacity, need, tried, unit=8):
     """The sizes that `find_largest` compiles, and what it returns."""
-    subject = preflight.resolve(tiny(), classes=10, examples=100)
+    subject = lowering.resolve(tiny(), classes=10, examples=100)
     topology = dataclasses.replace(
         chips.parse_topology("v5e:1x1"),
         chip=dataclasses.replace(chips.CHIPS["v5e"], hbm_bytes=capacity),
@@ -97,8 +96,8 @@ def test_fewer_than_eight_fit(tried):
 def test_the_table_says_how_long_the_run_takes():
     """By hand: a step is 64 images at 640 a second, and 100 ms more."""
     config = tiny("train.steps=36000", "model.variant=B/16")
-    subject = preflight.resolve(config, classes=10, examples=6400)
-    text = preflight.to_text(FIGURES, subject)
+    subject = lowering.resolve(config, classes=10, examples=6400)
+    text = report.to_text(FIGURES, subject)
     for part in (
         "5.00 GB of 10.00 GB",
         "2.00 T",
@@ -110,13 +109,13 @@ def test_the_table_says_how_long_the_run_takes():
         assert part in text
     cost = dataclasses.replace(FIGURES.cost, memory_seconds=0.2)
     slower = dataclasses.replace(FIGURES, cost=cost)
-    assert "per device, by memory" in preflight.to_text(slower, subject)
+    assert "per device, by memory" in report.to_text(slower, subject)
     unknown = dataclasses.replace(subject, num_examples=None)
-    assert "the run of" not in preflight.to_text(FIGURES, unknown)
+    assert "the run of" not in report.to_text(FIGURES, unknown)
 
 
 def test_the_table_of_what_does_not_fit(subject):
-    text = preflight.to_text(REFUSED, subject)
+    text = report.to_text(REFUSED, subject)
     assert "NO" in text
     assert "not known of 10.00 GB" in text
     assert "FLOPs" not in text

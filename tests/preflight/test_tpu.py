@@ -10,7 +10,6 @@ import sys
 
 import pytest
 
-from keras_mixer import preflight
 from keras_mixer.preflight import chips, lowering, report
 from keras_mixer.run import config as config_lib, recipes
 
@@ -37,7 +36,7 @@ def small(*overrides):
 
 
 def measure(config, topology="v5e:2x4"):
-    subject = preflight.resolve(config, classes=None, examples=None)
+    subject = lowering.resolve(config, classes=None, examples=None)
     return report.measure(subject, chips.parse_topology(topology))
 
 
