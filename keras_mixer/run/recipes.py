@@ -85,8 +85,19 @@ def cifar10_scratch() -> Config:
     )
 
 
+def _bfloat16(variant: str, size: int, stoch_depth: float = 0.0) -> ModelConfig:
+    """A released variant, computed in bfloat16 on TPUs."""
+    return ModelConfig(
+        variant=variant,
+        image_size=size,
+        stoch_depth=stoch_depth,
+        precision="bfloat16",
+        remat="tokens",
+    )
+
+
 def _imagenet(
-    recipe: str, *, data: str, variant: str, magnitude: int, p: float
+    recipe: str, variant: str, data: str = "", *, magnitude: int, p: float
 ) -> Config:
     """Paper, Table 4, ImageNet rows; the rest as big_vision's public config.
 
@@ -101,13 +112,7 @@ def _imagenet(
             val_split="train[99%:]" if data else None,
             eval_split="validation" if data else "train[99%:]",
         ),
-        model=ModelConfig(
-            variant=variant,
-            image_size=224,
-            stoch_depth=0.1,
-            precision="bfloat16",
-            remat="tokens",
-        ),
+        model=_bfloat16(variant, 224, stoch_depth=0.1),
         augment=AugmentConfig(
             policy=f"inception_crop|flip|randaugment(2, {magnitude})",
             eval_policy="resize_small(256)|central_crop",
@@ -135,9 +140,7 @@ def imagenet_b() -> Config:
     (big_vision), 70.5 in 27 min with train.epochs=60.
     Command: python train.py --recipe=imagenet_b [train.epochs=60]
     """
-    return _imagenet(
-        "imagenet_b", data="imagenet2012", variant="B/16", magnitude=15, p=0.5
-    )
+    return _imagenet("imagenet_b", "B/16", "imagenet2012", magnitude=15, p=0.5)
 
 
 def imagenet_l() -> Config:
@@ -146,9 +149,7 @@ def imagenet_l() -> Config:
     Top-1 (paper, Table 3): L/16 71.76.
     Command: python train.py --recipe=imagenet_l
     """
-    return _imagenet(
-        "imagenet_l", data="imagenet2012", variant="L/16", magnitude=15, p=0.5
-    )
+    return _imagenet("imagenet_l", "L/16", "imagenet2012", magnitude=15, p=0.5)
 
 
 def imagenet21k_b() -> Config:
@@ -158,9 +159,7 @@ def imagenet21k_b() -> Config:
     ImageNet-21k: give a folder with one folder of images per class.
     Command: python train.py --recipe=imagenet21k_b data.name=folder:/path
     """
-    return _imagenet(
-        "imagenet21k_b", data="", variant="B/16", magnitude=10, p=0.2
-    )
+    return _imagenet("imagenet21k_b", "B/16", magnitude=10, p=0.2)
 
 
 def imagenet21k_l() -> Config:
@@ -169,9 +168,7 @@ def imagenet21k_l() -> Config:
     ImageNet top-1 after fine-tuning (paper, Table 3): L/16 82.89.
     Command: python train.py --recipe=imagenet21k_l data.name=folder:/path
     """
-    return _imagenet(
-        "imagenet21k_l", data="", variant="L/16", magnitude=20, p=0.5
-    )
+    return _imagenet("imagenet21k_l", "L/16", magnitude=20, p=0.5)
 
 
 def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
@@ -179,12 +176,7 @@ def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
     return Config(
         recipe=recipe,
         data=DataConfig(name=""),
-        model=ModelConfig(
-            variant=variant,
-            image_size=224,
-            precision="bfloat16",
-            remat="tokens",
-        ),
+        model=_bfloat16(variant, 224),
         augment=AugmentConfig(
             policy="inception_crop|flip",
             eval_policy="resize_small(256)|central_crop",
@@ -245,14 +237,7 @@ def jft300m_h() -> Config:
     return _jft300m("jft300m_h", variant="H/14", epochs=14, lr=1e-3)
 
 
-def _finetune(
-    recipe: str,
-    *,
-    data: str,
-    steps: int,
-    size: int = 224,
-    eval_split: str = "test",
-) -> Config:
+def _finetune(recipe: str, *, data: str, steps: int, size: int = 224) -> Config:
     """Paper, sect. 3 and App. A.2: SGD with momentum, no decay, zero head.
 
     The paper names no augmentation that it kept (mixup and inception crop
@@ -260,13 +245,11 @@ def _finetune(
     """
     return Config(
         recipe=recipe,
-        data=DataConfig(name=data, eval_split=eval_split),
-        model=ModelConfig(
-            variant="B/16",
-            image_size=size,
-            precision="bfloat16",
-            remat="tokens",
+        data=DataConfig(
+            name=data,
+            eval_split="validation" if data == "imagenet2012" else "test",
         ),
+        model=_bfloat16("B/16", size),
         init=InitConfig(weights="imagenet21k", head="fresh"),
         augment=AugmentConfig(policy="resize|flip", eval_policy="resize"),
         train=TrainConfig(
@@ -325,12 +308,7 @@ def finetune_imagenet() -> Config:
     Top-1 (paper, Table 3): B/16 80.64, L/16 82.89.
     Command: python train.py --recipe=finetune_imagenet [model.variant=L/16]
     """
-    return _finetune(
-        "finetune_imagenet",
-        data="imagenet2012",
-        steps=20_000,
-        eval_split="validation",
-    )
+    return _finetune("finetune_imagenet", data="imagenet2012", steps=20_000)
 
 
 def finetune_imagenet_448() -> Config:
@@ -341,11 +319,7 @@ def finetune_imagenet_448() -> Config:
 [model.variant=L/16]
     """
     return _finetune(
-        "finetune_imagenet_448",
-        data="imagenet2012",
-        steps=20_000,
-        size=448,
-        eval_split="validation",
+        "finetune_imagenet_448", data="imagenet2012", steps=20_000, size=448
     )
 
 
