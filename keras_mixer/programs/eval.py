@@ -15,16 +15,7 @@ from typing import Any
 from absl import flags
 
 from keras_mixer.evaluation import paper
-from keras_mixer.programs.flags import (
-    check_file,
-    check_picture,
-    check_source_flags,
-    define_device_flags,
-    define_source_flags,
-    make_strategy,
-    override_some,
-    read_checkpoint,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
@@ -99,7 +90,7 @@ def help_text() -> str:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_source_flags()
+    shared.define_source_flags()
     flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
     flags.DEFINE_string(
         "data", None, "Data sets with commas between them, see above."
@@ -113,12 +104,12 @@ def define_flags() -> None:
         None,
         "Picture of which class is taken for which: .png, .svg or .pdf.",
     )
-    define_device_flags()
+    shared.define_device_flags()
 
 
 def _check_flags() -> None:
     """Raises ConfigError for flags that do not go together."""
-    check_source_flags()
+    shared.check_source_flags()
     if FLAGS.task == "fewshot" and (FLAGS.per_class or FLAGS.confusion):
         raise ConfigError(
             "--per_class and --confusion go with --task=classification."
@@ -128,10 +119,10 @@ def _check_flags() -> None:
             f"--per_class must end in .csv. Received: {FLAGS.per_class}"
         )
     if FLAGS.confusion:
-        check_picture("confusion")
+        shared.check_picture("confusion")
     for name in ("output", "per_class"):
         if FLAGS[name].value:
-            check_file(name)
+            shared.check_file(name)
 
 
 def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
@@ -140,8 +131,8 @@ def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
     Returns the model, and what the JSON says of where it comes from.
     """
     if FLAGS.workdir:
-        trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
-        config = override_some(
+        trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
+        config = shared.override_some(
             trained.config, overrides, _OVERRIDABLE, "an evaluation"
         )
         return trained._replace(config=config), {
@@ -166,7 +157,7 @@ def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
         train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
         fewshot=config_lib.FewshotConfig(data="imagenet"),
     )
-    config = override_some(
+    config = shared.override_some(
         config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
     )
     trained = assembly.load_weights(FLAGS.weights, config)
@@ -314,7 +305,7 @@ def main(argv: list[str]) -> None:
     task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
     # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):
-        strategy = make_strategy()
+        strategy = shared.make_strategy()
         with distribute.watch_workers(strategy):
             with strategy.scope():
                 trained, origin = _load(argv[1:])

@@ -12,12 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from keras_mixer.programs.flags import (
-    check_source_flags,
-    define_source_flags,
-    override_some,
-    read_checkpoint,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
@@ -63,7 +58,7 @@ _CROPPED = 8 / 7  # resize_small(256), then a crop of 224
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_source_flags(
+    shared.define_source_flags(
         files=".npz, timm .safetensors or Keras .weights.h5 file",
         models="S/32 ... H/14, or custom",
     )
@@ -129,8 +124,10 @@ def _imagenet_names() -> tuple[str, ...] | None:
 
 def _from_workdir(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
     """Returns the model of --workdir, and what export.json says of it."""
-    trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
-    config = override_some(trained.config, overrides, _OVERRIDABLE, "an export")
+    trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
+    config = shared.override_some(
+        trained.config, overrides, _OVERRIDABLE, "an export"
+    )
     return trained._replace(config=config), {
         "source": trained.source,
         "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
@@ -148,7 +145,7 @@ def _from_weights(
     if FLAGS.model != "custom":
         models.get_variant(FLAGS.model)
     weights = FLAGS.weights
-    config = override_some(
+    config = shared.override_some(
         config_lib.override(Config(), [f"model.variant={FLAGS.model}"]),
         overrides,
         _OVERRIDABLE + _OF_WEIGHTS,
@@ -224,7 +221,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
     from keras_mixer import export
 
-    check_source_flags()
+    shared.check_source_flags()
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
     if FLAGS.workdir:
