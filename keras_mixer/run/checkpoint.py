@@ -207,6 +207,9 @@ class Checkpoints:
       workdir: Its folder `checkpoints` holds them.
       keep: How many of the newest are kept, besides the best.
       writes: Whether this process writes (of several workers, the chief).
+
+    Attributes:
+      best: What `save` was told of the best checkpoint so far, and its step.
     """
 
     def __init__(
@@ -223,25 +226,18 @@ class Checkpoints:
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
         self._last: int | None = None
-        self._best: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
 
     @property
     def latest(self) -> str | None:
         """Path of the newest checkpoint, saved or being saved; or None."""
-        step = self._last
-        if step is None:
-            step = max(self.steps, default=None)
-        return None if step is None else str(self._path(step))
+        steps = self.steps if self._last is None else [self._last]
+        return str(self._path(steps[-1])) if steps else None
 
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are on the disk, oldest first."""
         return list(_steps(self._root))
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """What `save` was told of the best checkpoint so far, and its step."""
-        return self._best
 
     def _path(self, step: int) -> pathlib.Path:
         return self._root / f"step_{step:08d}"
@@ -267,24 +263,22 @@ class Checkpoints:
         self.wait()
         self._last = step
         if best is not None:
-            self._best = {"step": step, **best}
+            self.best = {"step": step, **best}
         if self._writes:
             self._saving = self._writer.submit(
-                self._write_and_prune, step, parts, self._best
+                self._write_and_prune, step, parts
             )
 
-    def _write_and_prune(
-        self,
-        step: int,
-        parts: Mapping[str, State],
-        best: Mapping[str, Any] | None,
-    ) -> None:
-        """Writes a checkpoint, then best.json, then removes old checkpoints."""
+    def _write_and_prune(self, step: int, parts: Mapping[str, State]) -> None:
+        """Writes a checkpoint, then best.json, then removes old checkpoints.
+
+        `best` does not change until the next `save`, which waits for this one.
+        """
         try:
-            _write(self._path(step), step, parts, best)
-            if best is not None:
-                files.write_json(self._root / "best.json", best)
-            self._prune(best)
+            _write(self._path(step), step, parts, self.best)
+            if self.best is not None:
+                files.write_json(self._root / "best.json", self.best)
+            self._prune()
         except Exception as error:
             if not (self._path(step) / _MANIFEST).exists():
                 shutil.rmtree(self._path(step), ignore_errors=True)
@@ -305,11 +299,11 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
-    def _prune(self, best: Mapping[str, Any] | None) -> None:
+    def _prune(self) -> None:
         """Removes old checkpoints, and what killed runs left half-written."""
         kept = set(self.steps[-self._keep :])
-        if best is not None:
-            kept.add(int(best["step"]))
+        if self.best is not None:
+            kept.add(int(self.best["step"]))
         for path in self._root.iterdir():
             match = _FOLDER.fullmatch(path.name)
             if match and int(match[1]) not in kept:
@@ -342,8 +336,11 @@ class Checkpoints:
             return None
         self._last = found[0]
         for step, folder in steps.items():
-            if step > self._last:
-                self._set_aside(folder)
+            if step > self._last and self._writes:
+                target = folder.with_name(f"damaged_{folder.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    os.replace(folder, target)
         self._restore_best(steps[self._last], set(steps))
         return found
 
@@ -354,16 +351,9 @@ class Checkpoints:
         before it was written. The manifest has the right one.
         """
         best = json.loads((folder / _MANIFEST).read_text()).get("best")
-        self._best = best if best and int(best["step"]) in steps else None
-        if self._writes and self._best != _read_best(self._root):
-            if self._best is None:
+        self.best = best if best and int(best["step"]) in steps else None
+        if self._writes and self.best != _read_best(self._root):
+            if self.best is None:
                 (self._root / "best.json").unlink(missing_ok=True)
             else:
-                files.write_json(self._root / "best.json", self._best)
-
-    def _set_aside(self, folder: pathlib.Path) -> None:
-        if self._writes:
-            target = folder.with_name(f"damaged_{folder.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                os.replace(folder, target)
+                files.write_json(self._root / "best.json", self.best)

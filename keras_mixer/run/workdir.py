@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from keras_mixer.run import checkpoint, config as config_lib
 from keras_mixer.run.config import Config
@@ -53,7 +53,7 @@ def read_result(
       workdir: Folder of the run.
       config: Resolved.
       class_names: In the order of the labels.
-      other_model: What makes the model where that is no Mixer.
+      other_model: What makes the model if it is no Mixer.
 
     Raises:
       WorkdirError: The workdir holds something other than this run, or cannot
@@ -133,22 +133,11 @@ def claim(
     Raises:
       WorkdirError: It cannot be written, or another process trains in it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / "lock").open("w")
-    except OSError as error:
-        raise _not_writable(workdir, error) from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WorkdirError(
-                f"Another process trains in {workdir}. Wait for it or stop "
-                "it, or give this run a --workdir of its own."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((workdir / "lock").open("w"))
+            _lock(lock, workdir)
             config_lib.save(config, workdir / "config.json")
             write_json(workdir / "classes.json", list(class_names))
             other = workdir / OTHER_MODEL
@@ -157,11 +146,20 @@ def claim(
             else:  # of a run that has not begun
                 other.unlink(missing_ok=True)
         except OSError as error:
-            raise _not_writable(workdir, error) from error
+            raise WorkdirError(
+                f"Cannot write to the workdir {workdir}: {error.strerror}"
+            ) from error
         yield
 
 
-def _not_writable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
-    return WorkdirError(
-        f"Cannot write to the workdir {workdir}: {error.strerror}"
-    )
+def _lock(file: TextIO, workdir: pathlib.Path) -> None:
+    """Locks a file until it is closed, or raises WorkdirError."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise WorkdirError(
+            f"Another process trains in {workdir}. Wait for it or stop it, or "
+            "give this run a --workdir of its own."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
