@@ -4,6 +4,7 @@ The program behind eval.py, `keras-mixer-eval` and `python -m keras_mixer.eval`.
 """
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -68,7 +69,8 @@ _OVERRIDABLE = (
 _TASKS = ("classification", "fewshot")
 _BATCH_SIZE = 256  # without a run that says how many fit
 
-Later = Callable[[], None]
+# Scores of each data set, a table of them, and what writes the details.
+Evaluated = tuple[list[Any], str, Callable[[], None]]
 
 
 def help_text() -> str:
@@ -201,8 +203,7 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _classify(trained: Trained, strategy: Any) -> tuple[list[Any], Later]:
-    """Returns the scores of each data set, and what writes the details."""
+def _classify(trained: Trained, strategy: Any) -> Evaluated:
     from keras_mixer import data
     from keras_mixer.data.augment import policy as policy_lib
     from keras_mixer.evaluation import classification, passes, report
@@ -253,13 +254,11 @@ def _classify(trained: Trained, strategy: Any) -> tuple[list[Any], Later]:
         found = {"data": name, "split": part, **scores}
         results.append({**found, **_reported(config, name, part)})
 
-    def write_details() -> None:
-        _write_details(splits[0], rows, results[0]["accuracy"])
-
-    return results, write_details
+    write = functools.partial(_write_details, splits[0], rows, results[0])
+    return results, report.classification_table(results), write
 
 
-def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
+def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:
     """Writes the table and the picture that were asked for."""
     from keras_mixer.evaluation import report
 
@@ -272,51 +271,43 @@ def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
             pathlib.Path(FLAGS.confusion),
             split.class_names,
             rows,
-            f"{split.name}: accuracy {accuracy:.4f} on {len(rows['label']):,} "
-            "images (shares in %)",
+            f"{split.name}: accuracy {scores['accuracy']:.4f} on "
+            f"{len(rows['label']):,} images (shares in %)",
         )
 
 
-def _fewshot(trained: Trained, strategy: Any) -> tuple[list[Any], Later]:
-    """Returns the few-shot accuracies on each data set, and no details."""
+def _fewshot(trained: Trained, strategy: Any) -> Evaluated:
     from keras_mixer import data
-    from keras_mixer.evaluation import features
+    from keras_mixer.evaluation import features, report
 
     config = trained.config
     if FLAGS.data:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
+    sets = data.open_fewshot(config)
     evaluators = features.make_fewshot_evaluators(
-        trained.model,
-        data.open_fewshot(config),
-        config=config,
-        strategy=strategy,
+        trained.model, sets, config=config, strategy=strategy
     )
     found = [x for evaluator in evaluators.values() for x in evaluator()]
-    return found, lambda: None
+    return found, report.fewshot_table(found), lambda: None
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
     from keras_mixer.engines import distribute
-    from keras_mixer.evaluation import report
 
     _check_flags()
     begun = time.perf_counter()
-    task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
+    task = _fewshot if FLAGS.task == "fewshot" else _classify
     # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):
         strategy = shared.make_strategy()
         with distribute.watch_workers(strategy):
             with strategy.scope():
                 trained, origin = _load(argv[1:])
-            results, write_details = task(trained, strategy)
+            results, table, write_details = task(trained, strategy)
     if not distribute.is_chief(strategy):
         return
-    as_table = {
-        "classification": report.classification_table,
-        "fewshot": report.fewshot_table,
-    }[FLAGS.task]
-    print(f"{trained.source}:\n{as_table(results)}", file=sys.stderr)
+    print(f"{trained.source}:\n{table}", file=sys.stderr)
     whole = {
         "task": FLAGS.task,
         **origin,
@@ -330,7 +321,7 @@ def main(argv: list[str]) -> None:
     print(json.dumps(whole, indent=2), flush=True)
     if FLAGS.output:
         files.write_json(FLAGS.output, whole)
-    write_details()  # last: whatever becomes of it, the scores are there
+    write_details()  # last, so that a failure loses no scores
 
 
 def run() -> None:

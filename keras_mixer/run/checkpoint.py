@@ -72,11 +72,7 @@ def _write(
 
 
 def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
-    """Reads one verified file of a checkpoint, or all of them.
-
-    Raises:
-      CheckpointError: A file is missing, or is not what was written.
-    """
+    """Reads one verified file of a checkpoint, or all of them."""
     from safetensors import numpy as safetensors_numpy
 
     state = {}
@@ -102,11 +98,7 @@ def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
 
 
 def _steps(root: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Returns the checkpoints that were written to the end, oldest first.
-
-    Raises:
-      CheckpointError: The folder cannot be read.
-    """
+    """Returns the checkpoints that were written to the end, oldest first."""
     try:
         found = {
             int(match[1]): path
@@ -150,14 +142,8 @@ def read_part(
 ) -> tuple[int, State]:
     """Reads one part ("model") of a run's checkpoint.
 
-    Args:
-      workdir: Folder of the run.
-      part: Name that it was saved under.
-      which: "latest" (of those that are whole), "best" (on the validation
-        split), or a step.
-
-    Returns:
-      The step and the arrays.
+    `which` is "latest" (of those that are whole), "best" (on the validation
+    split), or a step. Returns the step and the arrays.
 
     Raises:
       CheckpointError: There is none, or it is damaged.
@@ -249,13 +235,11 @@ class Checkpoints:
         *,
         best: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins to write a checkpoint.
+        """Begins to write the state after an update.
 
-        Args:
-          step: The update after which the state was taken.
-          parts: File name (without suffix) to arrays; not changed afterwards.
-          best: If this is the best checkpoint so far, what best.json says of
-            it besides the step.
+        `parts` are the arrays by file name (without suffix); they must not
+        change afterwards. `best` is what best.json says of the best checkpoint
+        so far besides its step, if this is it.
 
         Raises:
           CheckpointError: The previous one could not be written.
@@ -290,11 +274,7 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written.
-
-        Raises:
-          CheckpointError: It could not be written.
-        """
+        """Waits for the checkpoint being written; raises its failure."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
@@ -314,12 +294,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def restore(self) -> tuple[int, dict[str, State]] | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest checkpoint that is whole: its step and parts.
 
         Damaged ones are reported, and renamed so that they no longer count.
-
-        Returns:
-          Its step and parts; None if there is no checkpoint.
+        Returns None if there is no checkpoint.
 
         Raises:
           CheckpointError: There are checkpoints, but none can be read.

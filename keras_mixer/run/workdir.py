@@ -49,11 +49,8 @@ def read_result(
 ) -> dict[str, Any] | None:
     """Returns the result of a finished run, None if it is not finished.
 
-    Args:
-      workdir: Folder of the run.
-      config: Resolved.
-      class_names: In the order of the labels.
-      other_model: What makes the model if it is no Mixer.
+    The config is resolved, `class_names` are in the order of the labels, and
+    `other_model` names what makes the model if it is no Mixer.
 
     Raises:
       WorkdirError: The workdir holds something other than this run, or cannot
