@@ -47,16 +47,6 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _define_output() -> None:
-    flags.DEFINE_string(
-        "output",
-        None,
-        "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
-        "written, and the numbers beside them.",
-        required=True,
-    )
-
-
 def _check_output() -> pathlib.Path:
     """Returns the file of the picture, after making its folder."""
     output = shared.check_picture("output")
@@ -95,7 +85,6 @@ def _define_weights() -> None:
         ["layer", "all"],
         "One colour scale for each layer, or for all.",
     )
-    _define_output()
 
 
 def _weights(arguments: list[str], output: pathlib.Path) -> Files:
@@ -132,7 +121,6 @@ def _define_sweep() -> None:
     shared.define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the runs.")
     flags.DEFINE_string("seeds", "0,1,2", "Seeds, with commas between them.")
-    _define_output()
     shared.define_device_flags()
 
 
@@ -248,7 +236,6 @@ def _define_cost() -> None:
     flags.DEFINE_bool("xla", True, "Whether XLA compiles, as in train.py.")
     flags.DEFINE_bool("expand", True, "Token mixing as in fine-tuning (above).")
     flags.DEFINE_bool("fresh", False, "Measure again what is known.")
-    _define_output()
 
 
 def _cost(arguments: list[str], output: pathlib.Path) -> Files:
@@ -288,7 +275,6 @@ def _define_compare() -> None:
         "Files that eval.py --output wrote of the runs, with commas between "
         "them.",
     )
-    _define_output()
 
 
 def _compare(arguments: list[str], output: pathlib.Path) -> Files:
@@ -335,6 +321,16 @@ def run() -> None:
     command = COMMANDS[name]
     FLAGS.set_gnu_getopt(True)  # flags may follow workdirs and overrides
 
+    def define() -> None:
+        command.define_flags()
+        flags.DEFINE_string(
+            "output",
+            None,
+            "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
+            "written, and the numbers beside them.",
+            required=True,
+        )
+
     def main(argv: list[str]) -> None:
         output = _check_output()
         drawn = ", ".join(map(str, command.draw(argv[1:], output)))
@@ -342,8 +338,4 @@ def run() -> None:
         told = " and ".join(str(file) for file in numbers if file.exists())
         print(f"Drew {drawn}; the numbers are in {told}", flush=True)
 
-    run_program(
-        main,
-        define_flags=command.define_flags,
-        help_text=command.help_text,
-    )
+    run_program(main, define_flags=define, help_text=command.help_text)

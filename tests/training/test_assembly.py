@@ -104,7 +104,7 @@ def test_load_model_errors(finished, tmp_path):
             assembly.load_trained(workdir, which)
     for path in (workdir / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(weights_lib.WeightsError, match="100 bytes in place"):
+    with pytest.raises(weights_lib.WeightsError, match="100 bytes now"):
         assembly.load_trained(workdir)
     shutil.rmtree(workdir / "checkpoints")
     with pytest.raises(weights_lib.WeightsError, match="no checkpoint yet"):
