@@ -18,7 +18,7 @@ from absl import flags
 from keras_mixer.evaluation import paper
 from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, files
+from keras_mixer.run import config as config_lib, fields, files
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 from keras_mixer.training.assembly import Trained
@@ -148,16 +148,14 @@ def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
             "model and write a .npz: keras_mixer.weights.save_npz(model, path)"
         )
     config = Config(
-        data=config_lib.DataConfig(
-            name="imagenet2012", eval_split="validation"
-        ),
-        model=config_lib.ModelConfig(variant=FLAGS.model, image_size=224),
-        init=config_lib.InitConfig(weights=FLAGS.weights),
-        augment=config_lib.AugmentConfig(
+        data=fields.DataConfig(name="imagenet2012", eval_split="validation"),
+        model=fields.ModelConfig(variant=FLAGS.model, image_size=224),
+        init=fields.InitConfig(weights=FLAGS.weights),
+        augment=fields.AugmentConfig(
             eval_policy="resize_small(256)|central_crop"
         ),
-        train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
-        fewshot=config_lib.FewshotConfig(data="imagenet"),
+        train=fields.TrainConfig(batch_size=_BATCH_SIZE),
+        fewshot=fields.FewshotConfig(data="imagenet"),
     )
     config = shared.override_some(
         config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
@@ -314,10 +312,8 @@ def main(argv: list[str]) -> None:
         "source": trained.source,
         "seconds": time.perf_counter() - begun,
     }
-    if FLAGS.task == "classification" and len(results) == 1:
-        whole |= results[0]
-    else:
-        whole["results"] = results
+    alone = FLAGS.task == "classification" and len(results) == 1
+    whole |= results[0] if alone else {"results": results}
     print(json.dumps(whole, indent=2), flush=True)
     if FLAGS.output:
         files.write_json(FLAGS.output, whole)

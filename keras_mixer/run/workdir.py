@@ -9,14 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from keras_mixer.run import checkpoint, config as config_lib
+from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import Config
-from keras_mixer.run.files import (
-    OTHER_MODEL,
-    WorkdirError,
-    read_other_model,
-    write_json,
-)
+from keras_mixer.run.files import WorkdirError
 
 # What may change without another run: the data set may lie elsewhere on another
 # machine, the error about broken images says to change their limit, and
@@ -103,7 +98,7 @@ def _changes(
     classes = workdir / "classes.json"
     if classes.exists() and read_classes(classes) != class_names:
         changes.append("the names of the classes (classes.json)")
-    made_by = read_other_model(workdir)
+    made_by = files.read_other_model(workdir)
     if made_by != other_model:
         changes.append(
             f"the model: {made_by or 'a Mixer'} -> {other_model or 'a Mixer'}"
@@ -136,10 +131,10 @@ def claim(
             lock = stack.enter_context((workdir / "lock").open("w"))
             _lock(lock, workdir)
             config_lib.save(config, workdir / "config.json")
-            write_json(workdir / "classes.json", list(class_names))
-            other = workdir / OTHER_MODEL
+            files.write_json(workdir / "classes.json", list(class_names))
+            other = workdir / files.OTHER_MODEL
             if other_model is not None:
-                write_json(other, {"build_model": other_model})
+                files.write_json(other, {"build_model": other_model})
             else:  # of a run that has not begun
                 other.unlink(missing_ok=True)
         except OSError as error:
