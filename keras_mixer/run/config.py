@@ -4,7 +4,7 @@ A recipe (recipes.py) returns a `Config`. Overrides such as `optim.lr=3e-3`
 change single fields. `resolve` turns epochs into steps once the size of the
 data set is known. The resolved config lies in the workdir as `config.json`;
 a new run can start from that file. OmegaConf checks names and types, fields.py
-checks values; its classes are imported from here.
+checks values.
 """
 
 import dataclasses
@@ -21,16 +21,8 @@ from keras_mixer.run import files, suggest
 from keras_mixer.run.fields import (
     DURATIONS,
     SECTIONS,
-    AugmentConfig as AugmentConfig,
     Config as Config,
     ConfigError as ConfigError,
-    DataConfig as DataConfig,
-    FewshotConfig as FewshotConfig,
-    InitConfig as InitConfig,
-    MixupConfig as MixupConfig,
-    ModelConfig as ModelConfig,
-    OptimConfig as OptimConfig,
-    TrainConfig as TrainConfig,
 )
 
 

@@ -14,6 +14,7 @@ from keras_mixer import data, models, weights as weights_lib
 from keras_mixer.engines import distribute, optim
 from keras_mixer.run import checkpoint, config as config_lib
 from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.run.fields import ModelConfig
 from keras_mixer.run.files import WorkdirError
 from keras_mixer.run.workdir import read_classes
 
@@ -21,7 +22,7 @@ from keras_mixer.run.workdir import read_classes
 BuildModel = Callable[[Config, int], keras.Model]
 
 
-def dimensions(config: config_lib.ModelConfig) -> models.Variant:
+def dimensions(config: ModelConfig) -> models.Variant:
     """Returns the variant with the dimensions that the config sets.
 
     Raises:
