@@ -27,7 +27,7 @@ import tensorflow as tf
 import keras_mixer
 from keras_mixer.engines import distribute, optim
 from keras_mixer.run import checkpoint
-from keras_mixer.run.config import OptimConfig
+from keras_mixer.run.fields import OptimConfig
 from keras_mixer.training import state as state_lib
 
 

@@ -15,36 +15,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 # Where each public name is: module, or module:attribute.
+_VARIANTS = ("S8", "S16", "S32", "B16", "B32", "L16", "L32", "H14")
+_ROOMS = (
+    *("analysis", "data", "doctor", "engines", "evaluation", "export"),
+    *("models", "preflight", "programs", "run", "training", "weights"),
+)
 _PLACES = {
-    "Mixer": "models.mixer:Mixer",
-    "MixerB16": "models.mixer:MixerB16",
-    "MixerB32": "models.mixer:MixerB32",
+    **{room: room for room in _ROOMS},
+    **{
+        f"Mixer{name}": f"models.mixer:Mixer{name}" for name in ("", *_VARIANTS)
+    },
     "MixerBlock": "models.layers:MixerBlock",
-    "MixerH14": "models.mixer:MixerH14",
-    "MixerL16": "models.mixer:MixerL16",
-    "MixerL32": "models.mixer:MixerL32",
-    "MixerS8": "models.mixer:MixerS8",
-    "MixerS16": "models.mixer:MixerS16",
-    "MixerS32": "models.mixer:MixerS32",
     "MlpBlock": "models.layers:MlpBlock",
     "StochasticDepth": "models.layers:StochasticDepth",
-    "analysis": "analysis",
-    "data": "data",
     "decode_predictions": "models.preprocessing:decode_predictions",
-    "doctor": "doctor",
-    "engines": "engines",
-    "evaluation": "evaluation",
-    "export": "export",
     "fewshot": "evaluation.fewshot",
     "layers": "models.layers",
-    "models": "models",
-    "preflight": "preflight",
     "preprocess_input": "models.preprocessing:preprocess_input",
-    "programs": "programs",
-    "run": "run",
     "trainer": "training.loop",
-    "training": "training",
-    "weights": "weights",
 }
 
 __all__ = [

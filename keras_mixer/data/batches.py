@@ -24,7 +24,7 @@ from keras_mixer.data.splits import (
     buffer_size,
     cached,
 )
-from keras_mixer.run.config import MixupConfig
+from keras_mixer.run.fields import MixupConfig
 
 NO_LABEL = -1  # of an example that does not count
 MIXING_GROUP = 8  # examples that a layer of keras-cv mixes with one another

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_mixer.run import suggest
-from keras_mixer.run.config import OptimConfig
+from keras_mixer.run.fields import OptimConfig
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")

@@ -3,6 +3,7 @@
 The program behind `python -m keras_mixer.analysis`.
 """
 
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -20,21 +21,14 @@ from keras_mixer.analysis import (
     units,
     weights_figures,
 )
-from keras_mixer.programs.flags import (
-    check_picture,
-    check_source_flags,
-    define_config_flags,
-    define_device_flags,
-    define_source_flags,
-    make_strategy,
-    read_checkpoint,
-    read_config,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import files, suggest
 from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
+
+Files = list[pathlib.Path]
 
 _HELP = """The paper's analyses, a command for each:
 
@@ -53,19 +47,9 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _define_output() -> None:
-    flags.DEFINE_string(
-        "output",
-        None,
-        "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
-        "written, and the numbers beside them.",
-        required=True,
-    )
-
-
 def _check_output() -> pathlib.Path:
     """Returns the file of the picture, after making its folder."""
-    output = check_picture("output")
+    output = shared.check_picture("output")
     if (output.parent / "config.json").exists():
         raise ConfigError(
             f"--output={output} lies in the workdir of a run, whose files "
@@ -89,15 +73,8 @@ def _take_nothing(arguments: list[str]) -> None:
         )
 
 
-def _tell(drawn: list[pathlib.Path], output: pathlib.Path) -> None:
-    files = (output.with_suffix(suffix) for suffix in (".json", ".csv"))
-    numbers = " and ".join(str(file) for file in files if file.exists())
-    pictures = ", ".join(map(str, drawn))
-    print(f"Drew {pictures}; the numbers are in {numbers}", flush=True)
-
-
 def _define_weights() -> None:
-    define_source_flags()
+    shared.define_source_flags()
     flags.DEFINE_string("layers", None, "Blocks, from 0 on; the first three.")
     flags.DEFINE_string(
         "grid", None, "ROWSxCOLUMNS of patches; a square by default."
@@ -108,48 +85,43 @@ def _define_weights() -> None:
         ["layer", "all"],
         "One colour scale for each layer, or for all.",
     )
-    _define_output()
 
 
-def _read_weights() -> Any:
-    """Returns the Parameters that the flags name."""
+def _weights(arguments: list[str], output: pathlib.Path) -> Files:
     from keras_mixer import models, weights as weights_lib
 
-    if FLAGS.workdir:
-        return weights_lib.read_workdir(FLAGS.workdir, read_checkpoint())
-    if FLAGS.model is not None:
-        models.get_variant(FLAGS.model)
-    return weights_lib.get(FLAGS.weights, FLAGS.model)
-
-
-def _weights(arguments: list[str]) -> None:
     _take_nothing(arguments)
-    check_source_flags(file_needs_model=False)
-    output = _check_output()
+    shared.check_source_flags(file_needs_model=False)
     grid = weights_figures.parse_grid(FLAGS.grid)
-    parameters = _read_weights()
-    blocks = units.num_blocks(parameters)
+    if FLAGS.workdir:
+        found = weights_lib.read_workdir(
+            FLAGS.workdir, shared.read_checkpoint()
+        )
+    else:
+        if FLAGS.model is not None:
+            models.get_variant(FLAGS.model)
+        found = weights_lib.get(FLAGS.weights, FLAGS.model)
+    blocks = units.num_blocks(found)
     text = FLAGS.layers or ",".join(map(str, range(min(3, blocks))))
     layers = weights_figures.parse_layers(text, blocks)
-    grid = units.grid_of(parameters, grid)
-    units.stem_tiles(parameters)  # fails here rather than after the slow part
-    measured = weights_figures.measure(parameters, layers, grid)
+    grid = units.grid_of(found, grid)
+    units.stem_tiles(found)  # fails here rather than after the slow part
+    measured = weights_figures.measure(found, layers, grid)
     drawn = weights_figures.draw_units(
-        output, parameters.source, measured, one_scale=FLAGS.scale == "all"
+        output, found.source, measured, one_scale=FLAGS.scale == "all"
     )
     stem = output.with_name(f"{output.stem}_stem{output.suffix}")
-    drawn += weights_figures.draw_stem(stem, parameters)
-    weights_figures.write(output, parameters.source, measured)
-    print(f"{parameters.source}:\n{weights_figures.summary(measured)}")
-    _tell(drawn, output)
+    drawn += weights_figures.draw_stem(stem, found)
+    weights_figures.write(output, found.source, measured)
+    print(f"{found.source}:\n{weights_figures.summary(measured)}")
+    return drawn
 
 
 def _define_sweep() -> None:
-    define_config_flags()
+    shared.define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the runs.")
     flags.DEFINE_string("seeds", "0,1,2", "Seeds, with commas between them.")
-    _define_output()
-    define_device_flags()
+    shared.define_device_flags()
 
 
 def _define_permutation() -> None:
@@ -159,28 +131,36 @@ def _define_permutation() -> None:
     )
 
 
-def _seeds() -> tuple[int, ...]:
-    found = sweep.parse_list(
-        FLAGS.seeds, int, "--seeds", "whole numbers from 0 on"
-    )
-    if min(found) < 0:
-        raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
-    return found
+def _train(
+    arguments: list[str],
+    output: pathlib.Path,
+    plan: Callable[..., list[sweep.Trial]],
+) -> tuple[list[dict[str, Any]], str]:
+    """Runs a sweep and writes its rows; returns them, and a title.
 
-
-def _trained(runs: list[sweep.Trial], workdir: pathlib.Path) -> Any:
-    """Runs a sweep; a signal saves its run, and exits with 75 as train.py."""
+    `plan` takes a config and `seeds`. A signal saves the run that it stops, and
+    exits with 75 as train.py does.
+    """
     import tensorflow as tf
 
     from keras_mixer.training import loop as trainer, preemption
 
+    workdir = sweep.check_workdir(FLAGS.workdir)
+    config = shared.read_config(arguments)
+    allowed = "whole numbers from 0 on"
+    seeds = sweep.parse_list(FLAGS.seeds, int, "--seeds", allowed)
+    if min(seeds) < 0:
+        raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
+    trials = plan(config, seeds=seeds)
     tf.get_logger().setLevel("ERROR")  # each run traces its own functions
-    # See `trainer.fit`; of one device nothing need stay in the memory.
     try:
-        return sweep.run_all(runs, workdir, make_strategy(), say=_say)
+        rows = sweep.run_all(trials, workdir, shared.make_strategy(), say=_say)
     except trainer.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)
+    files.write_json(output.with_suffix(".json"), rows)
+    sweep.write_csv(output.with_suffix(".csv"), rows)
+    return rows, _title(config, seeds)
 
 
 def _title(config: Config, seeds: tuple[int, ...]) -> str:
@@ -197,19 +177,14 @@ def _title(config: Config, seeds: tuple[int, ...]) -> str:
     return f"{data}, recipe {recipe}, {length}; {of_seeds}"
 
 
-def _permutation(arguments: list[str]) -> None:
-    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
-    config, seeds = read_config(arguments), _seeds()
+def _permutation(arguments: list[str], output: pathlib.Path) -> Files:
     names = sweep.parse_list(
         FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
     )
-    runs = permutation.plan(config, models=names, seeds=seeds)
-    rows = _trained(runs, workdir)
-    files.write_json(output.with_suffix(".json"), rows)
-    sweep.write_csv(output.with_suffix(".csv"), rows)
+    plan = functools.partial(permutation.plan, models=names)
+    rows, title = _train(arguments, output, plan)
     print(permutation.summary(rows))
-    drawn = permutation.draw(rows, workdir, output, _title(config, seeds))
-    _tell(drawn, output)
+    return permutation.draw(rows, pathlib.Path(FLAGS.workdir), output, title)
 
 
 def _define_scale() -> None:
@@ -218,11 +193,9 @@ def _define_scale() -> None:
     flags.DEFINE_string("fractions", "0.1,0.25,0.5,1", "Shares of the data.")
 
 
-def _scale(arguments: list[str]) -> None:
-    output, workdir = _check_output(), sweep.check_workdir(FLAGS.workdir)
-    config, seeds = read_config(arguments), _seeds()
-    runs = scale.plan(
-        config,
+def _scale(arguments: list[str], output: pathlib.Path) -> Files:
+    plan = functools.partial(
+        scale.plan,
         widths=sweep.parse_list(
             FLAGS.widths, scale.parse_positive, "--widths", "numbers above 0"
         ),
@@ -232,13 +205,10 @@ def _scale(arguments: list[str]) -> None:
             "--fractions",
             "numbers above 0, up to 1",
         ),
-        seeds=seeds,
     )
-    rows = _trained(runs, workdir)
-    files.write_json(output.with_suffix(".json"), rows)
-    sweep.write_csv(output.with_suffix(".csv"), rows)
+    rows, title = _train(arguments, output, plan)
     print(scale.summary(rows))
-    _tell(scale.draw(output, rows, _title(config, seeds)), output)
+    return scale.draw(output, rows, title)
 
 
 def _define_cost() -> None:
@@ -266,12 +236,10 @@ def _define_cost() -> None:
     flags.DEFINE_bool("xla", True, "Whether XLA compiles, as in train.py.")
     flags.DEFINE_bool("expand", True, "Token mixing as in fine-tuning (above).")
     flags.DEFINE_bool("fresh", False, "Measure again what is known.")
-    _define_output()
 
 
-def _cost(arguments: list[str]) -> None:
+def _cost(arguments: list[str], output: pathlib.Path) -> Files:
     _take_nothing(arguments)
-    output = _check_output()
     variants = cost.parse_variants(FLAGS.variants)
     sizes = sweep.parse_list(
         FLAGS.image_sizes, int, "--image_sizes", "sides in pixels"
@@ -294,7 +262,7 @@ def _cost(arguments: list[str]) -> None:
     save()
     cost.write_csv(output.with_suffix(".csv"), rows, settings)
     print(cost.summary(rows, settings))
-    _tell(cost_figure.draw(output, rows, settings), output)
+    return cost_figure.draw(output, rows, settings)
 
 
 def _define_compare() -> None:
@@ -307,21 +275,21 @@ def _define_compare() -> None:
         "Files that eval.py --output wrote of the runs, with commas between "
         "them.",
     )
-    _define_output()
 
 
-def _compare(arguments: list[str]) -> None:
-    output = _check_output()
+def _compare(arguments: list[str], output: pathlib.Path) -> Files:
     runs = compare.read(arguments, FLAGS.names, FLAGS.evaluations)
     drawn = compare.draw(output, runs)
     compare.write_csv(output.with_suffix(".csv"), runs)
     files.write_json(output.with_suffix(".json"), compare.content(runs))
     print(compare.summary(runs))
-    _tell(drawn, output)
+    return drawn
 
 
 class _Command(NamedTuple):
-    main: Callable[[list[str]], None]
+    """Takes its arguments and the picture's file; returns what it drew."""
+
+    draw: Callable[[list[str], pathlib.Path], Files]
     define_flags: Callable[[], None]
     help_text: str
 
@@ -352,8 +320,22 @@ def run() -> None:
     del sys.argv[1]
     command = COMMANDS[name]
     FLAGS.set_gnu_getopt(True)  # flags may follow workdirs and overrides
-    run_program(
-        lambda argv: command.main(argv[1:]),
-        define_flags=command.define_flags,
-        help_text=command.help_text,
-    )
+
+    def define() -> None:
+        command.define_flags()
+        flags.DEFINE_string(
+            "output",
+            None,
+            "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
+            "written, and the numbers beside them.",
+            required=True,
+        )
+
+    def main(argv: list[str]) -> None:
+        output = _check_output()
+        drawn = ", ".join(map(str, command.draw(argv[1:], output)))
+        numbers = [output.with_suffix(suffix) for suffix in (".json", ".csv")]
+        told = " and ".join(str(file) for file in numbers if file.exists())
+        print(f"Drew {drawn}; the numbers are in {told}", flush=True)
+
+    run_program(main, define_flags=define, help_text=command.help_text)

@@ -6,11 +6,7 @@ The program behind `python -m keras_mixer.data`.
 from absl import flags
 
 from keras_mixer.evaluation import pictures
-from keras_mixer.programs.flags import (
-    check_picture,
-    define_config_flags,
-    read_config,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 
 FLAGS = flags.FLAGS
@@ -32,7 +28,7 @@ shares.
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_config_flags()
+    shared.define_config_flags()
     flags.DEFINE_string(
         "output",
         None,
@@ -53,8 +49,8 @@ def main(argv: list[str]) -> None:
     from keras_mixer import data
     from keras_mixer.training import contact_sheet
 
-    output = check_picture("output")
-    config = read_config(argv[1:])
+    output = shared.check_picture("output")
+    config = shared.read_config(argv[1:])
     splits = data.open_splits(config)
     figure = contact_sheet.draw(
         data.resolve(config, splits.train),

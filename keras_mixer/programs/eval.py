@@ -4,31 +4,24 @@ The program behind eval.py, `keras-mixer-eval` and `python -m keras_mixer.eval`.
 """
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
 from keras_mixer.evaluation import paper
-from keras_mixer.programs.flags import (
-    check_file,
-    check_picture,
-    check_source_flags,
-    define_device_flags,
-    define_source_flags,
-    make_strategy,
-    override_some,
-    read_checkpoint,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, files
+from keras_mixer.run import config as config_lib, fields, files
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
+from keras_mixer.training.assembly import Trained
 
 FLAGS = flags.FLAGS
 
@@ -76,23 +69,8 @@ _OVERRIDABLE = (
 _TASKS = ("classification", "fewshot")
 _BATCH_SIZE = 256  # without a run that says how many fit
 
-
-Later = Callable[[], None]
-
-
-class Subject(NamedTuple):
-    """What is evaluated.
-
-    `class_names` are None if only their number is known. `origin` is what the
-    JSON says of the model. A model without a head has features only.
-    """
-
-    model: Any
-    config: Config
-    class_names: tuple[str, ...] | None
-    source: str
-    origin: dict[str, Any]
-    has_head: bool = True
+# Scores of each data set, a table of them, and what writes the details.
+Evaluated = tuple[list[Any], str, Callable[[], None]]
 
 
 def help_text() -> str:
@@ -114,7 +92,7 @@ def help_text() -> str:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_source_flags()
+    shared.define_source_flags()
     flags.DEFINE_enum("task", _TASKS[0], _TASKS, "What to measure.")
     flags.DEFINE_string(
         "data", None, "Data sets with commas between them, see above."
@@ -128,12 +106,12 @@ def define_flags() -> None:
         None,
         "Picture of which class is taken for which: .png, .svg or .pdf.",
     )
-    define_device_flags()
+    shared.define_device_flags()
 
 
 def _check_flags() -> None:
     """Raises ConfigError for flags that do not go together."""
-    check_source_flags()
+    shared.check_source_flags()
     if FLAGS.task == "fewshot" and (FLAGS.per_class or FLAGS.confusion):
         raise ConfigError(
             "--per_class and --confusion go with --task=classification."
@@ -143,66 +121,67 @@ def _check_flags() -> None:
             f"--per_class must end in .csv. Received: {FLAGS.per_class}"
         )
     if FLAGS.confusion:
-        check_picture("confusion")
+        shared.check_picture("confusion")
     for name in ("output", "per_class"):
         if FLAGS[name].value:
-            check_file(name)
+            shared.check_file(name)
 
 
-def _load(overrides: list[str]) -> Subject:
-    """Loads what the flags name; call it in the strategy's scope."""
+def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
+    """Loads what the flags name; call it in the strategy's scope.
+
+    Returns the model, and what the JSON says of where it comes from.
+    """
     if FLAGS.workdir:
-        trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
-        config = override_some(
+        trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
+        config = shared.override_some(
             trained.config, overrides, _OVERRIDABLE, "an evaluation"
         )
-        origin = {
+        return trained._replace(config=config), {
             "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
             "checkpoint": FLAGS.checkpoint,
             "step": trained.step,
         }
-        return Subject(
-            trained.model, config, trained.class_names, trained.source, origin
+    if FLAGS.weights.endswith(".h5"):
+        raise ConfigError(
+            f"{FLAGS.weights} says nothing of its classes. Load it into its "
+            "model and write a .npz: keras_mixer.weights.save_npz(model, path)"
         )
     config = Config(
-        data=config_lib.DataConfig(
-            name="imagenet2012", eval_split="validation"
-        ),
-        model=config_lib.ModelConfig(variant=FLAGS.model, image_size=224),
-        augment=config_lib.AugmentConfig(
+        data=fields.DataConfig(name="imagenet2012", eval_split="validation"),
+        model=fields.ModelConfig(variant=FLAGS.model, image_size=224),
+        init=fields.InitConfig(weights=FLAGS.weights),
+        augment=fields.AugmentConfig(
             eval_policy="resize_small(256)|central_crop"
         ),
-        train=config_lib.TrainConfig(batch_size=_BATCH_SIZE),
-        fewshot=config_lib.FewshotConfig(data="imagenet"),
+        train=fields.TrainConfig(batch_size=_BATCH_SIZE),
+        fewshot=fields.FewshotConfig(data="imagenet"),
     )
-    config = override_some(
+    config = shared.override_some(
         config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
     )
-    model, config, source, has_head = assembly.load_weights(
-        FLAGS.weights, config
-    )
-    origin = {"weights": FLAGS.weights, "model": FLAGS.model}
-    return Subject(model, config, None, source, origin, has_head)
+    trained = assembly.load_weights(FLAGS.weights, config)
+    return trained, {"weights": FLAGS.weights, "model": FLAGS.model}
 
 
-def _check_classes(split: Any, subject: Subject) -> None:
+def _check_classes(split: Any, trained: Trained) -> None:
     """Raises DataError unless the model knows the classes of a split."""
     from keras_mixer import data
 
-    width = subject.model.output_shape[-1]
-    if not subject.has_head or split.num_classes != width:
-        theirs = f"a head of {width}" if subject.has_head else "no head"
+    width = trained.model.output_shape[-1]
+    if not trained.has_head or split.num_classes != width:
+        theirs = f"a head of {width}" if trained.has_head else "no head"
         raise data.DataError(
             f"{split.name} has {split.num_classes} classes, and "
-            f"{subject.source} has {theirs}. --task=fewshot needs no head; "
+            f"{trained.source} has {theirs}. --task=fewshot needs no head; "
             "train.py trains a new one with init.head=fresh."
         )
-    ours = subject.class_names
+    ours = trained.class_names
     if ours is not None and split.class_names != ours:
         same = [a == b for a, b in zip(ours, split.class_names, strict=True)]
         at = same.index(False)
         raise data.DataError(
-            f"{split.name} has other classes than {subject.source}: class "
+            f"{split.name} has other classes than {trained.source}: class "
             f"{at} is {split.class_names[at]!r}, not {ours[at]!r}."
         )
 
@@ -222,13 +201,12 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
-    """Returns the scores of each data set, and what writes the details."""
+def _classify(trained: Trained, strategy: Any) -> Evaluated:
     from keras_mixer import data
     from keras_mixer.data.augment import policy as policy_lib
     from keras_mixer.evaluation import classification, passes, report
 
-    config, own = subject.config, subject.config.data
+    config, own = trained.config, trained.config.data
     # A run's own name may be a folder with a comma in it.
     entries: Sequence[tuple[str, tuple[str, ...]]]
     entries = [(own.name, (own.name, own.eval_split))]
@@ -239,7 +217,7 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
         for _, (name, split) in entries
     ]
     for split in splits:  # before any is evaluated
-        _check_classes(split, subject)
+        _check_classes(split, trained)
         policy_lib.parse(
             config.augment.eval_policy, config.model.side, split.image_size
         )
@@ -263,24 +241,22 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
             broken=data.BrokenImages(split, limit=own.max_broken),
         )
         scores, rows = classification.predict(
-            subject.model, over, loss=config.train.loss, xla=config.train.xla
+            trained.model, over, loss=config.train.loss, xla=config.train.xla
         )
         if not math.isfinite(scores["loss"]):
             raise ValueError(
                 f"The loss on {split.name} is {scores['loss']}: "
-                f"{subject.source} has weights or activations that are not "
+                f"{trained.source} has weights or activations that are not "
                 "finite numbers."
             )
         found = {"data": name, "split": part, **scores}
         results.append({**found, **_reported(config, name, part)})
 
-    def write_details() -> None:
-        _write_details(splits[0], rows, results[0]["accuracy"])
-
-    return results, write_details
+    write = functools.partial(_write_details, splits[0], rows, results[0])
+    return results, report.classification_table(results), write
 
 
-def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
+def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:
     """Writes the table and the picture that were asked for."""
     from keras_mixer.evaluation import report
 
@@ -293,65 +269,55 @@ def _write_details(split: Any, rows: dict[str, Any], accuracy: float) -> None:
             pathlib.Path(FLAGS.confusion),
             split.class_names,
             rows,
-            f"{split.name}: accuracy {accuracy:.4f} on {len(rows['label']):,} "
-            "images (shares in %)",
+            f"{split.name}: accuracy {scores['accuracy']:.4f} on "
+            f"{len(rows['label']):,} images (shares in %)",
         )
 
 
-def _fewshot(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
-    """Returns the few-shot accuracies on each data set, and no details."""
+def _fewshot(trained: Trained, strategy: Any) -> Evaluated:
     from keras_mixer import data
-    from keras_mixer.evaluation import features
+    from keras_mixer.evaluation import features, report
 
-    config = subject.config
+    config = trained.config
     if FLAGS.data:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
+    sets = data.open_fewshot(config)
     evaluators = features.make_fewshot_evaluators(
-        subject.model,
-        data.open_fewshot(config),
-        config=config,
-        strategy=strategy,
+        trained.model, sets, config=config, strategy=strategy
     )
     found = [x for evaluator in evaluators.values() for x in evaluator()]
-    return found, lambda: None
+    return found, report.fewshot_table(found), lambda: None
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
     from keras_mixer.engines import distribute
-    from keras_mixer.evaluation import report
 
     _check_flags()
     begun = time.perf_counter()
-    task = {"classification": _classify, "fewshot": _fewshot}[FLAGS.task]
+    task = _fewshot if FLAGS.task == "fewshot" else _classify
     # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):
-        strategy = make_strategy()
+        strategy = shared.make_strategy()
         with distribute.watch_workers(strategy):
             with strategy.scope():
-                subject = _load(argv[1:])
-            results, write_details = task(subject, strategy)
+                trained, origin = _load(argv[1:])
+            results, table, write_details = task(trained, strategy)
     if not distribute.is_chief(strategy):
         return
-    as_table = {
-        "classification": report.classification_table,
-        "fewshot": report.fewshot_table,
-    }[FLAGS.task]
-    print(f"{subject.source}:\n{as_table(results)}", file=sys.stderr)
+    print(f"{trained.source}:\n{table}", file=sys.stderr)
     whole = {
         "task": FLAGS.task,
-        **subject.origin,
-        "source": subject.source,
+        **origin,
+        "source": trained.source,
         "seconds": time.perf_counter() - begun,
     }
-    if FLAGS.task == "classification" and len(results) == 1:
-        whole |= results[0]
-    else:
-        whole["results"] = results
+    alone = FLAGS.task == "classification" and len(results) == 1
+    whole |= results[0] if alone else {"results": results}
     print(json.dumps(whole, indent=2), flush=True)
     if FLAGS.output:
         files.write_json(FLAGS.output, whole)
-    write_details()  # last: whatever becomes of it, the scores are there
+    write_details()  # last, so that a failure loses no scores
 
 
 def run() -> None:

@@ -8,20 +8,16 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
-from keras_mixer.programs.flags import (
-    check_source_flags,
-    define_source_flags,
-    override_some,
-    read_checkpoint,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
+from keras_mixer.training.assembly import Trained
 
 FLAGS = flags.FLAGS
 
@@ -62,7 +58,7 @@ _CROPPED = 8 / 7  # resize_small(256), then a crop of 224
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_source_flags(
+    shared.define_source_flags(
         files=".npz, timm .safetensors or Keras .weights.h5 file",
         models="S/32 ... H/14, or custom",
     )
@@ -99,15 +95,6 @@ def define_flags() -> None:
     )
 
 
-class _Source(NamedTuple):
-    """A model and what is known about it."""
-
-    model: Any
-    config: Config
-    class_names: tuple[str, ...] | None
-    provenance: dict[str, Any]
-
-
 def _read_names(path: str) -> tuple[str, ...]:
     """Reads --class_names."""
     try:
@@ -135,66 +122,53 @@ def _imagenet_names() -> tuple[str, ...] | None:
         return None
 
 
-def _from_workdir(overrides: list[str]) -> _Source:
-    trained = assembly.load_trained(FLAGS.workdir, read_checkpoint())
-    return _Source(
-        trained.model,
-        override_some(trained.config, overrides, _OVERRIDABLE, "an export"),
-        trained.class_names,
-        {
-            "source": trained.source,
-            "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
-            "step": trained.step,
-            "config": dataclasses.asdict(trained.config),
-            "overrides": overrides,
-        },
+def _from_workdir(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
+    """Returns the model of --workdir, and what export.json says of it."""
+    trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
+    config = shared.override_some(
+        trained.config, overrides, _OVERRIDABLE, "an export"
     )
+    return trained._replace(config=config), {
+        "source": trained.source,
+        "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+        "step": trained.step,
+        "config": dataclasses.asdict(trained.config),
+    }
 
 
 def _from_weights(
     overrides: list[str], names: tuple[str, ...] | None
-) -> _Source:
+) -> tuple[Trained, dict[str, Any]]:
+    """Returns the model of --weights, and what export.json says of it."""
     from keras_mixer import models, weights as weights_lib
 
     if FLAGS.model != "custom":
         models.get_variant(FLAGS.model)
     weights = FLAGS.weights
-    if weights_lib.is_path(weights) and pathlib.Path(weights).is_dir():
-        raise ConfigError(
-            f"{weights} is a folder. Of a run: --workdir={weights}"
-        )
-    config = override_some(
+    config = shared.override_some(
         config_lib.override(Config(), [f"model.variant={FLAGS.model}"]),
         overrides,
         _OVERRIDABLE + _OF_WEIGHTS,
         "an export",
     )
-    provenance: dict[str, Any] = {"source": str(weights)}
-    if pathlib.Path(weights).suffix == ".h5":
-        config = _with_image_size(config, models.DEFAULT_IMAGE_SIZE)
-        classes = len(names) if names else models.DEFAULT_CLASSES
-        model = assembly.build_mixer(config, classes)
-        _load_keras(model, weights, classes, from_names=bool(names))
+    if weights.endswith(".h5"):
+        trained = _load_keras(weights, config, names)
     else:
-        found = weights_lib.get(weights, FLAGS.model)
-        if found.num_classes is None:
-            raise ConfigError(
-                f"{weights} has no head: there are no classes to serve."
-            )
-        patch = config.model.patch_size or found.values["stem/kernel"].shape[0]
-        rows, _ = weights_lib.square_grid(found)
-        config = _with_image_size(config, int(rows * patch))
-        config = assembly.resolve_model(config, found)
-        model = assembly.build_mixer(config, found.num_classes, initial=found)
-        classes = found.num_classes
+        trained = assembly.load_weights(weights, config)
+    if not trained.has_head:
+        raise ConfigError(
+            f"{weights} has no head: there are no classes to serve."
+        )
+    provenance: dict[str, Any] = {"source": weights}
     if not weights_lib.is_path(weights):
         release = weights_lib.find_release(weights, FLAGS.model)
         provenance["release"] = {
             **dataclasses.asdict(release),
             "url": release.url,
         }
-        if classes == models.DEFAULT_CLASSES:
+        if release.classes == models.DEFAULT_CLASSES:
             names = names or _imagenet_names()
+    config = trained.config
     if not any(text.startswith("augment.") for text in overrides):
         # Of 224 pixels this is `Release.eval_policy`.
         policy = (
@@ -202,35 +176,33 @@ def _from_weights(
         )
         config = config_lib.override(config, [f"augment.eval_policy={policy}"])
     provenance["config"] = dataclasses.asdict(config)
-    provenance["overrides"] = overrides
-    return _Source(model, config, names, provenance)
+    return trained._replace(config=config, class_names=names), provenance
 
 
 def _load_keras(
-    model: Any, weights: str, classes: int, *, from_names: bool
-) -> None:
-    """Loads a .weights.h5 file, which does not say how many classes it has."""
-    from keras_mixer import weights as weights_lib
+    weights: str, config: Config, names: tuple[str, ...] | None
+) -> Trained:
+    """Loads a .weights.h5 file, which says neither its classes nor its size."""
+    from keras_mixer import models, weights as weights_lib
 
+    if config.model.image_size is None:
+        size = f"model.image_size={models.DEFAULT_IMAGE_SIZE}"
+        config = config_lib.override(config, [size])
+    classes = len(names) if names else models.DEFAULT_CLASSES
+    model = assembly.build_mixer(config, classes)
     try:
         weights_lib.load_keras(model, weights)
     except weights_lib.WeightsError as error:
         if not pathlib.Path(weights).expanduser().is_file():
             raise
-        source = "from --class_names" if from_names else "there are no names"
+        source = "from --class_names" if names else "there are no names"
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"The model was built with {classes} classes ({source}). If "
             f"{weights} has another number, give --class_names=FILE with one "
             f"line per class. {reason}"
         ) from error
-
-
-def _with_image_size(config: Config, size: int) -> Config:
-    """Sets model.image_size where it is not given."""
-    if config.model.image_size is not None:
-        return config
-    return config_lib.override(config, [f"model.image_size={size}"])
+    return Trained(model, config, names, weights)
 
 
 def _open_split(config: Config, overrides: list[str]) -> Any:
@@ -238,12 +210,10 @@ def _open_split(config: Config, overrides: list[str]) -> Any:
     from keras_mixer import data
 
     own, name = config.data, FLAGS.accuracy_split
-    if name is None and any(
-        text.startswith("data.eval_split=") for text in overrides
-    ):
-        name = own.eval_split
     if name is None:
-        return None
+        if not any(text.startswith("data.eval_split=") for text in overrides):
+            return None
+        name = own.eval_split
     return data.open_split(own.name, name, own.data_dir, classes=own.classes)
 
 
@@ -251,29 +221,25 @@ def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
     from keras_mixer import export
 
-    check_source_flags()
+    shared.check_source_flags()
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
     if FLAGS.workdir:
-        source = _from_workdir(argv[1:])
+        trained, provenance = _from_workdir(argv[1:])
     else:
-        source = _from_weights(argv[1:], names)
-    config = source.config
+        trained, provenance = _from_weights(argv[1:], names)
+    config, class_names = trained.config, trained.class_names
     split = _open_split(config, argv[1:])
-    if (
-        split is not None
-        and FLAGS.workdir
-        and split.class_names != source.class_names
-    ):
+    if split is not None and FLAGS.workdir and split.class_names != class_names:
         raise ConfigError(
             f"{split.name} has {split.num_classes} classes and the run in "
-            f"{FLAGS.workdir} {len(source.class_names or ())}, or other names."
+            f"{FLAGS.workdir} {len(class_names or ())}, or other names."
         )
     version = export.export(
-        source.model,
+        trained.model,
         FLAGS.output,
         eval_policy=config.augment.eval_policy,
-        class_names=names or source.class_names,
+        class_names=names or class_names,
         probabilities=config.train.loss,
         top_k=FLAGS.top_k,
         precision=FLAGS.precision,
@@ -281,7 +247,7 @@ def main(argv: list[str]) -> None:
         tflite=FLAGS.tflite,
         split=split,
         max_broken=config.data.max_broken,
-        provenance=source.provenance,
+        provenance={**provenance, "overrides": argv[1:]},
     )
     _print(version, export.read_card(version))
 

@@ -81,11 +81,8 @@ def override_some(
 ) -> Config:
     """Returns the config of a trained model with some fields replaced.
 
-    Args:
-      config: Of the run.
-      overrides: `section.field=value` each.
-      allowed: What an override must begin with.
-      purpose: "an export", for the error.
+    An override must begin with one of `allowed`; the error names `purpose`
+    ("an export").
     """
     _require_no_flags(overrides)
     for text in overrides:
@@ -102,12 +99,7 @@ def define_source_flags(
     files: str = ".npz or timm .safetensors file",
     models: str = "S/32 ... H/14",
 ) -> None:
-    """Defines the flags that name a trained model.
-
-    Args:
-      files: The files that --weights takes, for people.
-      models: What --model takes.
-    """
+    """Defines the flags that name a trained model."""
     flags.DEFINE_string("workdir", None, "Folder of a run.")
     flags.DEFINE_string(
         "checkpoint",
@@ -126,9 +118,8 @@ def define_source_flags(
 def check_source_flags(*, file_needs_model: bool = True) -> None:
     """Raises ConfigError unless the flags name one trained model.
 
-    Args:
-      file_needs_model: Whether --weights=FILE needs --model, as the name of a
-        release does.
+    `file_needs_model` is whether --weights=FILE needs --model, as the name of a
+    release does.
     """
     from keras_mixer import models, weights as weights_lib
 

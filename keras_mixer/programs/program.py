@@ -17,10 +17,8 @@ def run_program(
 ) -> None:
     """Runs `main` under absl, with its errors as one line.
 
-    Args:
-      main: Takes the command line without the flags.
-      define_flags: Defines the program's flags.
-      help_text: Shown by --help above the flags.
+    `main` takes the command line without the flags. --help shows `help_text`
+    above the flags.
     """
     others = set(FLAGS)
     define_flags()

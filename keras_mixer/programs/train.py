@@ -8,12 +8,7 @@ import sys
 
 from absl import flags
 
-from keras_mixer.programs.flags import (
-    define_config_flags,
-    define_device_flags,
-    make_strategy,
-    read_config,
-)
+from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, recipes
 
@@ -51,11 +46,11 @@ def help_text() -> str:
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    define_config_flags()
+    shared.define_config_flags()
     flags.DEFINE_string(
         "workdir", None, "Folder of the run; runs/<recipe> by default."
     )
-    define_device_flags()
+    shared.define_device_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -63,13 +58,13 @@ def main(argv: list[str]) -> None:
     from keras_mixer.engines import distribute
     from keras_mixer.training import loop as trainer, preemption
 
-    config = read_config(argv[1:])
+    config = shared.read_config(argv[1:])
     name = config.recipe or pathlib.Path(FLAGS.config).stem
     try:
         result = trainer.fit(
             config,
             workdir=FLAGS.workdir or pathlib.Path("runs", name),
-            strategy=make_strategy(),
+            strategy=shared.make_strategy(),
         )
     except (trainer.Stopped, distribute.WorkerLostError) as stopped:
         print(stopped, flush=True)

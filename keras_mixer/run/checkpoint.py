@@ -72,11 +72,7 @@ def _write(
 
 
 def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
-    """Reads one verified file of a checkpoint, or all of them.
-
-    Raises:
-      CheckpointError: A file is missing, or is not what was written.
-    """
+    """Reads one verified file of a checkpoint, or all of them."""
     from safetensors import numpy as safetensors_numpy
 
     state = {}
@@ -102,11 +98,7 @@ def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
 
 
 def _steps(root: pathlib.Path) -> dict[int, pathlib.Path]:
-    """Returns the checkpoints that were written to the end, oldest first.
-
-    Raises:
-      CheckpointError: The folder cannot be read.
-    """
+    """Returns the checkpoints that were written to the end, oldest first."""
     try:
         found = {
             int(match[1]): path
@@ -150,14 +142,8 @@ def read_part(
 ) -> tuple[int, State]:
     """Reads one part ("model") of a run's checkpoint.
 
-    Args:
-      workdir: Folder of the run.
-      part: Name that it was saved under.
-      which: "latest" (of those that are whole), "best" (on the validation
-        split), or a step.
-
-    Returns:
-      The step and the arrays.
+    `which` is "latest" (of those that are whole), "best" (on the validation
+    split), or a step. Returns the step and the arrays.
 
     Raises:
       CheckpointError: There is none, or it is damaged.
@@ -207,6 +193,9 @@ class Checkpoints:
       workdir: Its folder `checkpoints` holds them.
       keep: How many of the newest are kept, besides the best.
       writes: Whether this process writes (of several workers, the chief).
+
+    Attributes:
+      best: What `save` was told of the best checkpoint so far, and its step.
     """
 
     def __init__(
@@ -223,25 +212,18 @@ class Checkpoints:
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: futures.Future[None] | None = None
         self._last: int | None = None
-        self._best: dict[str, Any] | None = None
+        self.best: dict[str, Any] | None = None
 
     @property
     def latest(self) -> str | None:
         """Path of the newest checkpoint, saved or being saved; or None."""
-        step = self._last
-        if step is None:
-            step = max(self.steps, default=None)
-        return None if step is None else str(self._path(step))
+        steps = self.steps if self._last is None else [self._last]
+        return str(self._path(steps[-1])) if steps else None
 
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints that are on the disk, oldest first."""
         return list(_steps(self._root))
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """What `save` was told of the best checkpoint so far, and its step."""
-        return self._best
 
     def _path(self, step: int) -> pathlib.Path:
         return self._root / f"step_{step:08d}"
@@ -253,13 +235,11 @@ class Checkpoints:
         *,
         best: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begins to write a checkpoint.
+        """Begins to write the state after an update.
 
-        Args:
-          step: The update after which the state was taken.
-          parts: File name (without suffix) to arrays; not changed afterwards.
-          best: If this is the best checkpoint so far, what best.json says of
-            it besides the step.
+        `parts` are the arrays by file name (without suffix); they must not
+        change afterwards. `best` is what best.json says of the best checkpoint
+        so far besides its step, if this is it.
 
         Raises:
           CheckpointError: The previous one could not be written.
@@ -267,24 +247,22 @@ class Checkpoints:
         self.wait()
         self._last = step
         if best is not None:
-            self._best = {"step": step, **best}
+            self.best = {"step": step, **best}
         if self._writes:
             self._saving = self._writer.submit(
-                self._write_and_prune, step, parts, self._best
+                self._write_and_prune, step, parts
             )
 
-    def _write_and_prune(
-        self,
-        step: int,
-        parts: Mapping[str, State],
-        best: Mapping[str, Any] | None,
-    ) -> None:
-        """Writes a checkpoint, then best.json, then removes old checkpoints."""
+    def _write_and_prune(self, step: int, parts: Mapping[str, State]) -> None:
+        """Writes a checkpoint, then best.json, then removes old checkpoints.
+
+        `best` does not change until the next `save`, which waits for this one.
+        """
         try:
-            _write(self._path(step), step, parts, best)
-            if best is not None:
-                files.write_json(self._root / "best.json", best)
-            self._prune(best)
+            _write(self._path(step), step, parts, self.best)
+            if self.best is not None:
+                files.write_json(self._root / "best.json", self.best)
+            self._prune()
         except Exception as error:
             if not (self._path(step) / _MANIFEST).exists():
                 shutil.rmtree(self._path(step), ignore_errors=True)
@@ -296,20 +274,16 @@ class Checkpoints:
             ) from error
 
     def wait(self) -> None:
-        """Waits for the checkpoint that is being written.
-
-        Raises:
-          CheckpointError: It could not be written.
-        """
+        """Waits for the checkpoint being written; raises its failure."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
 
-    def _prune(self, best: Mapping[str, Any] | None) -> None:
+    def _prune(self) -> None:
         """Removes old checkpoints, and what killed runs left half-written."""
         kept = set(self.steps[-self._keep :])
-        if best is not None:
-            kept.add(int(best["step"]))
+        if self.best is not None:
+            kept.add(int(self.best["step"]))
         for path in self._root.iterdir():
             match = _FOLDER.fullmatch(path.name)
             if match and int(match[1]) not in kept:
@@ -320,12 +294,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def restore(self) -> tuple[int, dict[str, State]] | None:
-        """Reads the newest checkpoint that is whole.
+        """Reads the newest checkpoint that is whole: its step and parts.
 
         Damaged ones are reported, and renamed so that they no longer count.
-
-        Returns:
-          Its step and parts; None if there is no checkpoint.
+        Returns None if there is no checkpoint.
 
         Raises:
           CheckpointError: There are checkpoints, but none can be read.
@@ -342,8 +314,11 @@ class Checkpoints:
             return None
         self._last = found[0]
         for step, folder in steps.items():
-            if step > self._last:
-                self._set_aside(folder)
+            if step > self._last and self._writes:
+                target = folder.with_name(f"damaged_{folder.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    os.replace(folder, target)
         self._restore_best(steps[self._last], set(steps))
         return found
 
@@ -354,16 +329,9 @@ class Checkpoints:
         before it was written. The manifest has the right one.
         """
         best = json.loads((folder / _MANIFEST).read_text()).get("best")
-        self._best = best if best and int(best["step"]) in steps else None
-        if self._writes and self._best != _read_best(self._root):
-            if self._best is None:
+        self.best = best if best and int(best["step"]) in steps else None
+        if self._writes and self.best != _read_best(self._root):
+            if self.best is None:
                 (self._root / "best.json").unlink(missing_ok=True)
             else:
-                files.write_json(self._root / "best.json", self._best)
-
-    def _set_aside(self, folder: pathlib.Path) -> None:
-        if self._writes:
-            target = folder.with_name(f"damaged_{folder.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                os.replace(folder, target)
+                files.write_json(self._root / "best.json", self.best)

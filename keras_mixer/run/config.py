@@ -4,7 +4,7 @@ A recipe (recipes.py) returns a `Config`. Overrides such as `optim.lr=3e-3`
 change single fields. `resolve` turns epochs into steps once the size of the
 data set is known. The resolved config lies in the workdir as `config.json`;
 a new run can start from that file. OmegaConf checks names and types, fields.py
-checks values; its classes are imported from here.
+checks values.
 """
 
 import dataclasses
@@ -21,16 +21,8 @@ from keras_mixer.run import files, suggest
 from keras_mixer.run.fields import (
     DURATIONS,
     SECTIONS,
-    AugmentConfig as AugmentConfig,
     Config as Config,
     ConfigError as ConfigError,
-    DataConfig as DataConfig,
-    FewshotConfig as FewshotConfig,
-    InitConfig as InitConfig,
-    MixupConfig as MixupConfig,
-    ModelConfig as ModelConfig,
-    OptimConfig as OptimConfig,
-    TrainConfig as TrainConfig,
 )
 
 
@@ -65,11 +57,7 @@ def _merge(config: Config, changes: Any) -> Config:
 
 
 def _parse(text: str) -> tuple[str, Any]:
-    """Reads `section.field=value`; text fields take their text as it is.
-
-    Raises:
-      ConfigError: It is something else, or the value is no YAML.
-    """
+    """Reads `section.field=value`; text fields take their text as it is."""
     field, equals, value = text.partition("=")
     section, _, name = field.partition(".")
     if field in SECTIONS and equals:
@@ -114,13 +102,9 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
 def resolve(config: Config, *, num_examples: int) -> Config:
     """Returns `config` with every duration in steps.
 
-    A warm-up that is as long as the run is cut to a tenth of it, so that a
-    recipe can be tried for a few steps.
-
-    Args:
-      config: A config with durations in steps or epochs.
-      num_examples: Examples in the training split: an epoch is
-        `num_examples / train.batch_size` steps.
+    An epoch is `num_examples / train.batch_size` steps. A warm-up that is as
+    long as the run is cut to a tenth of it, so that a recipe can be tried for a
+    few steps.
 
     Raises:
       ConfigError: The run has no length.
@@ -184,11 +168,7 @@ def describe(config: Config) -> str:
 
 
 def field_help(*sections: str) -> str:
-    """Returns a table of fields with their defaults and meanings.
-
-    Args:
-      *sections: The sections to show; all of them by default.
-    """
+    """Returns a table of fields, of all sections if none is named."""
     lines = []
     for section in sections or SECTIONS:
         owner = SECTIONS[section]

@@ -37,11 +37,7 @@ def _doc(default: Any, text: str, allowed: _Range | None = None) -> Any:
 
 
 def _resolved(value: int | None, field: str) -> int:
-    """Returns a value that a resolved config has.
-
-    Raises:
-      ConfigError: The config has not been resolved.
-    """
+    """Returns a value that a resolved config has; ConfigError without it."""
     if value is None:
         raise ConfigError(f"{field} is null: the config is not resolved yet.")
     return value
@@ -146,11 +142,7 @@ class ModelConfig(_Section):
 
     @property
     def side(self) -> int:
-        """`image_size` of a config that has one.
-
-        Raises:
-          ConfigError: It is null.
-        """
+        """`image_size`; a ConfigError if it is null."""
         return _resolved(self.image_size, "model.image_size")
 
 
@@ -242,11 +234,7 @@ class TrainConfig(_Section):
 
     @property
     def total_steps(self) -> int:
-        """`steps` of a resolved config.
-
-        Raises:
-          ConfigError: It is null.
-        """
+        """`steps`; a ConfigError if the config is not resolved."""
         return _resolved(self.steps, "train.steps")
 
 
@@ -285,11 +273,7 @@ class OptimConfig(_Section):
 
 
 def _numbers(text: str, kind: type, field: str, allowed: str) -> tuple:
-    """Reads positive numbers with commas between them, each once.
-
-    Raises:
-      ConfigError: `text` is anything else.
-    """
+    """Reads positive numbers with commas between them, each once."""
     try:
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:

@@ -13,8 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 
 def format_seconds(seconds: float) -> str:
     """Returns "45s", "3m05s", "2h07m" or "3d04h"."""
@@ -72,12 +70,7 @@ class Stopwatch:
 
 
 class Countdown:
-    """Reports a long pass over images on stderr.
-
-    Args:
-      name: Of the images.
-      total: Their number.
-    """
+    """Reports a long pass over `total` images on stderr."""
 
     _PATIENCE = 10.0  # seconds between two lines
 
@@ -96,12 +89,13 @@ class Countdown:
             return
         self._told = now
         rate = (done - count) / (now - since)
-        text = (
+        print(
             f"{self._name}: {done:,} of {self._total:,} images, "
             f"{rate:,.0f} img/s, "
-            f"ETA {format_seconds((self._total - done) / rate)}"
+            f"ETA {format_seconds((self._total - done) / rate)}",
+            file=sys.stderr,
+            flush=True,
         )
-        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -127,14 +121,12 @@ class Progress:
         cores: int,
         writes: bool = True,
     ):
+        import tensorflow as tf
+
         self._path = workdir / "metrics.jsonl"
-        self._writes = writes
-        self._events = (
-            tf.summary.create_file_writer(str(workdir))
-            if writes
-            else tf.summary.create_noop_writer()
-        )
+        self._events = None
         if writes:
+            self._events = tf.summary.create_file_writer(str(workdir))
             _keep_lines_up_to(self._path, start_step)
         self._total_steps = total_steps
         self._batch_size = batch_size
@@ -148,7 +140,9 @@ class Progress:
         events: dict[str, float] | None = None,
     ) -> None:
         """Writes a line, and its numbers or the given ones as events."""
-        if not self._writes:
+        import tensorflow as tf
+
+        if self._events is None:
             return
         if events is None:
             events = {
@@ -187,7 +181,6 @@ class Progress:
         }
         self._write(step, "train", metrics)
         parts = [
-            f"step {step:,}/{self._total_steps:,}",
             f"loss {loss:.4f}",
             f"lr {lr:.2e}",
             f"grad {grad_norm:.2f}",
@@ -199,33 +192,23 @@ class Progress:
                 f"{images_per_second / self._cores:,.0f} img/s/core",
                 f"ETA {format_seconds(left / images_per_second)}",
             ]
-        self._print("  ".join(parts))
+        self._print(step, "  ".join(parts))
 
     def evaluation(
-        self,
-        step: int,
-        *,
-        split: str,
-        accuracy: float,
-        top5_accuracy: float,
-        loss: float,
-        count: int,
-        seconds: float,
+        self, step: int, *, split: str, seconds: float, **scores: Any
     ) -> None:
-        """Reports an evaluation over all `count` examples of a split."""
-        metrics = {
-            "split": split,
-            "accuracy": accuracy,
-            "top5_accuracy": top5_accuracy,
-            "loss": loss,
-            "count": count,
-        }
-        self._write(step, "eval", metrics)
+        """Reports an evaluation of a split.
+
+        Its `scores` are accuracy, top5_accuracy, loss and count.
+        """
+        self._write(step, "eval", {"split": split, **scores})
+        accuracy, count = scores["accuracy"], scores["count"]
         self._print(
-            f"step {step:,}/{self._total_steps:,}  {split}: accuracy "
-            f"{accuracy:.4f} ({round(accuracy * count):,} of {count:,})  "
-            f"top-5 {top5_accuracy:.4f}  loss {loss:.4f}  in "
-            f"{format_seconds(seconds)}"
+            step,
+            f"{split}: accuracy {accuracy:.4f} "
+            f"({round(accuracy * count):,} of {count:,})  "
+            f"top-5 {scores['top5_accuracy']:.4f}  loss {scores['loss']:.4f}  "
+            f"in {format_seconds(seconds)}",
         )
 
     def fewshot(
@@ -246,8 +229,9 @@ class Progress:
             self._write(step, "fewshot", dict(score), {tag: score["accuracy"]})
             shown.append(f"{name} {score['accuracy']:.4f}")
         self._print(
-            f"step {step:,}/{self._total_steps:,}  {scores[0]['data']}: "
-            f"{'  '.join(shown)}  in {format_seconds(seconds)}"
+            step,
+            f"{scores[0]['data']}: {'  '.join(shown)}  in "
+            f"{format_seconds(seconds)}",
         )
 
     def fewshot_data(self, step: int) -> set[str]:
@@ -261,15 +245,16 @@ class Progress:
             if (line["kind"], line["step"]) == ("fewshot", step)
         }
 
-    def _print(self, line: str) -> None:
-        if self._writes:
-            print(line, flush=True)
+    def _print(self, step: int, text: str) -> None:
+        if self._events is not None:
+            print(f"step {step:,}/{self._total_steps:,}  {text}", flush=True)
 
     def sync(self) -> None:
         """Flushes the lines to the disk, before a checkpoint relies on them."""
-        if self._writes and self._path.exists():
+        if self._events is not None and self._path.exists():
             with self._path.open("a") as file:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()

@@ -2,17 +2,8 @@
 
 from collections.abc import Callable
 
-from keras_mixer.run import suggest
-from keras_mixer.run.fields import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    InitConfig,
-    MixupConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
+from keras_mixer.run import fields, suggest
+from keras_mixer.run.fields import Config
 
 DEFAULT_RECIPE = "digits"
 
@@ -27,8 +18,8 @@ def digits() -> Config:
     """
     return Config(
         recipe="digits",
-        data=DataConfig(name="digits"),
-        model=ModelConfig(
+        data=fields.DataConfig(name="digits"),
+        model=fields.ModelConfig(
             variant="custom",
             patch_size=2,
             num_blocks=4,
@@ -37,8 +28,8 @@ def digits() -> Config:
             channels_mlp_dim=128,
             stoch_depth=0.1,
         ),
-        augment=AugmentConfig(policy="pad_crop(1)"),
-        train=TrainConfig(
+        augment=fields.AugmentConfig(policy="pad_crop(1)"),
+        train=fields.TrainConfig(
             batch_size=64,
             epochs=100,
             label_smoothing=0.1,
@@ -46,7 +37,7 @@ def digits() -> Config:
             eval_every_epochs=20,
             checkpoint_every_epochs=20,
         ),
-        optim=OptimConfig(
+        optim=fields.OptimConfig(
             lr=3e-3, schedule="cosine", warmup_epochs=3, weight_decay=0.1
         ),
     )
@@ -61,8 +52,8 @@ def cifar10_scratch() -> Config:
     """
     return Config(
         recipe="cifar10_scratch",
-        data=DataConfig(name="cifar10"),
-        model=ModelConfig(
+        data=fields.DataConfig(name="cifar10"),
+        model=fields.ModelConfig(
             variant="custom",
             patch_size=4,
             num_blocks=4,
@@ -70,8 +61,8 @@ def cifar10_scratch() -> Config:
             tokens_mlp_dim=64,
             channels_mlp_dim=256,
         ),
-        augment=AugmentConfig(policy="pad_crop(4)|flip"),
-        train=TrainConfig(
+        augment=fields.AugmentConfig(policy="pad_crop(4)|flip"),
+        train=fields.TrainConfig(
             batch_size=64,
             epochs=16,
             steps_per_call=50,
@@ -79,14 +70,27 @@ def cifar10_scratch() -> Config:
             eval_every_epochs=6,
             checkpoint_every_epochs=3,
         ),
-        optim=OptimConfig(
+        optim=fields.OptimConfig(
             lr=2.5e-3, schedule="cosine", warmup_epochs=1, weight_decay=0.1
         ),
     )
 
 
+def _bfloat16(
+    variant: str, size: int, stoch_depth: float = 0.0
+) -> fields.ModelConfig:
+    """A released variant, computed in bfloat16 on TPUs."""
+    return fields.ModelConfig(
+        variant=variant,
+        image_size=size,
+        stoch_depth=stoch_depth,
+        precision="bfloat16",
+        remat="tokens",
+    )
+
+
 def _imagenet(
-    recipe: str, *, data: str, variant: str, magnitude: int, p: float
+    recipe: str, variant: str, data: str = "", *, magnitude: int, p: float
 ) -> Config:
     """Paper, Table 4, ImageNet rows; the rest as big_vision's public config.
 
@@ -95,25 +99,19 @@ def _imagenet(
     """
     return Config(
         recipe=recipe,
-        data=DataConfig(
+        data=fields.DataConfig(
             name=data,
             train_split="train[:99%]",
             val_split="train[99%:]" if data else None,
             eval_split="validation" if data else "train[99%:]",
         ),
-        model=ModelConfig(
-            variant=variant,
-            image_size=224,
-            stoch_depth=0.1,
-            precision="bfloat16",
-            remat="tokens",
-        ),
-        augment=AugmentConfig(
+        model=_bfloat16(variant, 224, stoch_depth=0.1),
+        augment=fields.AugmentConfig(
             policy=f"inception_crop|flip|randaugment(2, {magnitude})",
             eval_policy="resize_small(256)|central_crop",
         ),
-        mixup=MixupConfig(p=p),
-        train=TrainConfig(
+        mixup=fields.MixupConfig(p=p),
+        train=fields.TrainConfig(
             batch_size=4096,
             epochs=300,
             loss="sigmoid",
@@ -122,7 +120,7 @@ def _imagenet(
             eval_every_epochs=10,
             checkpoint_every=1000,
         ),
-        optim=OptimConfig(
+        optim=fields.OptimConfig(
             lr=1e-3, weight_decay=0.1, warmup_steps=10_000, schedule="linear"
         ),
     )
@@ -135,9 +133,7 @@ def imagenet_b() -> Config:
     (big_vision), 70.5 in 27 min with train.epochs=60.
     Command: python train.py --recipe=imagenet_b [train.epochs=60]
     """
-    return _imagenet(
-        "imagenet_b", data="imagenet2012", variant="B/16", magnitude=15, p=0.5
-    )
+    return _imagenet("imagenet_b", "B/16", "imagenet2012", magnitude=15, p=0.5)
 
 
 def imagenet_l() -> Config:
@@ -146,9 +142,7 @@ def imagenet_l() -> Config:
     Top-1 (paper, Table 3): L/16 71.76.
     Command: python train.py --recipe=imagenet_l
     """
-    return _imagenet(
-        "imagenet_l", data="imagenet2012", variant="L/16", magnitude=15, p=0.5
-    )
+    return _imagenet("imagenet_l", "L/16", "imagenet2012", magnitude=15, p=0.5)
 
 
 def imagenet21k_b() -> Config:
@@ -158,9 +152,7 @@ def imagenet21k_b() -> Config:
     ImageNet-21k: give a folder with one folder of images per class.
     Command: python train.py --recipe=imagenet21k_b data.name=folder:/path
     """
-    return _imagenet(
-        "imagenet21k_b", data="", variant="B/16", magnitude=10, p=0.2
-    )
+    return _imagenet("imagenet21k_b", "B/16", magnitude=10, p=0.2)
 
 
 def imagenet21k_l() -> Config:
@@ -169,27 +161,20 @@ def imagenet21k_l() -> Config:
     ImageNet top-1 after fine-tuning (paper, Table 3): L/16 82.89.
     Command: python train.py --recipe=imagenet21k_l data.name=folder:/path
     """
-    return _imagenet(
-        "imagenet21k_l", data="", variant="L/16", magnitude=20, p=0.5
-    )
+    return _imagenet("imagenet21k_l", "L/16", magnitude=20, p=0.5)
 
 
 def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
     """Paper, Table 4, JFT rows: crop and flip alone, no regularisation."""
     return Config(
         recipe=recipe,
-        data=DataConfig(name=""),
-        model=ModelConfig(
-            variant=variant,
-            image_size=224,
-            precision="bfloat16",
-            remat="tokens",
-        ),
-        augment=AugmentConfig(
+        data=fields.DataConfig(name=""),
+        model=_bfloat16(variant, 224),
+        augment=fields.AugmentConfig(
             policy="inception_crop|flip",
             eval_policy="resize_small(256)|central_crop",
         ),
-        train=TrainConfig(
+        train=fields.TrainConfig(
             batch_size=4096,
             epochs=epochs,
             # The paper does not name the loss. JFT has several labels per
@@ -200,7 +185,7 @@ def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
             eval_every=10_000,
             checkpoint_every=5_000,
         ),
-        optim=OptimConfig(
+        optim=fields.OptimConfig(
             lr=lr, weight_decay=0.03, warmup_steps=10_000, schedule="linear"
         ),
     )
@@ -245,14 +230,7 @@ def jft300m_h() -> Config:
     return _jft300m("jft300m_h", variant="H/14", epochs=14, lr=1e-3)
 
 
-def _finetune(
-    recipe: str,
-    *,
-    data: str,
-    steps: int,
-    size: int = 224,
-    eval_split: str = "test",
-) -> Config:
+def _finetune(recipe: str, *, data: str, steps: int, size: int = 224) -> Config:
     """Paper, sect. 3 and App. A.2: SGD with momentum, no decay, zero head.
 
     The paper names no augmentation that it kept (mixup and inception crop
@@ -260,22 +238,22 @@ def _finetune(
     """
     return Config(
         recipe=recipe,
-        data=DataConfig(name=data, eval_split=eval_split),
-        model=ModelConfig(
-            variant="B/16",
-            image_size=size,
-            precision="bfloat16",
-            remat="tokens",
+        data=fields.DataConfig(
+            name=data,
+            eval_split="validation" if data == "imagenet2012" else "test",
         ),
-        init=InitConfig(weights="imagenet21k", head="fresh"),
-        augment=AugmentConfig(policy="resize|flip", eval_policy="resize"),
-        train=TrainConfig(
+        model=_bfloat16("B/16", size),
+        init=fields.InitConfig(weights="imagenet21k", head="fresh"),
+        augment=fields.AugmentConfig(
+            policy="resize|flip", eval_policy="resize"
+        ),
+        train=fields.TrainConfig(
             batch_size=512,
             steps=steps,
             eval_every=max(steps // 5, 100),
             checkpoint_every=500,
         ),
-        optim=OptimConfig(
+        optim=fields.OptimConfig(
             name="sgd",
             lr=0.03,
             weight_decay=0.0,
@@ -325,12 +303,7 @@ def finetune_imagenet() -> Config:
     Top-1 (paper, Table 3): B/16 80.64, L/16 82.89.
     Command: python train.py --recipe=finetune_imagenet [model.variant=L/16]
     """
-    return _finetune(
-        "finetune_imagenet",
-        data="imagenet2012",
-        steps=20_000,
-        eval_split="validation",
-    )
+    return _finetune("finetune_imagenet", data="imagenet2012", steps=20_000)
 
 
 def finetune_imagenet_448() -> Config:
@@ -341,11 +314,7 @@ def finetune_imagenet_448() -> Config:
 [model.variant=L/16]
     """
     return _finetune(
-        "finetune_imagenet_448",
-        data="imagenet2012",
-        steps=20_000,
-        size=448,
-        eval_split="validation",
+        "finetune_imagenet_448", data="imagenet2012", steps=20_000, size=448
     )
 
 

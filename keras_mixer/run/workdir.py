@@ -7,16 +7,11 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
-from keras_mixer.run import checkpoint, config as config_lib
+from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import Config
-from keras_mixer.run.files import (
-    OTHER_MODEL,
-    WorkdirError,
-    read_other_model,
-    write_json,
-)
+from keras_mixer.run.files import WorkdirError
 
 # What may change without another run: the data set may lie elsewhere on another
 # machine, the error about broken images says to change their limit, and
@@ -49,11 +44,8 @@ def read_result(
 ) -> dict[str, Any] | None:
     """Returns the result of a finished run, None if it is not finished.
 
-    Args:
-      workdir: Folder of the run.
-      config: Resolved.
-      class_names: In the order of the labels.
-      other_model: What makes the model where that is no Mixer.
+    The config is resolved, `class_names` are in the order of the labels, and
+    `other_model` names what makes the model if it is no Mixer.
 
     Raises:
       WorkdirError: The workdir holds something other than this run, or cannot
@@ -106,7 +98,7 @@ def _changes(
     classes = workdir / "classes.json"
     if classes.exists() and read_classes(classes) != class_names:
         changes.append("the names of the classes (classes.json)")
-    made_by = read_other_model(workdir)
+    made_by = files.read_other_model(workdir)
     if made_by != other_model:
         changes.append(
             f"the model: {made_by or 'a Mixer'} -> {other_model or 'a Mixer'}"
@@ -133,35 +125,33 @@ def claim(
     Raises:
       WorkdirError: It cannot be written, or another process trains in it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / "lock").open("w")
-    except OSError as error:
-        raise _not_writable(workdir, error) from error
-    with lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WorkdirError(
-                f"Another process trains in {workdir}. Wait for it or stop "
-                "it, or give this run a --workdir of its own."
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((workdir / "lock").open("w"))
+            _lock(lock, workdir)
             config_lib.save(config, workdir / "config.json")
-            write_json(workdir / "classes.json", list(class_names))
-            other = workdir / OTHER_MODEL
+            files.write_json(workdir / "classes.json", list(class_names))
+            other = workdir / files.OTHER_MODEL
             if other_model is not None:
-                write_json(other, {"build_model": other_model})
+                files.write_json(other, {"build_model": other_model})
             else:  # of a run that has not begun
                 other.unlink(missing_ok=True)
         except OSError as error:
-            raise _not_writable(workdir, error) from error
+            raise WorkdirError(
+                f"Cannot write to the workdir {workdir}: {error.strerror}"
+            ) from error
         yield
 
 
-def _not_writable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
-    return WorkdirError(
-        f"Cannot write to the workdir {workdir}: {error.strerror}"
-    )
+def _lock(file: TextIO, workdir: pathlib.Path) -> None:
+    """Locks a file until it is closed, or raises WorkdirError."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise WorkdirError(
+            f"Another process trains in {workdir}. Wait for it or stop it, or "
+            "give this run a --workdir of its own."
+        ) from error
+    except OSError:  # a file system without locks
+        pass

@@ -14,6 +14,7 @@ from keras_mixer import data, models, weights as weights_lib
 from keras_mixer.engines import distribute, optim
 from keras_mixer.run import checkpoint, config as config_lib
 from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.run.fields import ModelConfig
 from keras_mixer.run.files import WorkdirError
 from keras_mixer.run.workdir import read_classes
 
@@ -21,7 +22,7 @@ from keras_mixer.run.workdir import read_classes
 BuildModel = Callable[[Config, int], keras.Model]
 
 
-def dimensions(config: config_lib.ModelConfig) -> models.Variant:
+def dimensions(config: ModelConfig) -> models.Variant:
     """Returns the variant with the dimensions that the config sets.
 
     Raises:
@@ -252,16 +253,19 @@ def assign(
 
 
 class Trained(NamedTuple):
-    """What a run trained: a model (images in [-1, 1] to logits) and the rest.
+    """A model (images in [-1, 1] to logits) and what is known about it.
 
-    `source` names the workdir and the step.
+    `class_names` is None if only their number is known, `step` if no run
+    trained it. `source` names the workdir and the step, or the file. Weights
+    without a head (`has_head`) give one logit, which is 0.
     """
 
     model: keras.Model
     config: Config
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     source: str
-    step: int
+    step: int | None = None
+    has_head: bool = True
 
 
 def load_trained(
@@ -285,48 +289,36 @@ def load_trained(
             )
     config = config_lib.load(workdir / "config.json")
     class_names = read_classes(workdir / "classes.json")
-    parameters = weights_lib.read_workdir(workdir, which)
-    model = build_mixer(config, len(class_names))
-    weights_lib.load(model, parameters)
-    assert parameters.step is not None
-    return Trained(
-        model, config, class_names, parameters.source, parameters.step
+    found = weights_lib.read_workdir(
+        workdir, which, exact_gelu=config.model.gelu == "exact"
     )
+    model = build_mixer(config, len(class_names))
+    weights_lib.load(model, found)
+    return Trained(model, config, class_names, found.source, found.step)
 
 
-def load_weights(
-    weights: str, config: Config
-) -> tuple[keras.Model, Config, str, bool]:
-    """Builds the model of released weights or of a file.
+def load_weights(weights: str, config: Config) -> Trained:
+    """Loads released weights, or a .npz or .safetensors file.
 
-    Args:
-      weights: A released name, or a .npz or .safetensors file.
-      config: Of the model; `init` is filled in.
-
-    Returns:
-      The model (images in [-1, 1] to logits; without a head in the file the
-      logits are 0), the config with what follows from the weights, the name
-      of their source, and whether they have a head.
+    What follows from the weights is filled in in the config, their image size
+    too if the config has none.
 
     Raises:
       ValueError: There are no such weights, or they do not fit.
     """
-    if (pathlib.Path(weights) / "config.json").exists():
+    if weights_lib.is_path(weights) and pathlib.Path(weights).is_dir():
         raise WorkdirError(
-            f"{weights} is the workdir of a run, which knows its model: give "
+            f"{weights} is a folder. If it is the workdir of a run, give "
             f"--workdir={weights} in place of --weights and --model."
         )
-    if weights.endswith(".h5"):
-        raise WorkdirError(
-            f"{weights} says nothing of its classes. Load it into its model "
-            "and write a .npz: keras_mixer.weights.save_npz(model, path)"
-        )
-    parameters = weights_lib.get(weights, config.model.variant)
-    classes = parameters.num_classes
-    init = dataclasses.replace(
-        config.init, weights=weights, head="keep" if classes else "fresh"
-    )
-    config = dataclasses.replace(config, init=init)
-    config = resolve_model(config, parameters)
-    model = build_mixer(config, classes or 1, initial=parameters)
-    return model, config, parameters.source, classes is not None
+    found = weights_lib.get(weights, config.model.variant)
+    if config.model.image_size is None:
+        patch = config.model.patch_size or found.values["stem/kernel"].shape[0]
+        side = int(weights_lib.square_grid(found)[0] * patch)
+        config = config_lib.override(config, [f"model.image_size={side}"])
+    if found.num_classes is None:
+        config = config_lib.override(config, ["init.head=fresh"])
+    config = resolve_model(config, found)
+    model = build_mixer(config, found.num_classes or 1, initial=found)
+    has_head = found.num_classes is not None
+    return Trained(model, config, None, found.source, has_head=has_head)

@@ -153,13 +153,17 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
 
 
 def read_workdir(
-    workdir: str | os.PathLike[str], which: str | int = "latest"
+    workdir: str | os.PathLike[str],
+    which: str | int = "latest",
+    *,
+    exact_gelu: bool | None = None,
 ) -> Parameters:
     """Reads what a run of train.py trained.
 
     Args:
       workdir: Folder of the run.
       which: "latest", "best" (on its validation split), or a step.
+      exact_gelu: What its config.json says, which is read if this is None.
 
     Raises:
       WeightsError: The folder is no workdir, has no such checkpoint, or its
@@ -168,10 +172,15 @@ def read_workdir(
     folder = pathlib.Path(workdir)
     try:
         other = files.read_other_model(folder)
-        if other is None:
+        if other is not None:
+            raise files.WorkdirError(
+                f"{folder} trained the model of {other}, which is no Mixer: "
+                "only trainer.fit with the same build_model can read it."
+            )
+        if exact_gelu is None:
             config = json.loads((folder / "config.json").read_text())
             exact_gelu = config["model"]["gelu"] == "exact"
-            step, values = checkpoint.read_part(folder, "model", which)
+        step, values = checkpoint.read_part(folder, "model", which)
     except (files.WorkdirError, checkpoint.CheckpointError) as error:
         raise WeightsError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -179,11 +188,6 @@ def read_workdir(
             f"{folder} is not the workdir of a run: cannot read its "
             f"config.json ({_reason(error)})"
         ) from error
-    if other is not None:
-        raise WeightsError(
-            f"{folder} trained the model of {other}, which is no Mixer: only "
-            "trainer.fit with the same build_model can read it."
-        )
     return Parameters(f"{folder} (step {step})", values, exact_gelu, step)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_mixer import data
 from keras_mixer.data import batches as batches_lib, splits
-from keras_mixer.run import config
+from keras_mixer.run import fields
 from tests.data.streams import joined, numbers, shards_of, stream
 
 CUTMIX = "resize|keras_cv.CutMix(alpha=1.0)"
@@ -76,7 +76,7 @@ def test_a_host_decodes_its_own_share_alone(folder):
 def test_mixup_partners_are_the_rolled_batch(num_shards, hosts, per_example):
     split = data.open_split("digits", "train[:50]")
     plain = shards_of(split, 3, num_shards=1, shards=[0])
-    mixup = config.MixupConfig(p=0.5, per_example=per_example)
+    mixup = fields.MixupConfig(p=0.5, per_example=per_example)
     got = [
         shards_of(split, 3, num_shards=num_shards, shards=s, mixup=mixup)
         for s in hosts
@@ -376,7 +376,7 @@ def test_layers_that_mix_do_it_the_same_on_any_number_of_hosts():
         ({"batch_size": 12}, "a multiple of 8. Received: 12"),
         ({"batch_size": 24, "num_shards": 2}, "a multiple of 8. Received: 12"),
         (
-            {"batch_size": 24, "mixup": config.MixupConfig(p=0.2)},
+            {"batch_size": 24, "mixup": fields.MixupConfig(p=0.2)},
             r"so does mixup.p=0.2\. Choose one",
         ),
     ],

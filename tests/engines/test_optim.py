@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer.engines import optim, step as step_lib
-from keras_mixer.run.config import OptimConfig
+from keras_mixer.run.fields import OptimConfig
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from safetensors import numpy as safetensors_numpy
 
 from keras_mixer.run import checkpoint
-from keras_mixer.training import loop as trainer
+from keras_mixer.training import state as state_lib
 
 
 def state(number):
@@ -109,7 +109,7 @@ def test_what_fails_after_the_manifest_costs_no_checkpoint(
 ):
     checkpoints = saved(tmp_path, 5, keep=1)
 
-    def fail(self, best):
+    def fail(self):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checkpoint.Checkpoints, "_prune", fail)
@@ -283,7 +283,7 @@ def test_what_is_saved_does_not_change_with_the_variable(
         strategy.run(add)
 
     update()
-    value = trainer._snapshot(variable)
+    value = state_lib._value(variable)
     for _ in range(5):
         update()
     np.testing.assert_array_equal(value, np.full([256, 256], 2.0))

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from keras_mixer.run import config as config_lib, recipes
-from keras_mixer.run.config import Config, ConfigError, ModelConfig, TrainConfig
+from keras_mixer.run.fields import Config, ConfigError, ModelConfig, TrainConfig
 
 
 def override(*texts):

@@ -69,7 +69,9 @@ def test_every_recipe_makes_a_run(name, reduced):
     assert config.recipe == name
     splits = data.open_splits(config)
     config = data.resolve(config, splits.train)
-    initial = assembly.initial_weights(config)
+    initial = None
+    if config.init.weights is not None:
+        initial = weights.get(config.init.weights, config.model.variant)
     config = assembly.resolve_model(config, initial)
     data.parse_train_policy(
         config.augment.policy,
