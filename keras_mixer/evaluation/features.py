@@ -14,13 +14,10 @@ from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
     Batch,
     Pass,
-    Rows,
     compile_for,
     make_collector,
 )
 from keras_mixer.run.config import Config
-
-Embed = Callable[[tf.Tensor], tf.Tensor]
 
 
 class FewshotScore(TypedDict):
@@ -51,56 +48,18 @@ def feature_model(model: keras.Model) -> keras.Model:
     )
 
 
-def make_embed(
-    model: keras.Model, strategy: tf.distribute.Strategy, *, xla: bool
-) -> Embed:
-    """Returns a function that computes the features of a batch of images.
-
-    All passes share it: XLA compiles it once for each size of the batch.
-
-    Args:
-      model: Maps images in [-1, 1] to features `[batch, features]`.
-      strategy: Where to compute.
-      xla: Whether to compile the model, if there is one replica.
-    """
-
-    def embed(image: tf.Tensor) -> tf.Tensor:
-        x = model(images.to_value_range(image), training=False)
-        return tf.cast(x, tf.float32)
-
-    return compile_for(strategy, embed, xla)
-
-
-def make_features(embed: Embed, over: Pass) -> Callable[[], Rows]:
-    """Returns a function that computes the features of a split.
-
-    Args:
-      embed: From `make_embed`.
-      over: The split, and where to compute.
-
-    Returns:
-      A function that returns "features", float32 `[n, features]`, "label" and
-      "index", in the order of the split, without broken images.
-    """
-
-    def features_of(batch: Batch) -> Batch:
-        return {"features": embed(batch["image"])}
-
-    return make_collector(features_of, over, xla=False)
-
-
 class _DataSet:
     """The few-shot evaluation of one data set.
 
     Only those images of the training split that are in a support set are read.
+    `features_of` maps a batch to "features", float32 `[batch, features]`.
     """
 
     def __init__(
         self,
         config: Config,
         found: data.FewshotData,
-        embed: Embed,
-        image_size: int,
+        features_of: Callable[[Batch], Batch],
         strategy: tf.distribute.Strategy,
     ):
         self.found, self.settings = found, config.fewshot
@@ -112,18 +71,15 @@ class _DataSet:
         self.positions = np.unique(np.concatenate(every))
         self._tell_shortage(most)
         self.collect_support, self.collect_test = (
-            make_features(
-                embed,
-                Pass(
+            make_collector(
+                features_of,
+                Pass.of(
+                    config,
                     split,
-                    batch_size=config.train.batch_size,
-                    image_size=image_size,
+                    strategy,
                     policy=data.fewshot_policy(config, split),
-                    strategy=strategy,
-                    broken=data.BrokenImages(
-                        split, limit=config.data.max_broken
-                    ),
                 ),
+                xla=False,
             )
             for split in (data.choose(found.train, self.positions), found.test)
         )
@@ -180,21 +136,20 @@ class _DataSet:
                         test["features"], test["label"], l2_regs
                     )
                 )
-            found += [
-                {
-                    "data": self.found.name,
-                    "train_split": self.found.train.name,
-                    "test_split": self.found.test.name,
-                    "shots": shots,
-                    "l2_reg": l2_reg,
-                    "accuracy": float(np.mean(accuracies)),
-                    "accuracies": accuracies,
-                    "count": len(test["label"]),
-                }
-                for l2_reg, accuracies in zip(
-                    l2_regs, np.transpose(by_seed).tolist(), strict=True
+            by_strength = np.transpose(by_seed).tolist()
+            for l2_reg, accuracies in zip(l2_regs, by_strength, strict=True):
+                found.append(
+                    {
+                        "data": self.found.name,
+                        "train_split": self.found.train.name,
+                        "test_split": self.found.test.name,
+                        "shots": shots,
+                        "l2_reg": l2_reg,
+                        "accuracy": float(np.mean(accuracies)),
+                        "accuracies": accuracies,
+                        "count": len(test["label"]),
+                    }
                 )
-            ]
         return found
 
 
@@ -222,13 +177,23 @@ def make_fewshot_evaluators(
     Raises:
       ValueError: A policy does not fit the images.
     """
-    embed = make_embed(feature_model(model), strategy, xla=config.train.xla)
-    size = model.input_shape[1]
+    body = feature_model(model)
+
+    def embed(image: tf.Tensor) -> tf.Tensor:
+        x = body(images.to_value_range(image), training=False)
+        return tf.cast(x, tf.float32)
+
+    # All passes share it: XLA compiles it once for each size of the batch.
+    compiled = compile_for(strategy, embed, config.train.xla)
+
+    def features_of(batch: Batch) -> Batch:
+        return {"features": compiled(batch["image"])}
+
     for found in sets:  # before the labels of any are read
         for split in (found.train, found.test):
             policy = data.fewshot_policy(config, split)
-            policy_lib.parse(policy, size, split.image_size)
+            policy_lib.parse(policy, config.model.side, split.image_size)
     return {
-        found.name: _DataSet(config, found, embed, size, strategy).scores
+        found.name: _DataSet(config, found, features_of, strategy).scores
         for found in sets
     }

@@ -3,33 +3,22 @@
 Nothing here was measured with this project.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 _TABLE_2 = "paper, Table 2"
 _TABLE_3 = "paper, Table 3"
 _AUTHORS = "google-research/vision_transformer"
 
 
-@dataclasses.dataclass(frozen=True)
-class Reported:
-    """An accuracy after pre-training and, on other data, fine-tuning.
+class Reported(NamedTuple):
+    """An accuracy after pre-training and, on other data, fine-tuning."""
 
-    Attributes:
-      variant: Name in the paper.
-      pretraining: "imagenet1k", "imagenet21k" or "jft300m".
-      data: TFDS name of the data set it was evaluated on.
-      split: Of the data set.
-      image_size: Side of the images in the evaluation, in pixels.
-      accuracy: Top-1, from 0 to 1; for imagenet2012_real the ReaL accuracy.
-      source: Who reported it, and where.
-    """
-
-    variant: str
-    pretraining: str
-    data: str
+    variant: str  # name in the paper
+    pretraining: str  # "imagenet1k", "imagenet21k" or "jft300m"
+    data: str  # TFDS name of the data set it was evaluated on
     split: str
-    image_size: int
-    accuracy: float
+    image_size: int  # side of the images in the evaluation, in pixels
+    accuracy: float  # top-1, from 0 to 1; for imagenet2012_real that of ReaL
     source: str
 
 
@@ -79,38 +68,20 @@ def find(
 ) -> Reported | None:
     """Returns what was reported of a model on a data set, None if nothing.
 
-    Args:
-      variant: Name in the paper, "B/16".
-      pretraining: Name of the released weights or of the data.
-      data: TFDS name, with or without a version.
-      split: Of the data set.
-      size: Side of the images, in pixels.
+    The name of the data set may have a version; `size` is the side in pixels.
     """
     wanted = (variant, pretraining, data.partition(":")[0], split, size)
-    for row in REPORTED:
-        if dataclasses.astuple(row)[:5] == wanted:
-            return row
-    return None
+    return next((row for row in REPORTED if row[:5] == wanted), None)
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a model costs on TPUv3, according to the paper.
-
-    Attributes:
-      variant: Name in the paper.
-      pretraining: As in `Reported`.
-      image_size: Side of the images, in pixels.
-      images_per_second: Per core, in inference ("throughput").
-      core_days: Of pre-training; the paper rounds them to tens.
-      source: Table of the paper.
-    """
+class Cost(NamedTuple):
+    """What a model costs on TPUv3, according to the paper."""
 
     variant: str
-    pretraining: str
+    pretraining: str  # as in `Reported`
     image_size: int
-    images_per_second: float
-    core_days: float
+    images_per_second: float  # per core, in inference ("throughput")
+    core_days: float  # of pre-training; the paper rounds them to tens
     source: str = _TABLE_3
 
 
@@ -132,12 +103,7 @@ COSTS: tuple[Cost, ...] = (
 
 
 def find_costs(variant: str, size: int) -> tuple[Cost, ...]:
-    """Returns the costs of a model, one per pre-training.
-
-    Args:
-      variant: Name in the paper, "B/16".
-      size: Side of the images, in pixels.
-    """
+    """Returns the costs of a model, one per pre-training."""
     return tuple(
         cost
         for cost in COSTS

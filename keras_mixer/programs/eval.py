@@ -254,16 +254,11 @@ def _classify(subject: Subject, strategy: Any) -> tuple[list[Any], Later]:
     results = []
     rows: dict[str, Any] = {}
     for (_, (name, part)), split in zip(entries, splits, strict=True):
-        over = passes.Pass(
-            split,
-            batch_size=config.train.batch_size,
-            image_size=config.model.side,
-            policy=config.augment.eval_policy,
-            strategy=strategy,
-            broken=data.BrokenImages(split, limit=own.max_broken),
-        )
         scores, rows = classification.predict(
-            subject.model, over, loss=config.train.loss, xla=config.train.xla
+            subject.model,
+            passes.Pass.of(config, split, strategy),
+            loss=config.train.loss,
+            xla=config.train.xla,
         )
         if not math.isfinite(scores["loss"]):
             raise ValueError(
