@@ -34,18 +34,14 @@ class Options:
 class Classifier:
     """A model in the parts that are served.
 
-    Attributes:
-      model: The whole model, in the precision that is served.
-      body: Maps images in [-1, 1], `[batch, side, side, 3]`, to the head's
-        input, `[batch, hidden_dim]`.
-      head: The last layer.
-      probabilities: What turns logits into probabilities.
+    The body maps images in [-1, 1], `[batch, side, side, 3]`, to the head's
+    input, `[batch, hidden_dim]`.
     """
 
-    model: keras.Model
+    model: keras.Model  # the whole, in the precision that is served
     body: keras.Model
     head: keras.layers.Dense
-    probabilities: Probabilities
+    probabilities: Probabilities  # what turns logits into them
 
     @property
     def image_size(self) -> int:

@@ -59,7 +59,7 @@ def run(
     Args:
       kind: "answer" or "tflite".
       version: Folder of the SavedModel.
-      request: Folder with the images.
+      request: Folder with the images, in which the answer is written.
 
     Raises:
       ExportError: The process failed, or crashed.
@@ -119,10 +119,9 @@ def difference(name: str, ours: Any, theirs: Any, *, precision: str) -> float:
 def check(
     version: pathlib.Path, classifier: Classifier, options: Options
 ) -> dict[str, float]:
-    """Compares a fresh process with the model in this one.
+    """Returns how much a fresh process differs from the model in this one.
 
-    Returns:
-      The largest difference of each output, by "signature/output".
+    The largest difference of each output is under "signature/output".
 
     Raises:
       ExportError: The process fails, or its answers differ.
