@@ -108,12 +108,11 @@ class _DataSet:
     def scores(self) -> list[FewshotScore]:
         """Computes the features and scores every setting."""
         support, test = self.collect_support(), self.collect_test()
-        for rows in (support["features"], test["features"]):
-            if not np.isfinite(rows).all():
-                raise ValueError(
-                    f"{self.found.name}: the model's features are not finite "
-                    "numbers. Look for NaN in its weights."
-                )
+        if not all(np.isfinite(x["features"]).all() for x in (support, test)):
+            raise ValueError(
+                f"{self.found.name}: the model's features are not finite "
+                "numbers. Look for NaN in its weights."
+            )
         # For each example of the split, the row of its features, or -1: it is
         # broken, or in no support set.
         row_of = np.full(len(self.labels), -1)
@@ -172,7 +171,6 @@ def make_fewshot_evaluators(
       model: A Mixer with its pooling layer, that returns logits or features.
       sets: From `data.open_fewshot`.
       config: A resolved config: `fewshot`, the preprocessing, the batch size.
-      strategy: Where to compute.
 
     Raises:
       ValueError: A policy does not fit the images.

@@ -46,11 +46,9 @@ class Pass:
     exact for any batch size and any number of replicas.
 
     Args:
-      split: The examples.
       batch_size: Examples per step, over all replicas.
       image_size: Side of the images, in pixels.
       policy: Preprocessing, see `policy.parse`.
-      strategy: Where to compute.
       broken: How many images may be broken; by default none.
     """
 

@@ -37,12 +37,11 @@ def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
     header = ["data", "split", "images", "top-1", "top-5", "loss"]
     if any("reported" in result for result in results):
         header += ["reported, not measured here", "source"]
+    measures = ("accuracy", "top5_accuracy", "loss")
     rows = []
     for x in results:
         row = [x["data"], x["split"], f"{x['count']:,}"]
-        row += [
-            f"{x[key]:.4f}" for key in ("accuracy", "top5_accuracy", "loss")
-        ]
+        row += [f"{x[measure]:.4f}" for measure in measures]
         if theirs := x.get("reported"):
             row += [f"{theirs['accuracy']:.4f}", theirs["source"]]
         rows.append(row + [""] * (len(header) - len(row)))
@@ -128,7 +127,7 @@ def write_per_class(
 
 def worst_classes(classes: Sequence[Mapping[str, Any]], count: int = 10) -> str:
     """Returns the classes with the lowest accuracy as a table."""
-    header = ["class, the worst first", "images", "top-1"]
+    header = ("class, the worst first", "images", "top-1")
     rows = []
     seen = [x for x in classes if x["images"]]
     for x in sorted(seen, key=lambda x: x["accuracy"])[:count]:

@@ -5,7 +5,6 @@ same logits from the server as from eval.py.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import tensorflow as tf
 
@@ -26,7 +25,6 @@ _ASPECT = (
     "Nothing of the batch was classified."
 )
 
-Function: TypeAlias = tf.types.experimental.GenericFunction
 Outputs = dict[str, tf.Tensor]
 # (image or file, seed) -> uint8 [side, side, 3], from `policy.parse`.
 Policy = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -59,7 +57,9 @@ class Server(tf.Module):
 
         self.classify_pixels = classify_pixels
 
-    def make_signatures(self) -> dict[str, Function]:
+    def make_signatures(
+        self,
+    ) -> dict[str, tf.types.experimental.GenericFunction]:
         """Returns the functions of `SIGNATURES`."""
         shape = [None, None, None, 3]
         uint8 = tf.TensorSpec(shape, tf.uint8, name="image")
@@ -81,7 +81,7 @@ class Server(tf.Module):
         spec: tf.TensorSpec,
         prepare: Callable[[tf.Tensor, Policy, int], tf.Tensor],
         answer: Callable[[tf.Tensor], Outputs],
-    ) -> Function:
+    ) -> tf.types.experimental.GenericFunction:
         def serve(images_or_files: tf.Tensor) -> Outputs:
             image = prepare(images_or_files, self._policy, self._side)
             return answer(images.to_value_range(image))
