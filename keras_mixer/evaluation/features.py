@@ -14,10 +14,13 @@ from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
     Batch,
     Pass,
+    Rows,
     compile_for,
     make_collector,
 )
 from keras_mixer.run.config import Config
+
+Embed = Callable[[tf.Tensor], tf.Tensor]
 
 
 class FewshotScore(TypedDict):
@@ -48,18 +51,42 @@ def feature_model(model: keras.Model) -> keras.Model:
     )
 
 
+def make_embed(
+    model: keras.Model, strategy: tf.distribute.Strategy, *, xla: bool
+) -> Embed:
+    """Returns a function that computes the features of a batch of images.
+
+    All passes share it: XLA compiles it once for each size of the batch, if
+    there is one replica. The model maps images in [-1, 1] to the features.
+    """
+
+    def embed(image: tf.Tensor) -> tf.Tensor:
+        x = model(images.to_value_range(image), training=False)
+        return tf.cast(x, tf.float32)
+
+    return compile_for(strategy, embed, xla)
+
+
+def make_features(embed: Embed, over: Pass) -> Callable[[], Rows]:
+    """Returns a collector of a split's "features", float32 `[n, features]`."""
+
+    def features_of(batch: Batch) -> Batch:
+        return {"features": embed(batch["image"])}
+
+    return make_collector(features_of, over, xla=False)
+
+
 class _DataSet:
     """The few-shot evaluation of one data set.
 
     Only those images of the training split that are in a support set are read.
-    `features_of` maps a batch to "features", float32 `[batch, features]`.
     """
 
     def __init__(
         self,
         config: Config,
         found: data.FewshotData,
-        features_of: Callable[[Batch], Batch],
+        embed: Embed,
         strategy: tf.distribute.Strategy,
     ):
         self.found, self.settings = found, config.fewshot
@@ -71,15 +98,14 @@ class _DataSet:
         self.positions = np.unique(np.concatenate(every))
         self._tell_shortage(most)
         self.collect_support, self.collect_test = (
-            make_collector(
-                features_of,
+            make_features(
+                embed,
                 Pass.of(
                     config,
                     split,
                     strategy,
                     policy=data.fewshot_policy(config, split),
                 ),
-                xla=False,
             )
             for split in (data.choose(found.train, self.positions), found.test)
         )
@@ -175,23 +201,12 @@ def make_fewshot_evaluators(
     Raises:
       ValueError: A policy does not fit the images.
     """
-    body = feature_model(model)
-
-    def embed(image: tf.Tensor) -> tf.Tensor:
-        x = body(images.to_value_range(image), training=False)
-        return tf.cast(x, tf.float32)
-
-    # All passes share it: XLA compiles it once for each size of the batch.
-    compiled = compile_for(strategy, embed, config.train.xla)
-
-    def features_of(batch: Batch) -> Batch:
-        return {"features": compiled(batch["image"])}
-
+    embed = make_embed(feature_model(model), strategy, xla=config.train.xla)
     for found in sets:  # before the labels of any are read
         for split in (found.train, found.test):
             policy = data.fewshot_policy(config, split)
             policy_lib.parse(policy, config.model.side, split.image_size)
     return {
-        found.name: _DataSet(config, found, features_of, strategy).scores
+        found.name: _DataSet(config, found, embed, strategy).scores
         for found in sets
     }
