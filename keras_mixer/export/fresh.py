@@ -54,12 +54,9 @@ def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
 def run(
     kind: str, version: pathlib.Path, request: pathlib.Path
 ) -> dict[str, np.ndarray]:
-    """Runs fresh_process.py; returns its outputs by name.
+    """Runs fresh_process.py on a version; returns its outputs by name.
 
-    Args:
-      kind: "answer" or "tflite".
-      version: Folder of the SavedModel.
-      request: Folder with the images, in which the answer is written.
+    The kind is "answer" or "tflite". The folder `request` holds the images.
 
     Raises:
       ExportError: The process failed, or crashed.

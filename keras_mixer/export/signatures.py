@@ -114,10 +114,7 @@ class Server(tf.Module):
 
 
 def _prepare_images(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
-    """Applies a policy to each of uint8 `[batch, height, width, 3]`.
-
-    Returns:
-      uint8 `[batch, side, side, 3]`.
+    """Maps uint8 `[batch, height, width, 3]` to `[batch, side, side, 3]`.
 
     Raises (in the graph):
       InvalidArgumentError: A side is zero, or more than `MAX_ASPECT`
@@ -164,14 +161,11 @@ def _prepare_floats(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
 
 
 def _prepare_files(encoded: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
-    """Decodes and preprocesses files, strings `[batch]`, in parallel.
+    """Maps files, strings `[batch]`, to uint8 `[batch, side, side, 3]`.
 
     TensorFlow's own error does not say which image of the batch is broken.
     Therefore a file that cannot be decoded becomes a black pixel, and is
     noted. The policy is applied afterwards, and fails with its own errors.
-
-    Returns:
-      uint8 `[batch, side, side, 3]`.
 
     Raises (in the graph):
       InvalidArgumentError: Files cannot be decoded, or a side of the image is

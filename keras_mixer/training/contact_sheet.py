@@ -48,7 +48,19 @@ def draw(
         split, what = splits.train, config.augment.policy
         if config.mixup.p:
             what += f", mixup {config.mixup.p}"
-    return _draw(shown, captions, f"{split.name}: {what}")
+    columns = min(_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    size_in_inches = (columns * _CELL, rows * (_CELL + 0.35) + 0.5)
+    figure = pictures.new_figure(figsize=size_in_inches)
+    longest = max(len(line) for text in captions for line in text.split("\n"))
+    size = 10 if longest <= _SHORT else 7
+    figure.suptitle(f"{split.name}: {what}", fontsize=max(size, 8))
+    for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.set_axis_off()
+        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
+        axes.set_title(caption, fontsize=size, pad=3)
+    return figure
 
 
 def first_images(
@@ -124,20 +136,3 @@ def _caption(labels: list[tuple[int, float]], split: data.Split) -> str:
         return names[0]
     both = zip(names, labels, strict=True)
     return "\n".join(f"{name} {share:.2f}" for name, (_, share) in both)
-
-
-def _draw(shown: np.ndarray, captions: list[str], title: str) -> Any:
-    """Draws images [n, side, side, 3] in [-1, 1] as a grid."""
-    columns = min(_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    size_in_inches = (columns * _CELL, rows * (_CELL + 0.35) + 0.5)
-    figure = pictures.new_figure(figsize=size_in_inches)
-    longest = max(len(line) for text in captions for line in text.split("\n"))
-    size = 10 if longest <= _SHORT else 7
-    figure.suptitle(title, fontsize=max(size, 8))
-    for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.set_axis_off()
-        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
-        axes.set_title(caption, fontsize=size, pad=3)
-    return figure
