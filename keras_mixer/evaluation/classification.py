@@ -11,13 +11,8 @@ import tensorflow as tf
 from keras_mixer import data
 from keras_mixer.data.augment import images
 from keras_mixer.engines import objective
-from keras_mixer.evaluation.passes import (
-    Batch,
-    Pass,
-    Rows,
-    compile_for,
-    make_collector,
-)
+from keras_mixer.evaluation import passes
+from keras_mixer.evaluation.passes import Batch, Pass
 
 TOP = 5
 _SUMMED = ("correct", "top5_correct", "loss", "counts")
@@ -37,13 +32,12 @@ class Scores(TypedDict):
 
 
 def score(model: keras.Model, loss: str, batch: Batch) -> Batch:
-    """Scores each example of a batch.
+    """Scores each example of a batch of `data.eval_batches`.
 
     Args:
       model: Maps images in [-1, 1] to logits `[batch, classes]`.
       loss: A name of `objective.LOSSES`. The targets of several labels are
         equally probable (softmax), or all 1 (sigmoid).
-      batch: From `data.eval_batches`.
 
     Returns:
       "predicted", int32 `[batch, 5]` (fewer if there are fewer classes), the
@@ -90,16 +84,11 @@ def _mean_scores(split: data.Split, sums: Mapping[str, float]) -> Scores:
 def make_evaluator(
     model: keras.Model, over: Pass, *, loss: str, xla: bool
 ) -> Callable[[], Scores]:
-    """Returns a function that evaluates `model` on a split.
+    """Returns a function that evaluates `model` on a split, see `score`.
 
     The function is traced once and may be called any number of times. Only
-    sums leave the devices. Broken images do not count.
-
-    Args:
-      model: Maps images in [-1, 1] to logits `[batch, classes]`.
-      over: The split, and where to evaluate.
-      loss: A name of `objective.LOSSES`.
-      xla: Whether to compile the forward pass, if there is one replica.
+    sums leave the devices. Broken images do not count. XLA compiles the
+    forward pass if `xla`, and if there is one replica.
     """
     strategy = over.strategy
 
@@ -112,25 +101,22 @@ def make_evaluator(
             for key in _SUMMED
         ] + [tf.reduce_sum(mask)]
 
-    replica_fn = compile_for(strategy, sums_of, xla)
+    replica_fn = passes.compile_for(strategy, sums_of, xla)
 
     @tf.function
-    def pass_over(iterator: Any) -> list[tf.Tensor]:
+    def pass_over(iterator: Any) -> tf.Tensor:
         """Returns the sums over all batches, float64."""
-        totals = [tf.zeros([], tf.float64) for _ in range(len(_SUMMED) + 1)]
+        totals = tf.zeros([len(_SUMMED) + 1], tf.float64)
         for _ in tf.range(over.num_batches):
             sums = strategy.run(replica_fn, args=(next(iterator),))
             # The counts of a batch are exact in float32, below 2**24.
             sums = [strategy.reduce("SUM", value, axis=None) for value in sums]
-            totals = [
-                total + tf.cast(value, tf.float64)
-                for total, value in zip(totals, sums, strict=True)
-            ]
+            totals += tf.cast(tf.stack(sums), tf.float64)
         return totals
 
     def evaluate() -> Scores:
         with over.errors():
-            *sums, decoded = map(float, pass_over(over.iterator))
+            *sums, decoded = pass_over(over.iterator).numpy().tolist()
         over.check_count(int(decoded))
         return _mean_scores(over.split, dict(zip(_SUMMED, sums, strict=True)))
 
@@ -139,22 +125,15 @@ def make_evaluator(
 
 def predict(
     model: keras.Model, over: Pass, *, loss: str, xla: bool
-) -> tuple[Scores, Rows]:
-    """Evaluates a model and keeps each example's result.
-
-    Args:
-      model: Maps images in [-1, 1] to logits `[batch, classes]`.
-      over: The split, and where to evaluate.
-      loss: A name of `objective.LOSSES`.
-      xla: Whether to compile the forward pass, if there is one replica.
+) -> tuple[Scores, passes.Rows]:
+    """Evaluates a model as `make_evaluator`, and keeps each example's result.
 
     Returns:
       The scores, and what `score` says of each example that is not broken, in
       the order of the split, with "label" and "index".
     """
-    rows = make_collector(
-        functools.partial(score, model, loss), over, xla=xla
-    )()
+    scores = functools.partial(score, model, loss)
+    rows = passes.make_collector(scores, over, xla=xla)()
     counts = rows["counts"] > 0
     sums = {
         key: float(rows[key][counts].sum(dtype=np.float64)) for key in _SUMMED

@@ -56,12 +56,8 @@ def make_embed(
 ) -> Embed:
     """Returns a function that computes the features of a batch of images.
 
-    All passes share it: XLA compiles it once for each size of the batch.
-
-    Args:
-      model: Maps images in [-1, 1] to features `[batch, features]`.
-      strategy: Where to compute.
-      xla: Whether to compile the model, if there is one replica.
+    All passes share it: XLA compiles it once for each size of the batch, if
+    there is one replica. The model maps images in [-1, 1] to the features.
     """
 
     def embed(image: tf.Tensor) -> tf.Tensor:
@@ -72,16 +68,7 @@ def make_embed(
 
 
 def make_features(embed: Embed, over: Pass) -> Callable[[], Rows]:
-    """Returns a function that computes the features of a split.
-
-    Args:
-      embed: From `make_embed`.
-      over: The split, and where to compute.
-
-    Returns:
-      A function that returns "features", float32 `[n, features]`, "label" and
-      "index", in the order of the split, without broken images.
-    """
+    """Returns a collector of a split's "features", float32 `[n, features]`."""
 
     def features_of(batch: Batch) -> Batch:
         return {"features": embed(batch["image"])}
@@ -100,7 +87,6 @@ class _DataSet:
         config: Config,
         found: data.FewshotData,
         embed: Embed,
-        image_size: int,
         strategy: tf.distribute.Strategy,
     ):
         self.found, self.settings = found, config.fewshot
@@ -114,15 +100,11 @@ class _DataSet:
         self.collect_support, self.collect_test = (
             make_features(
                 embed,
-                Pass(
+                Pass.of(
+                    config,
                     split,
-                    batch_size=config.train.batch_size,
-                    image_size=image_size,
+                    strategy,
                     policy=data.fewshot_policy(config, split),
-                    strategy=strategy,
-                    broken=data.BrokenImages(
-                        split, limit=config.data.max_broken
-                    ),
                 ),
             )
             for split in (data.choose(found.train, self.positions), found.test)
@@ -152,12 +134,11 @@ class _DataSet:
     def scores(self) -> list[FewshotScore]:
         """Computes the features and scores every setting."""
         support, test = self.collect_support(), self.collect_test()
-        for rows in (support["features"], test["features"]):
-            if not np.isfinite(rows).all():
-                raise ValueError(
-                    f"{self.found.name}: the model's features are not finite "
-                    "numbers. Look for NaN in its weights."
-                )
+        if not all(np.isfinite(x["features"]).all() for x in (support, test)):
+            raise ValueError(
+                f"{self.found.name}: the model's features are not finite "
+                "numbers. Look for NaN in its weights."
+            )
         # For each example of the split, the row of its features, or -1: it is
         # broken, or in no support set.
         row_of = np.full(len(self.labels), -1)
@@ -180,21 +161,20 @@ class _DataSet:
                         test["features"], test["label"], l2_regs
                     )
                 )
-            found += [
-                {
-                    "data": self.found.name,
-                    "train_split": self.found.train.name,
-                    "test_split": self.found.test.name,
-                    "shots": shots,
-                    "l2_reg": l2_reg,
-                    "accuracy": float(np.mean(accuracies)),
-                    "accuracies": accuracies,
-                    "count": len(test["label"]),
-                }
-                for l2_reg, accuracies in zip(
-                    l2_regs, np.transpose(by_seed).tolist(), strict=True
+            by_strength = np.transpose(by_seed).tolist()
+            for l2_reg, accuracies in zip(l2_regs, by_strength, strict=True):
+                found.append(
+                    {
+                        "data": self.found.name,
+                        "train_split": self.found.train.name,
+                        "test_split": self.found.test.name,
+                        "shots": shots,
+                        "l2_reg": l2_reg,
+                        "accuracy": float(np.mean(accuracies)),
+                        "accuracies": accuracies,
+                        "count": len(test["label"]),
+                    }
                 )
-            ]
         return found
 
 
@@ -217,18 +197,16 @@ def make_fewshot_evaluators(
       model: A Mixer with its pooling layer, that returns logits or features.
       sets: From `data.open_fewshot`.
       config: A resolved config: `fewshot`, the preprocessing, the batch size.
-      strategy: Where to compute.
 
     Raises:
       ValueError: A policy does not fit the images.
     """
     embed = make_embed(feature_model(model), strategy, xla=config.train.xla)
-    size = model.input_shape[1]
     for found in sets:  # before the labels of any are read
         for split in (found.train, found.test):
             policy = data.fewshot_policy(config, split)
-            policy_lib.parse(policy, size, split.image_size)
+            policy_lib.parse(policy, config.model.side, split.image_size)
     return {
-        found.name: _DataSet(config, found, embed, size, strategy).scores
+        found.name: _DataSet(config, found, embed, strategy).scores
         for found in sets
     }

@@ -37,16 +37,11 @@ def support_set(
 
     One generator permutes the examples of class 0, then those of class 1, and
     so on; the first ones of each are taken. The support set of fewer shots is
-    therefore a part of that of more.
-
-    Args:
-      labels: Integers in [0, num_classes), `[n]`.
-      num_classes: Number of classes; some may have no example.
-      shots: Examples per class; a class with fewer gives all it has.
-      seed: Of the generator.
+    therefore a part of that of more. A class with fewer gives all it has.
 
     Returns:
-      Indices into `labels`, class by class, int64 `[<= num_classes * shots]`.
+      Indices into `labels` `[n]`, class by class, int64
+      `[<= num_classes * shots]`.
     """
     labels = _check_labels(labels, num_classes, "labels")
     rng = np.random.default_rng(seed)
@@ -66,19 +61,13 @@ class Regression:
     which equals `X'(XX' + l)^-1 Y`, whose matrix is smaller if N < D. Either is
     `left diag(1 / (eigenvalues + l)) right`.
 
-    Attributes:
-      mean: Of the support features, `[D - 1]`.
-      std: Their standard deviations plus 1e-5, `[D - 1]`.
-      eigenvalues: Of the smaller matrix, `[R]`, R = min(N, D).
-      left: `[D, R]`.
-      right: `[R, C]`.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
-    eigenvalues: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
+    mean: np.ndarray  # of the support features, [D - 1]
+    std: np.ndarray  # their standard deviations plus 1e-5, [D - 1]
+    eigenvalues: np.ndarray  # of the smaller matrix, [R], R = min(N, D)
+    left: np.ndarray  # [D, R]
+    right: np.ndarray  # [R, C]
 
     def weights(self, l2_reg: float) -> np.ndarray:
         """Returns the weights of standardised features, `[D, C]`.
@@ -97,17 +86,11 @@ class Regression:
     def predict(
         self, features: np.ndarray, l2_regs: Sequence[float] = (L2_REG,)
     ) -> np.ndarray:
-        """Returns the class of each example, for each strength.
-
-        Args:
-          features: Floats `[n, D - 1]`.
-          l2_regs: Strengths of the regularisation.
-
-        Returns:
-          int64 `[len(l2_regs), n]`.
+        """Returns the class of each example, int64 `[len(l2_regs), n]`.
 
         Raises:
-          ValueError: A shape or number is not allowed, or not finite.
+          ValueError: `features` are not finite floats `[n, D - 1]`, or a
+            strength is not positive and finite.
         """
         features = _check_features(features, "features")
         if features.shape[1] != len(self.mean):
@@ -154,7 +137,6 @@ def fit(
       features: Floats `[N, D - 1]`.
       labels: Integers in [0, num_classes), `[N]`. The target of a class without
         an example is -1 everywhere.
-      num_classes: Number of classes, C.
 
     Raises:
       ValueError: There is no example, a shape or label does not fit, or a
@@ -234,14 +216,11 @@ def accuracies(
     All strengths of the regularisation share one solution.
 
     Args:
-      train_features: Floats `[n, features]`; the support sets are taken from
-        them.
-      train_labels: Integers in [0, num_classes), `[n]`. A class with fewer
-        examples than `shots` gives all it has; one without any is hardly ever
-        predicted.
+      train_features: Floats `[n, features]`, of which `support_set` takes some.
+      train_labels: Integers in [0, num_classes), `[n]`. A class without any
+        example is hardly ever predicted.
       test_features: Floats `[m, features]`.
       test_labels: Integers in [0, num_classes), `[m]`.
-      num_classes: Number of classes.
       shots: Examples per class in the support set.
       l2_regs: Strengths of the regularisation; the paper's is 1024.
       seeds: Of the support sets.

@@ -3,75 +3,68 @@
 Nothing here was measured with this project.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 _TABLE_2 = "paper, Table 2"
 _TABLE_3 = "paper, Table 3"
 _AUTHORS = "google-research/vision_transformer"
 
 
-@dataclasses.dataclass(frozen=True)
-class Reported:
-    """An accuracy after pre-training and, on other data, fine-tuning.
+class Reported(NamedTuple):
+    """An accuracy after pre-training and, on other data, fine-tuning."""
 
-    Attributes:
-      variant: Name in the paper.
-      pretraining: "imagenet1k", "imagenet21k" or "jft300m".
-      data: TFDS name of the data set it was evaluated on.
-      split: Of the data set.
-      image_size: Side of the images in the evaluation, in pixels.
-      accuracy: Top-1, from 0 to 1; for imagenet2012_real the ReaL accuracy.
-      source: Who reported it, and where.
-    """
-
-    variant: str
-    pretraining: str
-    data: str
+    variant: str  # name in the paper
+    pretraining: str  # "imagenet1k", "imagenet21k" or "jft300m"
+    data: str  # TFDS name of the data set it was evaluated on
     split: str
-    image_size: int
-    accuracy: float
+    image_size: int  # side of the images in the evaluation, in pixels
+    accuracy: float  # top-1, from 0 to 1; for imagenet2012_real that of ReaL
     source: str
 
 
-def _imagenet(
-    variant: str,
-    pretraining: str,
-    top1: float,
-    real: float | None = None,
-    *,
-    size: int = 224,
-    source: str = _TABLE_3,
-) -> tuple[Reported, ...]:
-    """Returns what a line of Table 2 or 3 says; accuracies in percent."""
-    values = {"imagenet2012": top1, "imagenet2012_real": real}
-    return tuple(
-        Reported(
-            variant, pretraining, data, "validation", size, value / 100, source
-        )
-        for data, value in values.items()
-        if value is not None
-    )
+class Cost(NamedTuple):
+    """What a model costs on TPUv3, according to the paper."""
 
+    variant: str
+    pretraining: str  # as in `Reported`
+    image_size: int
+    images_per_second: float  # per core, in inference ("throughput")
+    core_days: float  # of pre-training; the paper rounds them to tens
+    source: str
+
+
+# Variant, pre-training, image size, top-1 and ReaL accuracy in percent, images
+# per second and core, core-days, source.
+_Line = tuple[str, str, int, float, float | None, float, float, str]
+_LINES: tuple[_Line, ...] = (
+    ("B/16", "imagenet1k", 224, 76.44, 82.36, 1384, 10, _TABLE_3),
+    ("L/16", "imagenet1k", 224, 71.76, 77.08, 419, 40, _TABLE_3),
+    ("B/16", "imagenet21k", 224, 80.64, 85.80, 1384, 150, _TABLE_3),
+    ("L/16", "imagenet21k", 224, 82.89, 87.54, 419, 410, _TABLE_3),
+    ("L/16", "imagenet21k", 448, 84.15, 87.86, 105, 410, _TABLE_2),
+    ("S/32", "jft300m", 224, 68.70, None, 11489, 10, _TABLE_3),
+    ("B/32", "jft300m", 224, 75.53, None, 4208, 50, _TABLE_3),
+    ("S/16", "jft300m", 224, 73.83, None, 3994, 30, _TABLE_3),
+    ("B/16", "jft300m", 224, 80.00, None, 1384, 80, _TABLE_3),
+    ("L/32", "jft300m", 224, 80.67, None, 1314, 120, _TABLE_3),
+    ("L/16", "jft300m", 224, 84.05, None, 419, 230, _TABLE_3),
+    ("H/14", "jft300m", 224, 86.32, None, 194, 1010, _TABLE_3),
+    ("H/14", "jft300m", 448, 87.94, 90.18, 40, 1010, _TABLE_2),
+)
 
 REPORTED: tuple[Reported, ...] = (
-    *_imagenet("B/16", "imagenet1k", 76.44, 82.36),
-    *_imagenet("L/16", "imagenet1k", 71.76, 77.08),
-    *_imagenet("B/16", "imagenet21k", 80.64, 85.80),
-    *_imagenet("L/16", "imagenet21k", 82.89, 87.54),
-    *_imagenet("L/16", "imagenet21k", 84.15, 87.86, size=448, source=_TABLE_2),
-    *_imagenet("S/32", "jft300m", 68.70),
-    *_imagenet("B/32", "jft300m", 75.53),
-    *_imagenet("S/16", "jft300m", 73.83),
-    *_imagenet("B/16", "jft300m", 80.00),
-    *_imagenet("L/32", "jft300m", 80.67),
-    *_imagenet("L/16", "jft300m", 84.05),
-    *_imagenet("H/14", "jft300m", 86.32),
-    *_imagenet("H/14", "jft300m", 87.94, 90.18, size=448, source=_TABLE_2),
+    *(
+        Reported(variant, weights, data, "validation", size, x / 100, source)
+        for variant, weights, size, top1, real, _, _, source in _LINES
+        for data, x in (("imagenet2012", top1), ("imagenet2012_real", real))
+        if x is not None
+    ),
     Reported("B/16", "imagenet1k", "cifar10", "test", 224, 0.9672, _AUTHORS),
     Reported("L/16", "imagenet1k", "cifar10", "test", 224, 0.9659, _AUTHORS),
     Reported("B/16", "imagenet21k", "cifar10", "test", 224, 0.9682, _AUTHORS),
     Reported("L/16", "imagenet21k", "cifar10", "test", 224, 0.9834, _AUTHORS),
 )
+COSTS = tuple(Cost(*line[:3], *line[5:]) for line in _LINES)
 
 
 def find(
@@ -79,65 +72,14 @@ def find(
 ) -> Reported | None:
     """Returns what was reported of a model on a data set, None if nothing.
 
-    Args:
-      variant: Name in the paper, "B/16".
-      pretraining: Name of the released weights or of the data.
-      data: TFDS name, with or without a version.
-      split: Of the data set.
-      size: Side of the images, in pixels.
+    The name of the data set may have a version; `size` is the side in pixels.
     """
     wanted = (variant, pretraining, data.partition(":")[0], split, size)
-    for row in REPORTED:
-        if dataclasses.astuple(row)[:5] == wanted:
-            return row
-    return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a model costs on TPUv3, according to the paper.
-
-    Attributes:
-      variant: Name in the paper.
-      pretraining: As in `Reported`.
-      image_size: Side of the images, in pixels.
-      images_per_second: Per core, in inference ("throughput").
-      core_days: Of pre-training; the paper rounds them to tens.
-      source: Table of the paper.
-    """
-
-    variant: str
-    pretraining: str
-    image_size: int
-    images_per_second: float
-    core_days: float
-    source: str = _TABLE_3
-
-
-COSTS: tuple[Cost, ...] = (
-    Cost("B/16", "imagenet1k", 224, 1384, 10),
-    Cost("L/16", "imagenet1k", 224, 419, 40),
-    Cost("B/16", "imagenet21k", 224, 1384, 150),
-    Cost("L/16", "imagenet21k", 224, 419, 410),
-    Cost("L/16", "imagenet21k", 448, 105, 410, _TABLE_2),
-    Cost("S/32", "jft300m", 224, 11489, 10),
-    Cost("B/32", "jft300m", 224, 4208, 50),
-    Cost("S/16", "jft300m", 224, 3994, 30),
-    Cost("B/16", "jft300m", 224, 1384, 80),
-    Cost("L/32", "jft300m", 224, 1314, 120),
-    Cost("L/16", "jft300m", 224, 419, 230),
-    Cost("H/14", "jft300m", 224, 194, 1010),
-    Cost("H/14", "jft300m", 448, 40, 1010, _TABLE_2),
-)
+    return next((row for row in REPORTED if row[:5] == wanted), None)
 
 
 def find_costs(variant: str, size: int) -> tuple[Cost, ...]:
-    """Returns the costs of a model, one per pre-training.
-
-    Args:
-      variant: Name in the paper, "B/16".
-      size: Side of the images, in pixels.
-    """
+    """Returns the costs of a model, one per pre-training."""
     return tuple(
         cost
         for cost in COSTS

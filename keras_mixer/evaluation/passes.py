@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_mixer import data
 from keras_mixer.engines import distribute, step
 from keras_mixer.run import progress
+from keras_mixer.run.config import Config
 
 Batch = dict[str, tf.Tensor]
 # By name, one row per example.
@@ -45,11 +46,9 @@ class Pass:
     exact for any batch size and any number of replicas.
 
     Args:
-      split: The examples.
       batch_size: Examples per step, over all replicas.
       image_size: Side of the images, in pixels.
       policy: Preprocessing, see `policy.parse`.
-      strategy: Where to compute.
       broken: How many images may be broken; by default none.
     """
 
@@ -76,6 +75,30 @@ class Pass:
             broken=self.broken,
         )
 
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        split: data.Split,
+        strategy: tf.distribute.Strategy,
+        *,
+        policy: str | None = None,
+        broken: data.BrokenImages | None = None,
+    ) -> Self:
+        """Returns a pass with the settings of a resolved config.
+
+        By default with `augment.eval_policy` and `data.max_broken`.
+        """
+        return cls(
+            split,
+            batch_size=config.train.batch_size,
+            image_size=config.model.side,
+            policy=policy or config.augment.eval_policy,
+            strategy=strategy,
+            broken=broken
+            or data.BrokenImages(split, limit=config.data.max_broken),
+        )
+
     @functools.cached_property
     def iterator(self) -> Any:
         """The batches; the caller takes `num_batches` of them."""
@@ -99,11 +122,7 @@ class Pass:
             raise
 
     def check_count(self, count: int) -> None:
-        """Raises DataError if too many images are broken.
-
-        Args:
-          count: Images that were decoded.
-        """
+        """Raises DataError if too few images were decoded."""
         split = self.split
         missing = split.num_examples - count
         assert missing >= 0, (count, split)
@@ -123,14 +142,12 @@ def make_collector(
 ) -> Callable[[], Rows]:
     """Returns a function that computes something of each example.
 
-    The function is traced once and may be called any number of times. All
-    workers must call it together; each of them gets all rows.
+    It is traced once and may be called any number of times. All workers must
+    call it together; each of them gets all rows.
 
     Args:
       function: Maps a batch of `data.eval_batches` to tensors with one row per
-        example.
-      over: The examples.
-      xla: Whether to compile `function`, if there is one replica.
+        example. XLA compiles it if `xla`, and if there is one replica.
 
     Returns:
       A function that returns the rows in the order of the split, without

@@ -10,11 +10,7 @@ DOTS_PER_INCH = 160
 
 
 def check_file(path: str, flag: str) -> pathlib.Path:
-    """Returns the path of a picture.
-
-    Args:
-      path: File of a picture.
-      flag: The flag that named it, for errors.
+    """Returns the path of a picture, which `flag` named.
 
     Raises:
       ConfigError: The suffix is unknown, or matplotlib is not installed.
@@ -47,9 +43,7 @@ def new_figure(**options: Any) -> Any:
 def style(axes: Any, *, grid: str = "major") -> None:
     """Gives matplotlib axes a faint grid, and no frame above and right.
 
-    Args:
-      axes: The axes.
-      grid: At which ticks: "major", "minor" or "both".
+    The grid is at the "major" or "minor" ticks, or at "both".
     """
     axes.grid(alpha=0.3, which=grid)
     axes.spines[["top", "right"]].set_visible(False)
@@ -62,11 +56,7 @@ def save(figure: Any, output: pathlib.Path) -> None:
 
 
 def save_all(figure: Any, output: pathlib.Path) -> list[pathlib.Path]:
-    """Writes a figure to `output`, and as PNG and SVG beside it.
-
-    Returns:
-      The files.
-    """
+    """Writes a figure to `output`, and as PNG and SVG beside it."""
     suffixes = dict.fromkeys([output.suffix, ".png", ".svg"])
     files = [output.with_suffix(suffix) for suffix in suffixes]
     for file in files:

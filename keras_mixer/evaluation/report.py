@@ -35,15 +35,13 @@ def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
     of their own, with their source.
     """
     header = ["data", "split", "images", "top-1", "top-5", "loss"]
-    reported = any("reported" in result for result in results)
-    if reported:
+    if any("reported" in result for result in results):
         header += ["reported, not measured here", "source"]
+    measures = ("accuracy", "top5_accuracy", "loss")
     rows = []
     for x in results:
         row = [x["data"], x["split"], f"{x['count']:,}"]
-        row += [
-            f"{x[key]:.4f}" for key in ("accuracy", "top5_accuracy", "loss")
-        ]
+        row += [f"{x[measure]:.4f}" for measure in measures]
         if theirs := x.get("reported"):
             row += [f"{theirs['accuracy']:.4f}", theirs["source"]]
         rows.append(row + [""] * (len(header) - len(row)))
@@ -80,10 +78,7 @@ def per_class(
 ) -> list[dict[str, Any]]:
     """Returns the accuracy and the most frequent confusion of each class.
 
-    Args:
-      class_names: In the order of the labels.
-      rows: "label", "correct", "top5_correct" and "predicted" of each example,
-        from `classification.predict`.
+    The rows are those of `classification.predict`.
 
     Returns:
       For each class `class`, `images`, `accuracy`, `top5_accuracy`,
@@ -132,22 +127,15 @@ def write_per_class(
 
 def worst_classes(classes: Sequence[Mapping[str, Any]], count: int = 10) -> str:
     """Returns the classes with the lowest accuracy as a table."""
+    header = ("class, the worst first", "images", "top-1")
+    rows = []
     seen = [x for x in classes if x["images"]]
-    chosen = sorted(seen, key=lambda x: x["accuracy"])[:count]
-    return table(
-        ["class, the worst first", "images", "top-1", "most often taken for"],
-        [
-            [
-                x["class"],
-                f"{x['images']:,}",
-                f"{x['accuracy']:.4f}",
-                f"{x['taken_for']} ({x['taken_for_images']:,})"
-                if x["taken_for"]
-                else "",
-            ]
-            for x in chosen
-        ],
-    )
+    for x in sorted(seen, key=lambda x: x["accuracy"])[:count]:
+        other = x["taken_for"]
+        taken_for = f"{other} ({x['taken_for_images']:,})" if other else ""
+        row = [x["class"], f"{x['images']:,}", f"{x['accuracy']:.4f}"]
+        rows.append([*row, taken_for])
+    return table([*header, "most often taken for"], rows)
 
 
 def check_confusion(num_classes: int) -> None:
@@ -168,8 +156,7 @@ def draw_confusion(
 ) -> None:
     """Draws which class is taken for which, as shares of each class's images.
 
-    Raises:
-      ValueError: There are too many classes for a picture.
+    Raises ValueError as `check_confusion` does.
     """
     from matplotlib.colors import PowerNorm
 
@@ -193,15 +180,9 @@ def draw_confusion(
         axes.set_xticks(places, class_names, rotation=90, fontsize=8)
         axes.set_yticks(places, class_names, fontsize=8)
     if classes <= _COUNTED_CLASSES:
+        centred = {"ha": "center", "va": "center", "fontsize": 7}
         for i, j in np.argwhere(counts):
             share = shares[i, j]
-            axes.text(
-                j,
-                i,
-                f"{100 * share:.1f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if share > 0.4 else "black",
-            )
+            color = "white" if share > 0.4 else "black"
+            axes.text(j, i, f"{100 * share:.1f}", color=color, **centred)
     pictures.save(figure, output)

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,12 +21,8 @@ _SAME = 1e-3
 _OTHER_PRECISION = 1e-2
 
 
-class Scores(TypedDict):
-    """Of one split: `accuracy` in [0, 1], mean `loss`, number of examples."""
-
-    accuracy: float
-    loss: float
-    count: int
+# "accuracy" in [0, 1], mean "loss", and "count", the number of examples.
+Scores = dict[str, float]
 
 
 def of_model(
@@ -34,7 +30,6 @@ def of_model(
     split: data.Split,
     *,
     policy: str,
-    loss: str,
     broken: data.BrokenImages,
 ) -> Scores:
     """Evaluates the model in this process, as eval.py does."""
@@ -54,12 +49,10 @@ def of_model(
         strategy=tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0"),
         broken=broken,
     )
-    scores = classification.make_evaluator(model, over, loss=loss, xla=False)()
-    return {
-        "accuracy": scores["accuracy"],
-        "loss": scores["loss"],
-        "count": scores["count"],
-    }
+    scores = classification.make_evaluator(
+        model, over, loss=classifier.probabilities, xla=False
+    )()
+    return {key: scores[key] for key in ("accuracy", "loss", "count")}
 
 
 def of_version(
@@ -81,11 +74,8 @@ def of_version(
         count += len(label)
     if not count:
         raise ExportError(f"The export refuses all images of {split.name}.")
-    return {
-        "accuracy": correct / count,
-        "loss": loss_sum / count,
-        "count": count,
-    }
+    scores = {"accuracy": correct / count, "loss": loss_sum / count}
+    return {**scores, "count": count}
 
 
 def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:

@@ -34,18 +34,14 @@ class Options:
 class Classifier:
     """A model in the parts that are served.
 
-    Attributes:
-      model: The whole model, in the precision that is served.
-      body: Maps images in [-1, 1], `[batch, side, side, 3]`, to the head's
-        input, `[batch, hidden_dim]`.
-      head: The last layer.
-      probabilities: What turns logits into probabilities.
+    The body maps images in [-1, 1], `[batch, side, side, 3]`, to the head's
+    input, `[batch, hidden_dim]`.
     """
 
-    model: keras.Model
+    model: keras.Model  # the whole, in the precision that is served
     body: keras.Model
     head: keras.layers.Dense
-    probabilities: Probabilities
+    probabilities: Probabilities  # what turns logits into them
 
     @property
     def image_size(self) -> int:
@@ -94,12 +90,8 @@ def make_classifier(
 ) -> Classifier:
     """Takes a model apart, in the precision that is to be served.
 
-    Args:
-      model: Maps images `[batch, side, side, 3]` in [-1, 1] to classes; its
-        last layer is a Dense layer.
-      precision: Of the computation. None keeps the model's own.
-      probabilities: By default the head's activation, or softmax for a model
-        that returns logits.
+    A precision of None keeps the model's own. See `saved_model.export` for the
+    arguments.
 
     Raises:
       ExportError: The model is of another kind, or a weight is not finite.
@@ -181,10 +173,8 @@ def _require_finite(model: keras.Model) -> None:
 def _layers_of(model: keras.Model) -> Iterator[Any]:
     """Yields the layers of a model and of the models inside it."""
     for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers_of(layer)
-        else:
-            yield layer
+        inner = isinstance(layer, keras.Model)
+        yield from _layers_of(layer) if inner else [layer]
 
 
 def _in_precision(model: keras.Model, precision: Precision) -> keras.Model:
@@ -193,10 +183,8 @@ def _in_precision(model: keras.Model, precision: Precision) -> keras.Model:
     As in `models.Mixer`, pooling and head are always float32.
     """
     head = _head_of(model)
-    pooling = (
-        keras.layers.GlobalAveragePooling1D,
-        keras.layers.GlobalMaxPooling1D,
-    )
+    layers = keras.layers
+    pooling = (layers.GlobalAveragePooling1D, layers.GlobalMaxPooling1D)
 
     def policy_of(layer: Any) -> str:
         is_top = layer is head or isinstance(layer, pooling)

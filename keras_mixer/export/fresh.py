@@ -54,12 +54,9 @@ def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
 def run(
     kind: str, version: pathlib.Path, request: pathlib.Path
 ) -> dict[str, np.ndarray]:
-    """Runs fresh_process.py; returns its outputs by name.
+    """Runs fresh_process.py on a version; returns its outputs by name.
 
-    Args:
-      kind: "answer" or "tflite".
-      version: Folder of the SavedModel.
-      request: Folder with the images.
+    The kind is "answer" or "tflite". The folder `request` holds the images.
 
     Raises:
       ExportError: The process failed, or crashed.
@@ -119,10 +116,9 @@ def difference(name: str, ours: Any, theirs: Any, *, precision: str) -> float:
 def check(
     version: pathlib.Path, classifier: Classifier, options: Options
 ) -> dict[str, float]:
-    """Compares a fresh process with the model in this one.
+    """Returns how much a fresh process differs from the model in this one.
 
-    Returns:
-      The largest difference of each output, by "signature/output".
+    The largest difference of each output is under "signature/output".
 
     Raises:
       ExportError: The process fails, or its answers differ.

@@ -17,6 +17,8 @@ import sys
 import warnings
 from typing import Any
 
+import numpy as np
+
 _FORBIDDEN = ("keras_mixer", "keras_cv", "tensorflow_datasets")
 
 
@@ -28,7 +30,6 @@ class _Forbid(importlib.abc.MetaPathFinder):
 
 def answer(version: str, request: pathlib.Path) -> dict[str, Any]:
     """Calls every signature; returns its outputs by name."""
-    import numpy as np
     import tensorflow as tf
 
     loaded = tf.saved_model.load(version)
@@ -54,7 +55,6 @@ def answer(version: str, request: pathlib.Path) -> dict[str, Any]:
 
 def tflite(version: str, request: pathlib.Path) -> dict[str, Any]:
     """Writes model_float32.tflite and model_float16.tflite; runs both."""
-    import numpy as np
     import tensorflow as tf
 
     loaded = tf.saved_model.load(version)
@@ -86,12 +86,8 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # tf.lite.Interpreter warns that it will move to another package.
     warnings.simplefilter("ignore")
-    import numpy as np
-
-    found = {"answer": answer, "tflite": tflite}[kind](
-        version, pathlib.Path(request)
-    )
-    np.savez(target, **found)
+    function = {"answer": answer, "tflite": tflite}[kind]
+    np.savez(target, **function(version, pathlib.Path(request)))
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def export(
 ) -> pathlib.Path:
     """Writes a SavedModel into the next numbered folder of `output`.
 
-    The folder appears when it is complete and a fresh process with TensorFlow
-    alone has answered as `model` does. README.md, "Export and serving", has the
-    signatures. The card beside the model, export.json, describes the version.
-    The weights are float32.
+    The folder, which is returned, appears when it is complete and a fresh
+    process with TensorFlow alone has answered as `model` does. README.md,
+    "Export and serving", has the signatures. The card beside the model,
+    export.json, describes the version. The weights are float32.
 
     Args:
       model: Maps images `[batch, side, side, 3]` in [-1, 1] to
@@ -60,20 +60,16 @@ def export(
       eval_policy: The preprocessing that the model was evaluated with, before
         the mapping to [-1, 1]; see `policy.parse`.
       class_names: One per class; without them there are no `top_k_names`.
-      probabilities: "softmax" or "sigmoid" (a model trained with the sigmoid
-        loss); by default the head's activation, or softmax of logits.
+      probabilities: By default the head's activation, or softmax of logits. A
+        model trained with the sigmoid loss needs "sigmoid".
       top_k: How many classes to name, at most.
-      precision: Of the computation: "float32" or "bfloat16".
-      xla: Whether to compile the forward pass with XLA, once for each size of
-        a batch.
+      precision: Of the computation.
+      xla: Whether to compile the forward pass, once for each size of a batch.
       tflite: Whether to write TFLite files too. If that fails, the version
         is written without them, and the card has the reason.
       split: Where to measure the accuracy before and after.
       max_broken: Share of the split's images that may be broken.
       provenance: Where the weights come from, for the card.
-
-    Returns:
-      The folder of the version.
 
     Raises:
       ExportError: The model, an option or the output cannot be used, or what
@@ -158,24 +154,21 @@ def _save(
         name: function.get_concrete_function()
         for name, function in server.make_signatures().items()
     }
-    save_options = tf.saved_model.SaveOptions(
-        experimental_custom_gradients=False
-    )
+    lean = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
         tf.saved_model.save(
-            server, str(folder), signatures=concrete, options=save_options
+            server, str(folder), signatures=concrete, options=lean
         )
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"Cannot write {folder}: {error}") from error
-    return {
-        name: {
-            "inputs": _describe_tensors(
-                {x.name: x for x in function.structured_input_signature[0]}
-            ),
+    card = {}
+    for name, function in concrete.items():
+        inputs = {x.name: x for x in function.structured_input_signature[0]}
+        card[name] = {
+            "inputs": _describe_tensors(inputs),
             "outputs": _describe_tensors(function.structured_outputs),
         }
-        for name, function in concrete.items()
-    }
+    return card
 
 
 def _describe_tensors(tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -202,7 +195,6 @@ def _measure(
         classifier,
         split,
         policy=options.eval_policy,
-        loss=loss,
         broken=data.BrokenImages(split, limit=max_broken),
     )
     after = accuracy.of_version(folder, split, loss=loss)
@@ -224,9 +216,8 @@ def _digest(model: keras.Model) -> str:
     """Returns the SHA-256 of the weights, in their order."""
     digest = hashlib.sha256()
     for weight in model.weights:
-        value = np.ascontiguousarray(weight.numpy(), np.float32)
         digest.update(weight.path.encode())
-        digest.update(value.tobytes())
+        digest.update(np.asarray(weight.numpy(), np.float32).tobytes())
     return digest.hexdigest()
 
 

@@ -31,12 +31,7 @@ Policy = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 class Server(tf.Module):
-    """The functions that are saved, and the variables that they read.
-
-    Args:
-      classifier: The model.
-      options: Preprocessing, class names, how many to name, XLA.
-    """
+    """The functions that are saved, and the variables that they read."""
 
     def __init__(self, classifier: Classifier, options: Options):
         super().__init__(name="keras_mixer")
@@ -49,9 +44,7 @@ class Server(tf.Module):
             input_signature=[pixels],
             jit_compile=options.xla or None,
         )
-        self._top_k = min(options.top_k, classifier.num_classes)
-        self._names = options.class_names
-        self._classifier = classifier
+        self._classifier, self._options = classifier, options
 
         @tf.function(input_signature=[pixels])
         def classify_pixels(image: tf.Tensor) -> Outputs:
@@ -105,31 +98,23 @@ class Server(tf.Module):
         _, logits = self._forward(image)
         probabilities = self._classifier.probabilities_of(logits)
         # By logits: the probabilities of several classes may round to 0 or 1.
-        _, indices = tf.math.top_k(logits, self._top_k)
+        top_k = min(self._options.top_k, self._classifier.num_classes)
+        _, indices = tf.math.top_k(logits, top_k)
+        best = tf.gather(probabilities, indices, batch_dims=1)
         outputs = {
             "logits": logits,
             "probabilities": probabilities,
             "top_k_indices": indices,
-            "top_k_probabilities": tf.gather(
-                probabilities, indices, batch_dims=1
-            ),
+            "top_k_probabilities": best,
         }
-        if self._names is not None:
-            names = tf.constant(self._names)
-            outputs["top_k_names"] = tf.gather(names, indices)
+        names = self._options.class_names
+        if names is not None:
+            outputs["top_k_names"] = tf.gather(tf.constant(names), indices)
         return outputs
 
 
-def _no_draws() -> tf.Tensor:
-    """Returns the seed of an evaluation, whose policy draws nothing."""
-    return tf.zeros([2], tf.int64)
-
-
 def _prepare_images(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
-    """Applies a policy to each of uint8 `[batch, height, width, 3]`.
-
-    Returns:
-      uint8 `[batch, side, side, 3]`.
+    """Maps uint8 `[batch, height, width, 3]` to `[batch, side, side, 3]`.
 
     Raises (in the graph):
       InvalidArgumentError: A side is zero, or more than `MAX_ASPECT`
@@ -138,8 +123,9 @@ def _prepare_images(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
     shape = tf.shape(image)
     good = tf.fill(shape[:1], _is_moderate(shape[1:3]))
     image = _require(good, image, f"image: {_ASPECT}")
+    seed = tf.zeros([2], tf.int64)  # evaluation policies draw nothing
     return tf.map_fn(
-        lambda x: policy(x, _no_draws()),
+        lambda x: policy(x, seed),
         image,
         fn_output_signature=tf.TensorSpec([side, side, 3], tf.uint8),
         parallel_iterations=_PARALLEL,
@@ -175,19 +161,11 @@ def _prepare_floats(image: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
 
 
 def _prepare_files(encoded: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
-    """Decodes and preprocesses files, in parallel.
+    """Maps files, strings `[batch]`, to uint8 `[batch, side, side, 3]`.
 
     TensorFlow's own error does not say which image of the batch is broken.
     Therefore a file that cannot be decoded becomes a black pixel, and is
     noted. The policy is applied afterwards, and fails with its own errors.
-
-    Args:
-      encoded: Files, strings `[batch]`.
-      policy: From `policy.parse`.
-      side: Side of the model's images, in pixels.
-
-    Returns:
-      uint8 `[batch, side, side, 3]`.
 
     Raises (in the graph):
       InvalidArgumentError: Files cannot be decoded, or a side of the image is
@@ -197,14 +175,12 @@ def _prepare_files(encoded: tf.Tensor, policy: Policy, side: int) -> tf.Tensor:
     def attempt(file: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         pixel = tf.zeros([1, 1, 3], tf.uint8)
         image, decoded = data.call_or_else(
-            file,
-            lambda x: (images.decode(x), True),
-            lambda _: (pixel, False),
+            file, lambda x: (images.decode(x), True), lambda _: (pixel, False)
         )
         moderate = _is_moderate(tf.shape(image)[:2])
         image = tf.cond(
             decoded & moderate,
-            lambda: policy(image, _no_draws()),
+            lambda: policy(image, tf.zeros([2], tf.int64)),
             lambda: tf.zeros([side, side, 3], tf.uint8),
         )
         return image, decoded, moderate

@@ -232,16 +232,11 @@ def _classify(trained: Trained, strategy: Any) -> Evaluated:
     results = []
     rows: dict[str, Any] = {}
     for (_, (name, part)), split in zip(entries, splits, strict=True):
-        over = passes.Pass(
-            split,
-            batch_size=config.train.batch_size,
-            image_size=config.model.side,
-            policy=config.augment.eval_policy,
-            strategy=strategy,
-            broken=data.BrokenImages(split, limit=own.max_broken),
-        )
         scores, rows = classification.predict(
-            trained.model, over, loss=config.train.loss, xla=config.train.xla
+            trained.model,
+            passes.Pass.of(config, split, strategy),
+            loss=config.train.loss,
+            xla=config.train.xla,
         )
         if not math.isfinite(scores["loss"]):
             raise ValueError(

@@ -29,7 +29,6 @@ def draw(
 
     Args:
       config: Of the run, resolved by `data.resolve`.
-      splits: From `data.open_splits`.
       count: Images, at most.
       step: Updates before the batch that is shown.
       evaluation: Show the evaluation split instead, as it is evaluated.
@@ -49,7 +48,19 @@ def draw(
         split, what = splits.train, config.augment.policy
         if config.mixup.p:
             what += f", mixup {config.mixup.p}"
-    return _draw(shown, captions, f"{split.name}: {what}")
+    columns = min(_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    size_in_inches = (columns * _CELL, rows * (_CELL + 0.35) + 0.5)
+    figure = pictures.new_figure(figsize=size_in_inches)
+    longest = max(len(line) for text in captions for line in text.split("\n"))
+    size = 10 if longest <= _SHORT else 7
+    figure.suptitle(f"{split.name}: {what}", fontsize=max(size, 8))
+    for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.set_axis_off()
+        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
+        axes.set_title(caption, fontsize=size, pad=3)
+    return figure
 
 
 def first_images(
@@ -57,8 +68,7 @@ def first_images(
 ) -> tuple[np.ndarray, list[str]]:
     """Returns the first images of a training batch, and their captions.
 
-    Returns:
-      float32 [n, side, side, 3] in [-1, 1], and as many texts.
+    The images are float32 [n, side, side, 3] in [-1, 1].
     """
     split, size = splits.train, config.train.batch_size
     # A shard has the same images as the whole batch, and is decoded alone.
@@ -124,25 +134,5 @@ def _caption(labels: list[tuple[int, float]], split: data.Split) -> str:
     ]
     if len(labels) == 1 or labels[0][0] < 0:
         return names[0]
-    return "\n".join(
-        f"{name} {share:.2f}"
-        for name, (_, share) in zip(names, labels, strict=True)
-    )
-
-
-def _draw(shown: np.ndarray, captions: list[str], title: str) -> Any:
-    """Draws images [n, side, side, 3] in [-1, 1] as a grid."""
-    columns = min(_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    figure = pictures.new_figure(
-        figsize=(columns * _CELL, rows * (_CELL + 0.35) + 0.5)
-    )
-    longest = max(len(line) for text in captions for line in text.split("\n"))
-    size = 10 if longest <= _SHORT else 7
-    figure.suptitle(title, fontsize=max(size, 8))
-    for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.set_axis_off()
-        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
-        axes.set_title(caption, fontsize=size, pad=3)
-    return figure
+    both = zip(names, labels, strict=True)
+    return "\n".join(f"{name} {share:.2f}" for name, (_, share) in both)

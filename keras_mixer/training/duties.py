@@ -42,12 +42,10 @@ class Duties:
         self._evaluators = {
             name: classification.make_evaluator(
                 state.model,
-                Pass(
+                Pass.of(
+                    config,
                     split,
-                    batch_size=config.train.batch_size,
-                    image_size=config.model.side,
-                    policy=config.augment.eval_policy,
-                    strategy=run.strategy,
+                    run.strategy,
                     broken=run.broken_images(role, split),
                 ),
                 loss=config.train.loss,

@@ -251,7 +251,6 @@ def test_too_many_broken_images(folder_split):
             classifier.make_classifier(make_model(classes=2)),
             folder_split,
             policy=POLICY,
-            loss="softmax",
             broken=data.BrokenImages(folder_split),
         )
 
