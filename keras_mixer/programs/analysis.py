@@ -206,7 +206,7 @@ def _permutation(arguments: list[str]) -> None:
     runs = permutation.plan(config, models=names, seeds=seeds)
     rows = _trained(runs, workdir)
     files.write_json(output.with_suffix(".json"), rows)
-    sweep.write_csv(output.with_suffix(".csv"), rows)
+    files.write_csv(output.with_suffix(".csv"), rows)
     print(permutation.summary(rows))
     drawn = permutation.draw(rows, workdir, output, _title(config, seeds))
     _tell(drawn, output)
@@ -236,7 +236,7 @@ def _scale(arguments: list[str]) -> None:
     )
     rows = _trained(runs, workdir)
     files.write_json(output.with_suffix(".json"), rows)
-    sweep.write_csv(output.with_suffix(".csv"), rows)
+    files.write_csv(output.with_suffix(".csv"), rows)
     print(scale.summary(rows))
     _tell(scale.draw(output, rows, _title(config, seeds)), output)
 
