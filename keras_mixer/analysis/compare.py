@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_mixer.analysis import curves, sweep
+from keras_mixer.analysis import curves
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
@@ -39,43 +39,25 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 class Evaluation(NamedTuple):
-    """A number that eval.py measured.
+    """A number that eval.py measured."""
 
-    Attributes:
-      name: For people.
-      step: Of the checkpoint.
-      accuracy: For few shots the mean of `accuracies`.
-      line: For few shots the data and l2: what a line of the picture shares.
-      shots: Examples of each class; 0 if not few-shot.
-      accuracies: One for each support set.
-    """
-
-    name: str
-    step: int
-    accuracy: float
-    line: str = ""
-    shots: int = 0
-    accuracies: Sequence[float] = ()
+    name: str  # for people
+    step: int  # of the checkpoint
+    accuracy: float  # for few shots the mean of `accuracies`
+    line: str = ""  # data and l2 of few shots, which a drawn line shares
+    shots: int = 0  # examples of each class; 0 if not few-shot
+    accuracies: Sequence[float] = ()  # one for each support set
 
 
 class Compared(NamedTuple):
-    """A run, as far as its files say.
+    """A run, as far as its files say."""
 
-    Attributes:
-      name: For people.
-      config: Resolved.
-      other_model: What made its model, if that is no Mixer.
-      curves: What it wrote while it trained.
-      result: None while it trains.
-      evaluations: What eval.py measured: one per data set and number of shots.
-    """
-
-    name: str
-    config: Config
-    other_model: str | None
+    name: str  # for people
+    config: Config  # resolved
+    other_model: str | None  # what made its model, if that is no Mixer
     curves: curves.Curves
-    result: Mapping[str, Any] | None
-    evaluations: Sequence[Evaluation]
+    result: Mapping[str, Any] | None  # None while it trains
+    evaluations: Sequence[Evaluation]  # one per data set and number of shots
 
 
 def read(
@@ -83,12 +65,12 @@ def read(
     names: str | None = None,
     evaluations: str | None = None,
 ) -> list[Compared]:
-    """Reads the runs.
+    """Reads two or more runs.
 
     Args:
-      workdirs: Two or more.
-      names: Names for people, comma-separated; by default the parts in which
-        the paths differ.
+      workdirs: Of the runs.
+      names: For people, comma-separated; the parts in which the paths differ
+        by default.
       evaluations: Files that eval.py --output wrote, comma-separated.
 
     Raises:
@@ -110,9 +92,8 @@ def read(
             f"--names takes {len(paths)} different names, one for each run. "
             f"Received: {names!r}"
         )
-    measured = _read_evaluations(
-        paths, evaluations.split(",") if evaluations else []
-    )
+    outputs = evaluations.split(",") if evaluations else []
+    measured = _read_evaluations(paths, outputs)
     runs = []
     for name, path in zip(called, paths, strict=True):
         if not (path / "config.json").exists():
@@ -235,10 +216,8 @@ def _named_curves(run: Compared) -> dict[str, curves.Curve]:
         **{f"accuracy on {split}": c for split, c in of.accuracy.items()},
         **of.fewshot,
         **{
-            one.name: curves.Curve(
-                np.array([one.step]), np.array([one.accuracy])
-            )
-            for one in run.evaluations
+            x.name: curves.Curve(np.array([x.step]), np.array([x.accuracy]))
+            for x in run.evaluations
         },
     }
 
@@ -295,7 +274,7 @@ def write_csv(path: pathlib.Path, runs: Sequence[Compared]) -> None:
         for name, curve in _named_curves(run).items()
         for step, value in zip(*map(np.ndarray.tolist, curve), strict=True)
     ]
-    sweep.write_csv(path, rows)
+    files.write_csv(path, rows)
 
 
 def draw(output: pathlib.Path, runs: Sequence[Compared]) -> list[pathlib.Path]:
@@ -346,12 +325,8 @@ def _draw_lines(
 ) -> None:
     """Draws lines: a colour for each run, a line style for each kind.
 
-    Args:
-      axes: Where.
-      runs: In order.
-      several: Kind -> x and y, and perhaps deviations of y, for each run.
-      named: Whether the legend names the kinds.
-      **looks: Of matplotlib, for all lines.
+    `several` has for each run kind -> x and y, and perhaps deviations of y.
+    `named` lines have their kind in the legend.
     """
     kinds = list(dict.fromkeys(kind for lines in several for kind in lines))
     for i, (run, lines) in enumerate(zip(runs, several, strict=True)):
@@ -368,11 +343,10 @@ def _draw_lines(
 
 
 def _over_shots(run: Compared) -> dict[str, tuple[Any, Any, Any]]:
-    """Returns what eval.py measured with few shots.
+    """Returns data and l2 -> shots, few-shot accuracies and their deviations.
 
-    Returns:
-      Data and l2 -> shots, accuracies, and standard deviations over the
-      support sets, as in eval.py's table (None if there is one set each).
+    The standard deviations over the support sets are those of eval.py's table
+    (None if there is one set each).
     """
     found = [one for one in run.evaluations if one.shots]
     lines: dict[str, list[Evaluation]] = {one.line: [] for one in found}

@@ -6,6 +6,7 @@ paper's numbers stand beside them and are labelled as such.
 """
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -24,7 +25,7 @@ import tensorflow as tf
 from keras_mixer import models
 from keras_mixer.analysis import flops, sweep
 from keras_mixer.evaluation import paper, report
-from keras_mixer.run import progress
+from keras_mixer.run import files, progress
 from keras_mixer.run.config import ConfigError
 
 HELP = """Reports what the variants cost, and draws accuracy against cost.
@@ -61,20 +62,12 @@ PRETRAINED = ("imagenet1k", "imagenet21k", "jft300m")
 
 
 class Settings(NamedTuple):
-    """How to measure.
+    """How to measure."""
 
-    Attributes:
-      modes: Which of `MODES`.
-      batch: Images at once.
-      seconds: For how long to repeat the call.
-      time_limit: Seconds after which a measurement is given up.
-      xla: Whether XLA compiles.
-    """
-
-    modes: tuple[str, ...]
-    batch: int
-    seconds: float
-    time_limit: float
+    modes: tuple[str, ...]  # of `MODES`
+    batch: int  # images at once
+    seconds: float  # for how long to repeat the call
+    time_limit: float  # seconds after which a measurement is given up
     xla: bool
 
 
@@ -130,14 +123,13 @@ def count(
       AssertionError: Graph and formula differ.
     """
     planned = []
-    for name in variants:
-        for size in sizes:
-            variant = models.get_variant(name)
-            if size % variant.patch_size and len(variants) > 1:
-                say(f"{name} at {size}: not a multiple of the patch, left out")
-                continue
-            dims = flops.at_size(variant, size, expand=expand)
-            planned.append((name, size, dims))
+    for name, size in itertools.product(variants, sizes):
+        variant = models.get_variant(name)
+        if size % variant.patch_size and len(variants) > 1:
+            say(f"{name} at {size}: not a multiple of the patch, left out")
+            continue
+        dims = flops.at_size(variant, size, expand=expand)
+        planned.append((name, size, dims))
     if not planned:
         raise ConfigError(f"No variant has a patch that divides {sizes}.")
     rows = []
@@ -227,13 +219,9 @@ def _measure_one(
             "status": f"does not fit: at least {needed / 2**30:.1f} GiB, "
             f"{free / 2**30:.1f} free"
         }
-    keys = ("variant", "image_size", "tokens_mlp_dim")
-    options = {key: row[key] for key in keys} | {
-        "mode": mode,
-        "batch": settings.batch,
-        "seconds": settings.seconds,
-        "xla": settings.xla,
-    }
+    options = {"mode": mode}
+    options |= {k: row[k] for k in ("variant", "image_size", "tokens_mlp_dim")}
+    options |= {k: getattr(settings, k) for k in ("batch", "seconds", "xla")}
     name = "keras_mixer.analysis.cost_process"
     try:
         done = subprocess.run(
@@ -261,15 +249,11 @@ def measure(
     say: Callable[[str], None],
     fresh: bool = False,
 ) -> None:
-    """Measures what is not known, the smallest model first.
+    """Measures what is not known, or `fresh` everything; small models first.
 
-    Args:
-      rows: From `count`. The results are added under the name of the mode.
-      settings: How to measure.
-      known: Earlier measurements. New ones are added.
-      save: Called after each measurement.
-      say: Reports progress.
-      fresh: Also measure again what is known.
+    The results are added to `rows`, which `count` returns, under the name of
+    the mode, and to `known`, the earlier measurements. `save` is called after
+    each.
     """
     todo = [(row, mode) for row in rows for mode in settings.modes]
     todo.sort(key=lambda x: x[0]["gflop"] * (3 if x[1] == "training" else 1))
@@ -321,7 +305,7 @@ def write_csv(
             for key in ("status", "peak_mib", "images_per_second"):
                 line[f"{mode}_{key}"] = found.get(key)
         lines.append(line)
-    sweep.write_csv(path, lines)
+    files.write_csv(path, lines)
 
 
 def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import tensorflow as tf
 
 from keras_mixer.engines import distribute, step
@@ -26,23 +27,17 @@ _MIN_CALLS = 2  # that are timed
 _CLASSES = 1000
 
 
-def _read_status(key: str) -> int | None:
-    """Returns a line of /proc/self/status in bytes; None without Linux."""
-    status = pathlib.Path("/proc/self/status")
-    text = status.read_text() if status.exists() else ""
-    found = re.search(rf"^{key}:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
-
-
 def peak_bytes() -> int:
     """Returns the most memory that this process has had so far.
 
     VmHWM on Linux, because ru_maxrss begins there at the parent's value,
     whatever this process uses itself.
     """
-    found = _read_status("VmHWM")
-    if found is not None:
-        return found
+    if sys.platform == "linux":
+        status = pathlib.Path("/proc/self/status").read_text()
+        found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -91,15 +86,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measures a model in this process.
 
-    Args:
-      mode: "training" (one update with AdamW, as the trainer makes it) or
-        "inference".
-      variant: Name in the paper.
-      image_size: Side of the images, in pixels.
-      tokens_mlp_dim: Of the model at this size.
-      batch: Images at once.
-      seconds: How long to repeat the call after the first one; at least twice.
-      xla: Whether XLA compiles it.
+    `mode` is "training" (one update with AdamW, as the trainer makes it) or
+    "inference". After the first one, the call on `batch` images is repeated for
+    some `seconds`, at least twice.
 
     Returns:
       `peak_mib`: the largest resident set minus that before the model was
@@ -118,7 +107,7 @@ def measure(
         ],
     )
     tf.matmul(tf.ones((8, 8)), tf.ones((8, 8))).numpy()  # TensorFlow starts
-    baseline = _read_status("VmRSS") or peak_bytes()
+    baseline = psutil.Process().memory_info().rss
     make = {"training": _training, "inference": _inference}[mode]
     call = make(config, batch)
     begun = time.perf_counter()

@@ -18,17 +18,11 @@ class Curve(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """The curves of a run.
+    """The curves of a run."""
 
-    Attributes:
-      loss: Of training.
-      accuracy: Split -> top-1 accuracy.
-      fewshot: `fewshot_name` -> accuracy.
-    """
-
-    loss: Curve
-    accuracy: Mapping[str, Curve]
-    fewshot: Mapping[str, Curve]
+    loss: Curve  # of training
+    accuracy: Mapping[str, Curve]  # split -> top-1 accuracy
+    fewshot: Mapping[str, Curve]  # `fewshot_name` -> accuracy
 
 
 def fewshot_name(data: str, shots: int, l2_reg: float) -> str:

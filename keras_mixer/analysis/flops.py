@@ -24,13 +24,10 @@ class Count(NamedTuple):
 
 
 def at_size(variant: Variant, image_size: int, *, expand: bool) -> Variant:
-    """Returns the dimensions of a variant for an image size.
+    """Returns the dimensions of a variant for images of this side, in pixels.
 
-    Args:
-      variant: Dimensions for images of 224 pixels.
-      image_size: Side, in pixels.
-      expand: Whether tokens_mlp_dim grows by K^2 at K times 224 pixels, as in
-        the paper's fine-tuning (App. C).
+    The variant's own are for 224. If `expand`, tokens_mlp_dim grows by K^2 at
+    K times 224 pixels, as in the paper's fine-tuning (App. C).
 
     Raises:
       ConfigError: The side is no multiple of the patch.
@@ -53,10 +50,7 @@ def at_size(variant: Variant, image_size: int, *, expand: bool) -> Variant:
 def by_formula(variant: Variant, image_size: int, classes: int) -> Count:
     """Computes the count from the architecture (paper, sect. 2 and Table 1).
 
-    Args:
-      variant: Dimensions for images of this size.
-      image_size: Side, in pixels.
-      classes: Width of the head.
+    The variant's dimensions are those for images of this side, in pixels.
     """
     tokens = variant.num_tokens(image_size, image_size)
     pixels = variant.patch_size**2 * 3
@@ -100,15 +94,10 @@ def _op_flops(op: tf.Operation) -> int:
 
 
 def in_graph(variant: Variant, image_size: int, classes: int) -> Count:
-    """Counts in the traced model of one image.
+    """Counts in the traced model of one image; arguments as in `by_formula`.
 
     The model is built inside a graph that never runs, so that its variables
     take no memory, whatever their size.
-
-    Args:
-      variant: Dimensions for images of this size.
-      image_size: Side, in pixels.
-      classes: Width of the head.
     """
     shape = (image_size, image_size, 3)
     with tf.Graph().as_default() as graph:

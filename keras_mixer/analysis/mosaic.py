@@ -30,13 +30,10 @@ class Layout(NamedTuple):
 def layout(
     count: int, tile: tuple[int, int], *, group: int = 1, columns: int = 0
 ) -> Layout:
-    """Chooses a layout that is about square.
+    """Chooses a layout that is about square, or of `columns` tiles if not 0.
 
-    Args:
-      count: Number of tiles.
-      tile: Rows and columns of values of each.
-      group: Number of tiles that stay together, side by side.
-      columns: Tiles of a row; 0 chooses.
+    A tile has rows and columns of values. A `group` of tiles stays together,
+    side by side.
     """
     if not columns:
         square = math.sqrt(count * tile[0] / tile[1])
@@ -49,15 +46,10 @@ def layout(
 def compose(
     tiles: np.ndarray, *, group: int = 1, columns: int = 0
 ) -> np.ndarray:
-    """Puts tiles into one image, white between them.
+    """Puts tiles into one image, white between the groups, which are framed.
 
-    Args:
-      tiles: RGB `[n, rows, columns, 3]` in [0, 1].
-      group: Number of tiles that share a frame.
-      columns: Tiles of a row; 0 chooses.
-
-    Returns:
-      RGB `[height, width, 3]`.
+    From RGB `[n, rows, columns, 3]` in [0, 1] to RGB `[height, width, 3]`. See
+    `layout`.
     """
     count, *tile, _ = tiles.shape
     columns, scale, gap, line = layout(
@@ -96,15 +88,7 @@ def draw(
 ) -> list[pathlib.Path]:
     """Draws panels in rows, each pixel of an image on one of the figure.
 
-    Args:
-      output: File of the picture.
-      panels: What is drawn.
-      title: Above all panels.
-      caption: Below all panels.
-      columns: Panels of a row.
-
-    Returns:
-      The files.
+    The title is above all panels, the caption below. Returns the files.
     """
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -142,14 +126,9 @@ def draw(
             bar = _add_axes(figure, left, top, wide * 0.6, 0.1)
             figure.colorbar(panel.bar, cax=bar, orientation="horizontal")
             bar.tick_params(labelsize=7)
-    figure.text(
-        margin / whole[0],
-        0.1 / whole[1],
-        "\n".join(wrapped),
-        fontsize=8,
-        va="bottom",
-        linespacing=1.3,
-    )
+    left, bottom = margin / whole[0], 0.1 / whole[1]
+    text = "\n".join(wrapped)
+    figure.text(left, bottom, text, fontsize=8, va="bottom", linespacing=1.3)
     return pictures.save_all(figure, output)
 
 

@@ -8,6 +8,7 @@ undoes the permutation.
 """
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,12 +56,10 @@ MODELS: dict[str, Any] = {"mixer": None, "resnet": resnet.build}
 
 
 def permuted(config: Config, kind: str) -> Config:
-    """Returns the config of the run on one of the inputs.
+    """Returns the config of the run on one of the `INPUTS`.
 
-    Args:
-      config: Resolved, with a patch size and without a permutation; its seed
-        is that of the permutation.
-      kind: One of `INPUTS`.
+    The given one is resolved, with a patch size and without a permutation. Its
+    seed is that of the permutation.
     """
     if kind == "original":
         return config
@@ -79,10 +78,7 @@ def plan(
 ) -> list[sweep.Trial]:
     """Returns the runs of a study, and checks that each can run.
 
-    Args:
-      config: A recipe's, resolved or not.
-      models: Of `MODELS`.
-      seeds: Of weights, order, augmentation and permutation.
+    A seed is that of weights, order, augmentation and permutation.
 
     Returns:
       Trials whose facts are `model`, `input` and `seed`.
@@ -105,24 +101,19 @@ def plan(
     patch = assembly.dimensions(config.model).patch_size
     model = dataclasses.replace(config.model, patch_size=patch)
     trials = []
-    for seed in seeds:
-        for kind in INPUTS:
-            for name in models:
-                # XLA halves the speed of the gradients of convolutions on
-                # CPUs (measured: digits, 2 CPU cores, 945 images/s with it
-                # and 2178 without).
-                xla = config.train.xla and name == "mixer"
-                train = dataclasses.replace(config.train, seed=seed, xla=xla)
-                run = permuted(
-                    dataclasses.replace(config, model=model, train=train), kind
-                )
-                of_images, _ = policy_lib.split(run.augment.policy)
-                policy_lib.parse(of_images, model.side)
-                facts = {"model": name, "input": kind, "seed": seed}
-                name_of_run = f"{name}_{kind}_{seed}"
-                trials.append(
-                    sweep.Trial(name_of_run, run, facts, MODELS[name])
-                )
+    for seed, kind, name in itertools.product(seeds, INPUTS, models):
+        # XLA halves the speed of the gradients of convolutions on CPUs
+        # (measured: digits, 2 CPU cores, 945 images/s with it and 2178
+        # without).
+        xla = config.train.xla and name == "mixer"
+        train = dataclasses.replace(config.train, seed=seed, xla=xla)
+        run = dataclasses.replace(config, model=model, train=train)
+        run = permuted(run, kind)
+        of_images, _ = policy_lib.split(run.augment.policy)
+        policy_lib.parse(of_images, model.side)
+        facts = {"model": name, "input": kind, "seed": seed}
+        called = f"{name}_{kind}_{seed}"
+        trials.append(sweep.Trial(called, run, facts, MODELS[name]))
     return trials
 
 

@@ -50,15 +50,10 @@ def _block(x: Any, width: int, stride: int, name: str) -> Any:
 
 
 def build(config: Config, num_classes: int) -> keras.Model:
-    """Builds the ResNet for `trainer.fit`.
+    """Builds the ResNet for `trainer.fit`; of the config it reads the side.
 
-    Args:
-      config: Resolved; only its image size matters.
-      num_classes: Width of the head.
-
-    Returns:
-      A model from images in [-1, 1], `[batch, side, side, 3]`, to logits
-      `[batch, classes]`.
+    It maps images in [-1, 1], `[batch, side, side, 3]`, to logits
+    `[batch, classes]`.
     """
     side = config.model.side
     inputs = keras.Input((side, side, 3))
@@ -69,7 +64,5 @@ def build(config: Config, num_classes: int) -> keras.Model:
             stride = 2 if stage and not i else 1
             x = _block(x, width, stride, f"stage_{stage}_block_{i}")
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    logits = layers.Dense(num_classes, kernel_initializer="zeros", name="head")(
-        x
-    )
-    return keras.Model(inputs, logits, name="resnet14")
+    head = layers.Dense(num_classes, kernel_initializer="zeros", name="head")
+    return keras.Model(inputs, head(x), name="resnet14")

@@ -6,8 +6,10 @@ the data.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,20 +41,17 @@ the numbers.
 _WIDTHS = ("hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 
-def parse_positive(text: str) -> float:
-    """Reads a number above 0; ValueError otherwise."""
+def parse_positive(text: str, most: float = sys.float_info.max) -> float:
+    """Reads a finite number above 0, up to `most`; ValueError otherwise."""
     number = float(text)
-    if not 0 < number < float("inf"):
+    if not 0 < number <= most:
         raise ValueError(text)
     return number
 
 
 def parse_fraction(text: str) -> float:
     """Reads a number above 0, up to 1; ValueError otherwise."""
-    number = parse_positive(text)
-    if number > 1:
-        raise ValueError(text)
-    return number
+    return parse_positive(text, 1)
 
 
 def widened(config: Config, width: float) -> Config:
@@ -77,10 +76,7 @@ def widened(config: Config, width: float) -> Config:
 def subset(split: str, num_examples: int, fraction: float) -> str:
     """Returns the split expression of the first examples of a split.
 
-    Args:
-      split: "train", or "train[:98%]".
-      num_examples: Size of the split.
-      fraction: Above 0, up to 1.
+    The split is "train" or "train[:98%]", for example, and has `num_examples`.
 
     Raises:
       ConfigError: The split does not begin at its first example, or no example
@@ -112,11 +108,7 @@ def plan(
 ) -> list[sweep.Trial]:
     """Returns the runs, the cheapest model first.
 
-    Args:
-      config: A recipe's.
-      widths: Factors of the model's widths.
-      fractions: Shares of the training split.
-      seeds: Of weights, order and augmentation.
+    Widths are factors of the model's, fractions shares of the training split.
 
     Returns:
       Trials whose facts are `width`, `fraction`, `seed`, `examples`,
@@ -135,25 +127,23 @@ def plan(
         wide = widened(config, width)
         dims = assembly.dimensions(wide.model)
         cost = flops.by_formula(dims, wide.model.side, split.num_classes)
-        for fraction in sorted(fractions):
+        for fraction, seed in itertools.product(sorted(fractions), seeds):
             name = subset(config.data.train_split, split.num_examples, fraction)
-            of_data = dataclasses.replace(wide.data, train_split=name)
-            for seed in seeds:
-                run = dataclasses.replace(
-                    wide,
-                    data=of_data,
-                    train=dataclasses.replace(wide.train, seed=seed),
-                )
-                facts = {
-                    "width": width,
-                    "fraction": fraction,
-                    "seed": seed,
-                    "examples": round(split.num_examples * fraction),
-                    "parameters": cost.parameters,
-                    "gflop": cost.flops / 1e9,
-                }
-                name_of_run = f"width{width:g}_data{fraction:g}_{seed}"
-                trials.append(sweep.Trial(name_of_run, run, facts))
+            run = dataclasses.replace(
+                wide,
+                data=dataclasses.replace(wide.data, train_split=name),
+                train=dataclasses.replace(wide.train, seed=seed),
+            )
+            facts = {
+                "width": width,
+                "fraction": fraction,
+                "seed": seed,
+                "examples": round(split.num_examples * fraction),
+                "parameters": cost.parameters,
+                "gflop": cost.flops / 1e9,
+            }
+            called = f"width{width:g}_data{fraction:g}_{seed}"
+            trials.append(sweep.Trial(called, run, facts))
     return trials
 
 
@@ -220,12 +210,6 @@ def _line(
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{value:,}" for value in x], fontsize=8)
     axes.minorticks_off()
-    axes.errorbar(
-        x,
-        mean,
-        yerr=[low, high] if max(map(len, several)) > 1 else None,
-        marker="o",
-        ms=4,
-        capsize=2,
-        label=label,
-    )
+    bars = [low, high] if max(map(len, several)) > 1 else None
+    style = {"marker": "o", "ms": 4, "capsize": 2, "label": label}
+    axes.errorbar(x, mean, yerr=bars, **style)

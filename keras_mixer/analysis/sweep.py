@@ -6,7 +6,6 @@ run prints goes to `NAME.log` beside its workdir.
 """
 
 import contextlib
-import csv
 import io
 import pathlib
 import re
@@ -25,19 +24,12 @@ _PATIENCE = 30.0  # seconds between two lines of a run on the terminal
 
 
 class Trial(NamedTuple):
-    """A run of a sweep.
+    """A run of a sweep."""
 
-    Attributes:
-      name: Of its workdir inside the sweep's.
-      config: Of the run.
-      facts: What its row of results begins with.
-      build_model: Makes another model than a Mixer.
-    """
-
-    name: str
+    name: str  # of its workdir inside the sweep's
     config: Config
-    facts: Mapping[str, Any]
-    build_model: assembly.BuildModel | None = None
+    facts: Mapping[str, Any]  # what its row of results begins with
+    build_model: assembly.BuildModel | None = None  # in place of a Mixer
 
 
 def parse_list(
@@ -45,11 +37,8 @@ def parse_list(
 ) -> tuple[Any, ...]:
     """Reads the comma-separated values of a flag.
 
-    Args:
-      text: The flag's value.
-      kind: Reads one value; raises ValueError if it cannot.
-      flag: Name of the flag, for the error.
-      allowed: The allowed values, for the error.
+    `kind` reads one value, or raises ValueError. The error says what is
+    `allowed`.
 
     Raises:
       ConfigError: There is no value, or one is unreadable or repeated.
@@ -111,13 +100,7 @@ def run_all(
     *,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Trains the runs that are not trained yet.
-
-    Args:
-      trials: The runs, in order.
-      workdir: Folder of the sweep.
-      strategy: Where to train.
-      say: Reports progress.
+    """Trains the runs that are not trained yet, in `workdir`, the sweep's.
 
     Returns:
       A row per run: its facts, its `name` and what `trainer.fit` returns.
@@ -126,7 +109,7 @@ def run_all(
       What `trainer.fit` raises. Call it again to continue.
     """
     rows = []
-    done = [_is_finished(workdir / trial.name) for trial in trials]
+    done = [(workdir / trial.name / "result.json").exists() for trial in trials]
     missing = done.count(False)
     if any(done):
         say(f"{sum(done)} of {len(trials)} runs are finished.")
@@ -163,10 +146,6 @@ def run_all(
     return rows
 
 
-def _is_finished(workdir: pathlib.Path) -> bool:
-    return (workdir / "result.json").exists()
-
-
 def select(
     rows: Sequence[Mapping[str, Any]], **wanted: Any
 ) -> list[Mapping[str, Any]]:
@@ -180,12 +159,3 @@ def spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return mean
     return f"{mean} ± {np.std(values, ddof=1):.4f}"
-
-
-def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a line per row, whose keys are the columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

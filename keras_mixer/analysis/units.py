@@ -17,13 +17,12 @@ DRAWS = 5  # sets of random units that trained ones are compared with
 
 
 class Spectrum(NamedTuple):
-    """The Fourier transform of each unit, in two numbers.
+    """The Fourier transform of each unit, in two numbers, float `[units]`.
 
-    Attributes:
-      frequency: Mean radial frequency of the power, in cycles per patch: 0 for
-        a constant, 0.5 for stripes one patch wide. Float `[units]`.
-      concentration: Largest share of the power at one frequency, the two signs
-        taken together: 1 for a plane wave. Float `[units]`.
+    `frequency` is the mean radial frequency of the power, in cycles per patch:
+    0 for a constant, 0.5 for stripes one patch wide. `concentration` is the
+    largest share of the power at one frequency, the two signs taken together:
+    1 for a plane wave.
     """
 
     frequency: np.ndarray
@@ -33,11 +32,7 @@ class Spectrum(NamedTuple):
 def grid_of(
     parameters: Parameters, grid: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Returns the rows and columns of patches.
-
-    Args:
-      parameters: Of a Mixer.
-      grid: The grid that the user gave; a square by default.
+    """Returns the rows and columns of patches: those given, or a square.
 
     Raises:
       WeightsError: The grid has another number of patches, or there is none
@@ -47,11 +42,8 @@ def grid_of(
     if grid is None:
         return weights_lib.square_grid(parameters)
     if grid[0] * grid[1] != tokens:
-        fitting = [
-            f"{rows}x{tokens // rows}"
-            for rows in range(1, tokens + 1)
-            if tokens % rows == 0
-        ]
+        divisors = [n for n in range(1, tokens + 1) if tokens % n == 0]
+        fitting = [f"{rows}x{tokens // rows}" for rows in divisors]
         raise WeightsError(
             f"{parameters.source} has {tokens} tokens, which are no grid of "
             f"{grid[0]} x {grid[1]} patches. Grids that fit: "
@@ -71,18 +63,11 @@ def token_units(
 ) -> np.ndarray:
     """Returns the hidden units of a layer's token-mixing MLP as images.
 
-    Args:
-      parameters: Of a Mixer.
-      layer: From 0 on.
-      grid: Rows and columns of patches.
-
-    Returns:
-      Float `[tokens_mlp_dim, rows, columns]`.
+    Layers count from 0. Float `[tokens_mlp_dim, rows, columns]`.
     """
-    kernel = parameters.values[
-        f"MixerBlock_{layer}/token_mixing/Dense_0/kernel"
-    ]
-    return np.asarray(kernel, np.float32).T.reshape(-1, *grid)
+    name = f"MixerBlock_{layer}/token_mixing/Dense_0/kernel"
+    kernel = np.asarray(parameters.values[name], np.float32)
+    return kernel.T.reshape(-1, *grid)
 
 
 def untrained_units(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -145,10 +130,9 @@ def correlations(units: np.ndarray) -> np.ndarray:
 class Pairs(NamedTuple):
     """Units in pairs of opposite phase, the lowest frequency first.
 
-    Attributes:
-      order: The units, the two of a pair next to each other. If their number
-        is odd, the last one has no partner. Ints `[units]`.
-      correlation: Of each pair, float `[units // 2]`.
+    `order` has the units, int `[units]`, the two of a pair next to each other.
+    If their number is odd, the last one has no partner. `correlation` is that
+    of each pair, float `[units // 2]`.
     """
 
     order: np.ndarray
@@ -156,14 +140,11 @@ class Pairs(NamedTuple):
 
 
 def pair(units: np.ndarray) -> Pairs:
-    """Pairs units by opposite phase, and sorts the pairs by frequency.
+    """Pairs units `[units, rows, columns]` by opposite phase.
 
     Greedily: the two units with the most negative correlation become a pair,
     then the next two among the others. The paper does not say how it paired
-    them.
-
-    Args:
-      units: `[units, rows, columns]`.
+    them. The pairs are sorted by frequency.
     """
     count = len(units)
     correlation = correlations(units)
@@ -182,14 +163,10 @@ def pair(units: np.ndarray) -> Pairs:
 
 
 def describe(units: np.ndarray, pairs: Pairs | None = None) -> dict[str, float]:
-    """Returns means over the units of a layer.
+    """Returns means over the units of a layer, `[units, rows, columns]`.
 
     `frequency` in cycles per patch, `relative_frequency` (to that of white
     noise), `concentration`, and `pair_correlation`.
-
-    Args:
-      units: `[units, rows, columns]`.
-      pairs: From `pair`, if already known.
     """
     grid = (units.shape[1], units.shape[2])
     found = spectrum(units)
@@ -211,10 +188,6 @@ def random_phases(units: np.ndarray, seed: int = 0) -> np.ndarray:
     How opposite the pairs of these units are follows from the spectra alone.
     Truly paired units have equal spectra, which makes these more opposite too:
     the comparison errs on the side of finding no pairs.
-
-    Args:
-      units: `[units, rows, columns]`.
-      seed: Of the phases.
     """
     rng = np.random.default_rng(seed)
     # Phases of a real image, whose symmetry keeps the result real.
@@ -228,10 +201,7 @@ def over_draws(
 ) -> dict[str, dict[str, float]]:
     """Returns what `describe` says of random units.
 
-    Args:
-      make: `untrained_units` or `random_phases`: takes `source` and a seed.
-      source: What the units are made from.
-      draws: How many sets of units are drawn.
+    `make(source, seed)` is `untrained_units` or `random_phases`.
 
     Returns:
       The "mean" over the draws, and the "deviation" from one to the next.
@@ -239,18 +209,15 @@ def over_draws(
     found = [describe(make(source, seed)) for seed in range(draws)]
     values = {key: [one[key] for one in found] for key in found[0]}
     return {
-        "mean": {key: float(np.mean(v)) for key, v in values.items()},
-        "deviation": {
-            key: float(np.std(v, ddof=1)) for key, v in values.items()
-        },
+        "mean": {k: float(np.mean(v)) for k, v in values.items()},
+        "deviation": {k: float(np.std(v, ddof=1)) for k, v in values.items()},
     }
 
 
 def stem_tiles(parameters: Parameters) -> np.ndarray:
     """Returns the stem's kernels as images, the lowest frequency first.
 
-    Returns:
-      Float `[hidden_dim, patch, patch, 3]`.
+    Float `[hidden_dim, patch, patch, 3]`.
 
     Raises:
       WeightsError: The stem does not take 3 channels.
@@ -276,19 +243,14 @@ def unit_table(units: np.ndarray, pairs: Pairs) -> list[dict[str, Any]]:
     `concentration` and `correlation` with the partner (None without one).
     """
     found = spectrum(units)
-    rows = []
-    for place, unit in enumerate(pairs.order):
-        number = place // 2
-        alone = number >= len(pairs.correlation)
-        rows.append(
-            {
-                "unit": int(unit),
-                "pair": number,
-                "frequency": float(found.frequency[unit]),
-                "concentration": float(found.concentration[unit]),
-                "correlation": None
-                if alone
-                else float(pairs.correlation[number]),
-            }
-        )
-    return rows
+    partners = [*pairs.correlation.tolist(), None]
+    return [
+        {
+            "unit": int(unit),
+            "pair": place // 2,
+            "frequency": float(found.frequency[unit]),
+            "concentration": float(found.concentration[unit]),
+            "correlation": partners[place // 2],
+        }
+        for place, unit in enumerate(pairs.order)
+    ]

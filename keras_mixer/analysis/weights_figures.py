@@ -77,18 +77,12 @@ def _scale(values: np.ndarray) -> float:
 class Layer(NamedTuple):
     """The token-mixing units of a layer, and what was measured of them.
 
-    Attributes:
-      number: From 0 on.
-      units: `[units, rows, columns]`.
-      pairs: Of opposite phase.
-      trained: See `units.describe`.
-      untrained: "mean" and "deviation" of the same numbers over untrained
-        networks.
-      random_phases: The same over units with these power spectra.
+    `trained` is from `units.describe`, `untrained` and `random_phases` from
+    `units.over_draws`.
     """
 
-    number: int
-    units: np.ndarray
+    number: int  # from 0 on
+    units: np.ndarray  # [units, rows, columns]
     pairs: units_lib.Pairs
     trained: dict[str, float]
     untrained: dict[str, dict[str, float]]
@@ -108,16 +102,10 @@ def measure(
     for number in layers:
         units = units_lib.token_units(parameters, number, grid)
         pairs = units_lib.pair(units)
-        found.append(
-            Layer(
-                number,
-                units,
-                pairs,
-                units_lib.describe(units, pairs),
-                units_lib.over_draws(units_lib.untrained_units, units.shape),
-                units_lib.over_draws(units_lib.random_phases, units),
-            )
-        )
+        trained = units_lib.describe(units, pairs)
+        untrained = units_lib.over_draws(units_lib.untrained_units, units.shape)
+        by_chance = units_lib.over_draws(units_lib.random_phases, units)
+        found.append(Layer(number, units, pairs, trained, untrained, by_chance))
     return found
 
 
@@ -155,19 +143,12 @@ def draw_units(
 ) -> list[pathlib.Path]:
     """Draws the token-mixing units of some layers; returns the files.
 
-    Args:
-      output: File of the picture.
-      source: Where the weights are from.
-      layers: From `measure`.
-      one_scale: The layers share a scale; each has its own otherwise.
+    The layers share `one_scale`, or each has its own.
     """
     ends = [_scale(layer.units) for layer in layers]
     if one_scale:
         ends = [max(ends)] * len(ends)
-    panels = [
-        _units_panel(layer, end)
-        for layer, end in zip(layers, ends, strict=True)
-    ]
+    panels = list(map(_units_panel, layers, ends))
     return mosaic.draw(
         output,
         panels,
@@ -248,12 +229,9 @@ def write(output: pathlib.Path, source: str, layers: Sequence[Layer]) -> None:
         }
         for one in layers
     ]
-    files.write_json(
-        output.with_suffix(".json"), {"source": source, "layers": content}
-    )
+    whole = {"source": source, "layers": content}
+    files.write_json(output.with_suffix(".json"), whole)
     rows = [
-        {"layer": one["layer"], **unit}
-        for one in content
-        for unit in one["units"]
+        {"layer": x["layer"], **unit} for x in content for unit in x["units"]
     ]
-    sweep.write_csv(output.with_suffix(".csv"), rows)
+    files.write_csv(output.with_suffix(".csv"), rows)

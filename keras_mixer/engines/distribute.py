@@ -118,11 +118,10 @@ def _make_multi_worker() -> tf.distribute.Strategy:
 def _make_tpu(name: str) -> tf.distribute.Strategy:
     """Connects to a TPU.
 
-    Args:
-      name: "local" for the chips of this machine (a TPU VM or Colab).
-        Otherwise a TPU whose machines run TensorFlow's server, driven by this
-        one program: its name, looked up through Google's API, or its addresses
-        "grpc://host:port,host:port".
+    "local" are the chips of this machine (a TPU VM or Colab). Other names are
+    of a TPU whose machines run TensorFlow's server, driven by this one program:
+    its name, looked up through Google's API, or its addresses
+    "grpc://host:port,host:port".
     """
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
@@ -157,7 +156,12 @@ class Choice(NamedTuple):
 def choose_strategy(
     name: str = "auto", *, cpu: bool = False, tpu: str | None = None
 ) -> Choice:
-    """Returns the strategy that `make_strategy` makes of these arguments."""
+    """Returns the strategy that `make_strategy` makes of these arguments.
+
+    "auto" is "tpu" if `tpu` or the environment names one or TensorFlow sees
+    one; else "multi_worker" if TF_CONFIG names several hosts; else "mirrored"
+    if there are several GPUs, or several CPUs and no GPU; else "one_device".
+    """
     if name not in STRATEGIES:
         raise DistributeError(
             f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
@@ -202,13 +206,10 @@ def make_strategy(
     Args:
       name: "one_device": the first GPU, else the CPU. "mirrored": all GPUs,
         else all (virtual) CPUs. "multi_worker": the hosts that TF_CONFIG or
-        SLURM names. "tpu": see `tpu`. "auto": "tpu" if `tpu` or the
-        environment names one or TensorFlow sees one; else "multi_worker" if
-        TF_CONFIG names several hosts; else "mirrored" if there are several
-        GPUs, or several CPUs and no GPU; else "one_device".
+        SLURM names. "tpu": see `tpu`. "auto": see `choose_strategy`.
       cpu: Whether to use the CPU even if there are GPUs (virtual devices).
-      tpu: Name of a TPU, its grpc:// addresses, or "local" on a TPU VM. By
-        default the TPU that the environment names (TPU_NAME), else "local".
+      tpu: See `_make_tpu`. By default the TPU that the environment names
+        (TPU_NAME), else "local".
 
     Raises:
       DistributeError: `name` is unknown, or what it asks for is not there.
@@ -226,14 +227,15 @@ def make_strategy(
 
 def is_alone(strategy: tf.distribute.Strategy) -> bool:
     """Whether no other process takes part."""
-    return not _is_multi_worker(strategy)
+    multi_worker = tf.distribute.MultiWorkerMirroredStrategy
+    return not isinstance(strategy, multi_worker)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes: the first of several workers, or alone."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or not _is_multi_worker(strategy):
+    if is_alone(strategy):
         return True
+    resolver = strategy.cluster_resolver
     if "chief" in resolver.cluster_spec().as_dict():
         return bool(resolver.task_type == "chief")
     return bool(resolver.task_id == 0)
@@ -258,10 +260,6 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
-def _is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
 _TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
 
 
@@ -283,7 +281,7 @@ def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
         lost = "Collective ops is aborted" in message or isinstance(
             error, tf.errors.UnavailableError
         )
-        if not _is_multi_worker(strategy) or not lost:
+        if is_alone(strategy) or not lost:
             raise
         resolver = strategy.cluster_resolver
         cluster = resolver.cluster_spec().as_dict()
@@ -310,10 +308,8 @@ def distribute_batches(
 ) -> Any:
     """Returns an iterator over the batches of each replica.
 
-    Args:
-      strategy: Where the batches go.
-      batches: Makes the input pipeline of a host, which serves the replicas of
-        that host in turn.
+    `batches` makes the input pipeline of a host, which serves its replicas in
+    turn.
     """
     devices = strategy.extended.worker_devices
     if not all("CPU" in device.upper() for device in devices):
@@ -337,13 +333,10 @@ def distribute_batches(
             ),
         )
 
-    def untuned_batches(
-        context: tf.distribute.InputContext,
-    ) -> tf.data.Dataset:
-        return batches(context).with_options(untuned)
-
     return iter(
-        strategy.distribute_datasets_from_function(untuned_batches, options)
+        strategy.distribute_datasets_from_function(
+            lambda context: batches(context).with_options(untuned), options
+        )
     )
 
 
@@ -372,14 +365,12 @@ def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
 def describe(strategy: tf.distribute.Strategy) -> str:
     """Returns for example "MirroredStrategy, 2 replicas on CPU"."""
     replicas = strategy.num_replicas_in_sync
+    noun = "replicas" if replicas > 1 else "replica"
     kind = strategy.extended.worker_devices[0].split("device:")[-1]
     name = type(strategy).__name__
-    if _is_multi_worker(strategy):  # it calls itself by another name
+    if not is_alone(strategy):  # it calls itself by another name
         name = "MultiWorkerMirroredStrategy"
-    return (
-        f"{name}, {replicas} "
-        f"replica{'s' if replicas > 1 else ''} on {kind.split(':')[0]}"
-    )
+    return f"{name}, {replicas} {noun} on {kind.split(':')[0]}"
 
 
 def check_batch_size(
@@ -387,10 +378,7 @@ def check_batch_size(
 ) -> None:
     """Raises DistributeError unless all replicas get equal shares.
 
-    Args:
-      batch_size: Examples of the global batch.
-      strategy: Where they are computed.
-      accumulate: Parts in which each replica computes its share.
+    Each replica computes its share of the global batch in `accumulate` parts.
     """
     replicas = strategy.num_replicas_in_sync
     unit = replicas * accumulate
@@ -398,12 +386,8 @@ def check_batch_size(
         low = batch_size // unit * unit
         sizes = [str(s) for s in (low, low + unit) if s]
         parts = f" in {accumulate} parts each" if accumulate > 1 else ""
-        nearest = (
-            f"sizes are {' and '.join(sizes)}"
-            if len(sizes) > 1
-            else f"size is {sizes[0]}"
-        )
+        noun = "sizes are" if len(sizes) > 1 else "size is"
         raise DistributeError(
             f"train.batch_size={batch_size} does not divide over {replicas} "
-            f"replicas{parts}; the nearest {nearest}."
+            f"replicas{parts}; the nearest {noun} {' and '.join(sizes)}."
         )

@@ -8,6 +8,7 @@ Therefore this mixes the bits of counters, as counter-based generators do.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,10 +43,8 @@ def _fold(bits: tf.Tensor, number: Any) -> tf.Tensor:
 def keyed_uniform(seed: int, step: Any, index: tf.Tensor) -> Draw:
     """Returns a function that makes new draws for a batch at each call.
 
-    Args:
-      seed: Of the run.
-      step: The update, an integer.
-      index: Place of each example in the global batch, int `[batch]`.
+    `step` is the update, an integer, and `index`, int `[batch]`, the place of
+    each example in the global batch.
 
     Returns:
       `draw(shape)`: float32 in [0, 1) of `shape`. Its first axis is the batch;
@@ -59,9 +58,7 @@ def keyed_uniform(seed: int, step: Any, index: tf.Tensor) -> Draw:
         bits = _fold(_fold(key, next(calls)), index)  # [batch]
         rest = [int(n) for n in shape[1:]]
         bits = tf.reshape(bits, [-1] + [1] * len(rest))
-        size = 1
-        for n in rest:
-            size *= n
+        size = math.prod(rest)
         if size > 1:
             bits = _fold(bits, tf.reshape(tf.range(size), [1, *rest]))
         # float32 holds 24 bits exactly.

@@ -20,15 +20,9 @@ def smooth_labels(labels: tf.Tensor, amount: float) -> tf.Tensor:
 
 
 def mix(x: tf.Tensor, partner: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Mixes each example with its partner (mixup, Zhang 2018).
+    """Mixes images or labels with their partners' (mixup, Zhang 2018).
 
-    Args:
-      x: Images in [-1, 1] or labels, float32 `[batch, ...]`.
-      partner: Images or labels of the partners, of the same shape.
-      share: Share of `x`, float32 `[batch]`.
-
-    Returns:
-      `share * x + (1 - share) * partner`.
+    Both are float32 `[batch, ...]`; `share`, float32 `[batch]`, is that of `x`.
     """
     share = tf.reshape(share, [-1] + [1] * (len(x.shape) - 1))
     return share * x + (1.0 - share) * partner
@@ -37,9 +31,7 @@ def mix(x: tf.Tensor, partner: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 def softmax_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Returns the cross-entropy of each example, in nats, `[batch]`.
 
-    Args:
-      labels: Distribution over the classes, float32 `[batch, classes]`.
-      logits: `[batch, classes]`.
+    Labels are distributions over the classes, float32 `[batch, classes]`.
     """
     logits = tf.cast(logits, tf.float32)
     return tf.nn.softmax_cross_entropy_with_logits(labels, logits)

@@ -20,23 +20,16 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
     utils.py: at step s of T with warm-up W, the rate is
     `lr * min(1, s / W) * decay((s - W) / (T - W))`.
 
-    Attributes:
-      lr: Peak learning rate.
-      total_steps: Updates of the whole run (T).
-      warmup_steps: Updates of the warm-up (W).
-      decay: "linear" (to `end_factor * lr`), "cosine" (to 0) or "constant".
-      end_factor: Share of `lr` that the linear decay ends at.
-
     Raises:
       ValueError: `decay` is unknown or the warm-up as long as the run.
     """
 
-    lr: float
+    lr: float  # the peak
     _: dataclasses.KW_ONLY
-    total_steps: int
-    warmup_steps: int = 0
-    decay: str = "linear"
-    end_factor: float = 1e-5
+    total_steps: int  # updates of the whole run (T)
+    warmup_steps: int = 0  # W
+    decay: str = "linear"  # or "cosine" (to 0) or "constant"
+    end_factor: float = 1e-5  # share of `lr` that the linear decay ends at
 
     def __post_init__(self) -> None:
         suggest.check_choice(
@@ -127,7 +120,7 @@ def make_schedule(config: OptimConfig, *, total_steps: int) -> WarmupDecay:
 def make_optimizer(
     config: OptimConfig, *, schedule: WarmupDecay, variables: list[Any]
 ) -> Any:
-    """Builds the optimizer of a run for `variables`.
+    """Builds the optimizer of a run for `variables`, the trainable ones.
 
     Weight decay is decoupled, multiplied by the scheduled learning rate and
     applied to kernels alone (big_vision, configs/mlp_mixer_i1k.py).
@@ -135,11 +128,6 @@ def make_optimizer(
     Deviates from optax, which the authors used, as Keras does: Adam's epsilon
     is added before the bias correction of the second moment, and SGD's velocity
     contains the learning rate of the step that a gradient came from.
-
-    Args:
-      config: The resolved `optim` section.
-      schedule: The learning rate.
-      variables: The model's trainable variables.
 
     Returns:
       A Keras optimizer, built, whose `apply` takes gradients that are summed
@@ -169,10 +157,7 @@ def make_optimizer(
         )
     else:
         optimizer = _SGD(
-            schedule,
-            momentum=config.momentum,
-            weight_decay=decay,
-            name="sgd",
+            schedule, momentum=config.momentum, weight_decay=decay, name="sgd"
         )
     optimizer.mu_dtype = config.mu_dtype
     if decay:

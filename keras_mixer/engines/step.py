@@ -54,14 +54,9 @@ def make_inputs(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the images that the model gets and the labels it should give.
 
-    Args:
-      batch: What `split_partners` returns.
-      num_classes: Length of a distribution over the classes.
-      label_smoothing: Share of it that is spread over all classes.
-
-    Returns:
-      Images in [-1, 1], float32 `[batch, side, side, 3]`, and labels, float32
-      `[batch, classes]`, both mixed with their partners by mixup.
+    Takes what `split_partners` returns. Images in [-1, 1], float32
+    `[batch, side, side, 3]`, and labels, float32 `[batch, classes]`, are mixed
+    with their partners by mixup.
     """
 
     def labels_of(label: tf.Tensor) -> tf.Tensor:
@@ -155,12 +150,6 @@ def apply_gradients(
     The gradients are summed before they are clipped. Keras' `global_clipnorm`
     clips those of each replica before the sum, so that 1, 2 and 4 replicas
     train three different models (Keras 3.15).
-
-    Args:
-      gradients: Of this replica.
-      variables: What they are the gradients of.
-      optimizer: From `optim.make_optimizer`.
-      clip_norm: Largest norm of the sum; None: any.
 
     Returns:
       The norm of the sum, before clipping.

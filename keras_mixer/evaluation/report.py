@@ -1,6 +1,5 @@
 """Tables and pictures of an evaluation, for people."""
 
-import csv
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,17 +111,6 @@ def per_class(
             }
         )
     return found
-
-
-def write_per_class(
-    path: pathlib.Path, classes: Sequence[Mapping[str, Any]]
-) -> None:
-    """Writes what `per_class` returns as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(classes[0]))
-        writer.writeheader()
-        writer.writerows(classes)
 
 
 def worst_classes(classes: Sequence[Mapping[str, Any]], count: int = 10) -> str:

@@ -159,7 +159,7 @@ def _train(
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)
     files.write_json(output.with_suffix(".json"), rows)
-    sweep.write_csv(output.with_suffix(".csv"), rows)
+    files.write_csv(output.with_suffix(".csv"), rows)
     return rows, _title(config, seeds)
 
 

@@ -257,7 +257,7 @@ def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:
 
     if FLAGS.per_class:
         classes = report.per_class(split.class_names, rows)
-        report.write_per_class(pathlib.Path(FLAGS.per_class), classes)
+        files.write_csv(pathlib.Path(FLAGS.per_class), classes)
         print(report.worst_classes(classes), file=sys.stderr)
     if FLAGS.confusion:
         report.draw_confusion(

@@ -1,8 +1,10 @@
 """Small files of a run, read and written without any library."""
 
+import csv
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
@@ -33,6 +35,15 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     sync(temporary)
     os.replace(temporary, target)
     sync(target.parent)
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a line per row, whose keys are the columns; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_other_model(workdir: pathlib.Path) -> str | None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from keras_mixer import data
-from keras_mixer.analysis import scale, sweep
-from keras_mixer.run import config as config_lib
+from keras_mixer.analysis import scale
+from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import assembly
 from tests.training.common import small
@@ -79,10 +79,10 @@ def test_table_and_picture(tmp_path, monkeypatch):
         "| 0.6100 ± 0.0141 ",
     ):
         assert cell in table[3], cell
-    sweep.write_csv(tmp_path / "s.csv", rows)
+    files.write_csv(tmp_path / "s.csv", rows)
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 8
-    files = scale.draw(tmp_path / "s.svg", rows, "title")
-    assert [f.suffix for f in files] == [".svg", ".png"]
+    drawn = scale.draw(tmp_path / "s.svg", rows, "title")
+    assert [f.suffix for f in drawn] == [".svg", ".png"]
     figures = []
     monkeypatch.setattr(
         scale.pictures, "save_all", lambda f, _: figures.append(f)

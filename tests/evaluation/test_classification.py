@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_mixer import data, weights
 from keras_mixer.evaluation import classification, paper, passes, report
-from keras_mixer.run import config as config_lib
+from keras_mixer.run import config as config_lib, files
 
 EXAMPLES = 107
 slow = pytest.mark.slow
@@ -330,7 +330,7 @@ def test_table_of_classes_and_confusions(tmp_path):
         (4, 0.25, "dog", 2),
     ]
     path = tmp_path / "new" / "classes.csv"
-    report.write_per_class(path, classes)
+    files.write_csv(path, classes)
     with path.open() as file:
         read = list(csv.DictReader(file))
     assert [x["class"] for x in read] == list(names)
