@@ -1,53 +1,40 @@
 """A data set's name becomes batches.
 
 `open_split` finds a split of a data set (sources.py, folders.py), whose records
-come in a fixed or a random order (splits.py); `open_splits` finds those of a
-run (runs.py) and `open_fewshot` those of its few-shot evaluation (suites.py).
-`train_batches` and `eval_batches` make the input of a step from one
+come in a fixed or a random order (splits.py). `open_splits` finds those of a
+run (runs.py), `open_fewshot` those of its few-shot evaluation (suites.py).
+`train_batches` and `eval_batches` make the input of a step from a split
 (batches.py), without the images that cannot be decoded (broken.py).
 """
 
 from keras_mixer.data.batches import (
-    MIXING_GROUP,
-    TrainPolicy,
-    eval_batches,
-    num_batches,
-    parse_train_policy,
-    train_batch_spec,
-    train_batches,
+    MIXING_GROUP as MIXING_GROUP,
+    TrainPolicy as TrainPolicy,
+    eval_batches as eval_batches,
+    num_batches as num_batches,
+    parse_train_policy as parse_train_policy,
+    train_batch_spec as train_batch_spec,
+    train_batches as train_batches,
 )
-from keras_mixer.data.broken import BrokenImages, call_or_else
-from keras_mixer.data.runs import Splits, open_splits, resolve
-from keras_mixer.data.sources import open_split
-from keras_mixer.data.splits import DataError, Split, choose
+from keras_mixer.data.broken import (
+    BrokenImages as BrokenImages,
+    call_or_else as call_or_else,
+)
+from keras_mixer.data.runs import (
+    Splits as Splits,
+    open_splits as open_splits,
+    resolve as resolve,
+)
+from keras_mixer.data.sources import open_split as open_split
+from keras_mixer.data.splits import (
+    DataError as DataError,
+    Split as Split,
+    choose as choose,
+)
 from keras_mixer.data.suites import (
-    FewshotData,
-    fewshot_policy,
-    open_fewshot,
-    parse_classification,
-    parse_fewshot,
+    FewshotData as FewshotData,
+    fewshot_policy as fewshot_policy,
+    open_fewshot as open_fewshot,
+    parse_classification as parse_classification,
+    parse_fewshot as parse_fewshot,
 )
-
-__all__ = [
-    "MIXING_GROUP",
-    "BrokenImages",
-    "DataError",
-    "FewshotData",
-    "Split",
-    "Splits",
-    "TrainPolicy",
-    "call_or_else",
-    "choose",
-    "eval_batches",
-    "fewshot_policy",
-    "num_batches",
-    "open_fewshot",
-    "open_split",
-    "open_splits",
-    "parse_classification",
-    "parse_fewshot",
-    "parse_train_policy",
-    "resolve",
-    "train_batch_spec",
-    "train_batches",
-]

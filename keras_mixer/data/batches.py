@@ -1,9 +1,9 @@
 """A split becomes the batches of training and of evaluation.
 
 Everything random is a function of (seed, epoch) for the order and of (seed,
-position in the training stream) for the augmentation. So the batches of a
-step depend on the seed and the step alone: not on the number of devices or
-hosts, nor on where the run was interrupted.
+position in the training stream) for the augmentation and the mixing. So the
+batches of a step depend on the seed and the step alone: not on the number of
+devices or hosts, nor on where the run was interrupted.
 """
 
 import dataclasses
@@ -40,16 +40,10 @@ Example = dict[str, tf.Tensor]
 
 
 class TrainPolicy(NamedTuple):
-    """A parsed policy: what `train_batches` does to images.
+    """A parsed policy: what `train_batches` does to images."""
 
-    Attributes:
-      augment: Is applied to each image.
-      mixing: Mixes `MIXING_GROUP` images and their labels; None: nothing is
-        mixed here.
-    """
-
-    augment: Augment
-    mixing: Mixing | None
+    augment: Augment  # of each image
+    mixing: Mixing | None  # of `MIXING_GROUP` images and their labels
 
 
 def parse_train_policy(
@@ -62,13 +56,9 @@ def parse_train_policy(
 ) -> TrainPolicy:
     """Compiles the augmentation of single images and that of a batch.
 
-    Args:
-      policy: Ops joined by `|`, see `policy.parse`; the last ones may
-        be layers that mix images (keras_layers.py).
-      split: What it is applied to.
-      image_size: Side of the images that the model takes, in pixels.
-      shard_size: Examples of a part of the global batch.
-      mixup: What else is to be mixed.
+    A policy is ops joined by `|`, see `policy.parse`. The last ones may be
+    layers that mix images (keras_layers.py). `shard_size` is the number of
+    examples in a part of the global batch.
 
     Raises:
       ValueError: `policy` cannot be read, or mixes what cannot be mixed.
@@ -99,38 +89,22 @@ def parse_train_policy(
 
 
 def _mixing_share(seed: int, key: tf.Tensor, p: float) -> tf.Tensor:
-    """Draws lambda from Beta(p, p), and takes max(lambda, 1 - lambda).
-
-    At least 1/2, so that an example keeps the larger share of itself.
-    """
+    """Draws x from Beta(p, p); the example's own share is max(x, 1 - x)."""
     # Two gamma variables make a beta; in float64 a small p does not underflow.
-    x = tf.random.stateless_gamma(
-        [2],
-        tf.stack([tf.constant(seed + _MIXUP_SEED, tf.int64), key]),
-        p,
-        dtype=tf.float64,
-    )
+    seeds = tf.stack([tf.constant(seed + _MIXUP_SEED, tf.int64), key])
+    x = tf.random.stateless_gamma([2], seeds, p, dtype=tf.float64)
     share = x[0] / (x[0] + x[1])
     return tf.cast(tf.maximum(share, 1.0 - share), tf.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """The training stream: one epoch after another, without end.
-
-    Attributes:
-      split: What the epochs are of.
-      policy: What is done to the images.
-      batch_size: Examples of a global batch.
-      size: Examples of a part of it.
-      seed: Of the run.
-      mixup: Whether examples have a share, and parts a partner.
-    """
+    """The stream of `train_batches`."""
 
     split: Split
     policy: TrainPolicy
     batch_size: int
-    size: int
+    size: int  # of a part of the batch
     seed: int
     mixup: MixupConfig | None
 
@@ -166,13 +140,7 @@ class _Stream:
     def chunks(
         self, start_step: int, shards: Sequence[int], buffer: int
     ) -> tf.data.Dataset:
-        """Returns what to decode, in chunks: positions, what was found there.
-
-        Args:
-          start_step: Updates that have been done.
-          shards: The parts of each batch that are wanted, with their partners.
-          buffer: Records in the shuffle buffer, see `Split.in_order_of`.
-        """
+        """Returns what `map_images` takes, of `shards` and their partners."""
         items = self._items(start_step * self.batch_size, buffer)
         chunk = chunk_size(self.rows)
         parts = [
@@ -208,27 +176,18 @@ class _Stream:
         return rest
 
     def finish(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        """Makes parts of `size` examples from chunks of them.
-
-        Mixes them if the policy mixes, and drops what is not wanted of the
-        partner that comes first.
-        """
+        """Makes parts of `size` examples from chunks, mixed if need be."""
         batches = examples.rebatch(self.rows, drop_remainder=True)
         if self.policy.mixing is not None:
             batches = batches.map(
                 functools.partial(self._mix, self.policy.mixing),
                 num_parallel_calls=tf.data.AUTOTUNE,
             ).rebatch(self.size, drop_remainder=True)
-        if self.partners:
+        if self.partners:  # of which only the image and the label are wanted
             batches = batches.map(
-                lambda batch: {
-                    **batch,
-                    "index": batch["index"][1:],
-                    "share": batch["share"][1:],
-                }
+                lambda x: x | {"index": x["index"][1:], "share": x["share"][1:]}
             )
-        # Several hosts would ask one another at every step whether it has
-        # ended.
+        # Otherwise hosts ask one another at every step whether it has ended.
         endless = tf.data.experimental.assert_cardinality(
             tf.data.INFINITE_CARDINALITY
         )
@@ -269,33 +228,23 @@ def train_batches(
     """Returns the endless training stream, from `start_step` on.
 
     Epochs follow one another without a gap, each in an order of its own; a
-    batch may straddle two. Order, augmentation and mixing shares depend on
-    `seed` and the position in the stream alone. An interrupted run skips to
-    its position before anything is decoded, and a host decodes its shards
-    alone (of a folder it also reads its files alone).
+    batch may straddle two. An interrupted run skips to its position before
+    anything is decoded. A host decodes only its shards, and of a folder it
+    also reads only their files.
 
     Args:
-      split: What to train on.
       batch_size: Examples of the global batch of one update.
-      image_size: Side of the images, in pixels.
-      policy: Augmentation, see `parse_train_policy`.
-      seed: Of the run.
-      start_step: Updates that have been done.
+      policy: Augmentation, see `parse_train_policy` and its errors.
       shuffle_buffer: Encoded records in the shuffle buffer of TFRecords; as
         many as fill 1 GiB if None. Folders are shuffled whole, by name.
       cache: Keep all encoded images in memory; the first batch waits for it.
       num_shards: Parts of equal size into which a global batch is cut.
       shards: The parts that are wanted here, in this order.
-      mixup: Whether a part begins with the partner of its first example.
       broken: Which images may be broken; without it the first is an error.
 
     Returns:
       For each update the parts of its batch, one after another, as
       `train_batch_spec` describes them.
-
-    Raises:
-      ValueError: `policy` cannot be read, or does not fit the sizes.
-      DataError: The split is for evaluation.
     """
     size = batch_size // num_shards
     if isinstance(policy, str):
@@ -334,13 +283,6 @@ def train_batch_spec(
     float32 [size], is the share of the example itself. Where the policy ends
     with layers that mix a batch, labels are float32 [size, classes], and those
     of a broken image 0.
-
-    Args:
-      policy: Augmentation, see `parse_train_policy`.
-      size: Examples of the replica's part of a batch.
-      image_size: Side of the images, in pixels.
-      num_classes: Of the data set.
-      mixup: Whether there are partners.
     """
     rows = size + (mixup is not None and mixup.p > 0)
     spec = {
@@ -368,15 +310,10 @@ def eval_batches(
 ) -> tf.data.Dataset:
     """Returns every example of a split once, the last batch filled up.
 
-    Args:
-      split: What to evaluate on.
-      batch_size: Examples per step, over all replicas of all hosts.
-      image_size: Side of the images, in pixels.
-      policy: Preprocessing, see `policy.parse`.
-      num_hosts: Hosts that share the work, each with as many batches.
-      host: Which of them this is; it gets every `num_hosts`-th example.
-      replicas: Parts into which a batch is cut, over all hosts.
-      broken: Which images may be broken; without it the first is an error.
+    A batch has `batch_size` examples over all hosts and is cut into `replicas`
+    parts. All hosts have as many batches; each gets every `num_hosts`-th
+    example. For `policy` see `policy.parse` and its errors. Without `broken`
+    the first broken image is an error.
 
     Returns:
       `num_batches` times the parts for this host, `{"image": uint8 [n, side,
@@ -384,9 +321,6 @@ def eval_batches(
       n = batch_size / replicas; `index` is the place in the split, the mask
       is 0 for filling and broken images, 1 otherwise. Of a split with several
       labels also "labels", bool [n, classes].
-
-    Raises:
-      ValueError: `policy` cannot be read.
     """
     if isinstance(policy, str):
         policy = policy_lib.parse(policy, image_size, split.image_size)
@@ -407,11 +341,9 @@ def eval_batches(
         return rest
 
     size = batch_size // replicas
+    records = split.records().shard(num_hosts, host).enumerate()
     examples = map_images(
-        split.records()
-        .shard(num_hosts, host)
-        .enumerate()
-        .batch(chunk_size(size)),
+        records.batch(chunk_size(size)),
         image_of,
         rest_of,
         split=split,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Record, Split
+from keras_mixer.data.splits import DataError, Record, Split, first_line
 
 _CHUNK = 32  # images that are tried at once, or one batch of that order
 _SHOWN = 10  # of a split, on the screen
@@ -24,11 +24,10 @@ class BrokenImages:
     """Which images of a split are broken, and how many may be.
 
     Args:
-      split: What the images are of.
       limit: The share of the split's images that may be broken. The input
         pipeline fails at the first one above it.
-      file: Where to list them, one `name<TAB>reason` a line. Names that an
-        interrupted run has listed are not repeated. None: nowhere.
+      file: Lists them, one `name<TAB>reason` a line. Names that an
+        interrupted run has listed are not repeated.
     """
 
     def __init__(
@@ -53,11 +52,7 @@ class BrokenImages:
         return int(self._limit * self._split.num_examples)
 
     def report(self, name: str, reason: str) -> None:
-        """Notes a broken image, once.
-
-        Raises:
-          DataError: Too many are broken.
-        """
+        """Notes a broken image, once; raises DataError if too many are."""
         with self._lock:
             if name in self.names:
                 return
@@ -65,25 +60,24 @@ class BrokenImages:
             self._write(name, reason)
             count, total = len(self.names), self._split.num_examples
             if count > self.allowed:
+                remedy = "Mend them or remove them"
+                if self._file:
+                    remedy = (
+                        f"Mend them (all are in {self._file}; removing them "
+                        "changes the order and needs a new --workdir)"
+                    )
                 error = DataError(
                     f"{count} of the {total:,} images of {self._split.name} "
                     f"cannot be decoded, the last one {name} ({reason}). "
-                    "Mend them"
-                    + (
-                        f" (all are in {self._file}; removing them changes "
-                        "the order and needs a new --workdir)"
-                        if self._file
-                        else " or remove them"
-                    )
-                    + ", or let a larger share of them be dropped: "
+                    f"{remedy}, or let a larger share of them be dropped: "
                     f"data.max_broken={min(2 * count / total, 1):.2g}"
                 )
                 self._error = self._error or error
                 raise error
             if count <= _SHOWN or self._file is None:
-                self._tell(f"Dropped a broken image: {name} ({reason})")
+                _tell(f"Dropped a broken image: {name} ({reason})")
             if count == _SHOWN and self._file is not None:
-                self._tell(f"If there are more, {self._file} lists them.")
+                _tell(f"If there are more, {self._file} lists them.")
 
     def _write(self, name: str, reason: str) -> None:
         if self._file is None or name in self._written:
@@ -92,12 +86,8 @@ class BrokenImages:
             with self._file.open("a") as file:
                 file.write(f"{name}\t{reason}\n")
         except OSError as error:  # a full disk is no reason to stop
-            self._tell(f"Cannot write to {self._file}: {error}")
+            _tell(f"Cannot write to {self._file}: {error}")
             self._file = None
-
-    @staticmethod
-    def _tell(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
     def check(self) -> None:
         """Raises DataError if the input pipeline failed for too many."""
@@ -105,9 +95,8 @@ class BrokenImages:
             raise self._error
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0]
-    return line.rpartition("}} ")[2].partition(" [Op:")[0][:200]
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def call_or_else(
@@ -116,13 +105,9 @@ def call_or_else(
     """Returns `function` of an item, or `otherwise` of it if that fails.
 
     TensorFlow has no op that catches an error, but a data set can leave out an
-    element. So the item becomes a data set of its own.
-
-    Args:
-      item: A tensor or a structure of them. The parts of a tuple are separate
-        arguments of the functions.
-      function: May fail with any of TensorFlow's errors.
-      otherwise: Its substitute, with the same types and compatible shapes.
+    element. So the item, a tensor or a structure of them, becomes a data set of
+    its own. The parts of a tuple are separate arguments of the functions.
+    These return the same types and compatible shapes.
     """
     alone = tf.data.Dataset.from_tensors(item)
     return (
@@ -175,15 +160,10 @@ def map_images(
       chunks: `(positions, found)`, int64 [n] and what `records_of` takes.
       image_of: Makes uint8 [image_size, image_size, 3] of a position and a
         record; fails, with any of TensorFlow's errors, for a broken image.
-      rest_of: Makes everything else.
-      split: What the records are of.
+      rest_of: Makes everything else of the example.
       records_of: Returns the records of a chunk, or fails for good.
-      image_size: Side of the images.
       dropped: What replaces the rest of an example whose image is broken.
       broken: Is told of those; without it the first one is an error.
-
-    Returns:
-      The examples of each chunk as a batch, "image" and the rest.
     """
     told = broken or BrokenImages(split)
 
@@ -198,7 +178,7 @@ def map_images(
             try:
                 prepare(position, seen)
             except (tf.errors.OpError, ValueError) as error:
-                told.report(name, _first_line(error))
+                told.report(name, first_line(error))
                 return True
             # Either the pipeline is being taken down, and nobody hears this,
             # or a disk fails now and then, which must not cost an image.

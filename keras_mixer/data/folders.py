@@ -6,12 +6,11 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Record, Split, table_of
+from keras_mixer.data.splits import DataError, Record, Split, select, table_of
 
 _ORDER_SEED = 0
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -67,14 +66,10 @@ def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
 
 
 def _list(root: str) -> tuple[dict[str, Listing], bool]:
-    """Lists the images of a folder.
+    """Lists the images of a folder: sorted names by split and class.
 
-    Returns:
-      The sorted names by split and class; and whether each split has a folder
-      of its own. Without such folders everything is the split "train".
-
-    Raises:
-      DataError: The folder is missing, or laid out in no known way.
+    Also returns whether each split has a folder of its own. Without such
+    folders everything is the split "train".
     """
     if not tf.io.gfile.isdir(root):
         raise DataError(f"There is no image folder {root}")
@@ -133,41 +128,32 @@ def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
     return tuple(listings[first])
 
 
-def _columns(listing: Listing) -> dict[str, Any]:
-    """Returns the files of a split in a fixed order that mixes the classes."""
-    files = [name for names in listing.values() for name in names]
-    lengths = [len(names) for names in listing.values()]
-    labels = np.repeat(np.arange(len(listing), dtype=np.int64), lengths)
-    order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
-    return {"file": [files[i] for i in order], "label": labels[order]}
-
-
-def open_folder(path: str, split: str, select: Any) -> Split:
+def open_folder(path: str, split: str) -> Split:
     """Reads `path/<class>/*.jpg`, or `path/<split>/<class>/*.jpg`.
 
     Without split folders everything is the split "train", in an order that
-    mixes the classes, so that train[:80%] and train[80%:] share them. A table
-    of 14 million names takes 0.8 GB; an image is read when it is needed.
+    mixes the classes, so that train[:80%] and train[80%:] share them. The
+    folder may be in a bucket, `gs://bucket/folder`. A table of 14 million names
+    takes 0.8 GB; an image is read when it is needed.
 
-    Args:
-      path: A folder, or one in a bucket, `gs://bucket/folder`.
-      split: A TFDS split expression.
-      select: Maps `split`, the lengths of the splits and a name for errors to
-        the name of a split and a slice of it.
+    Raises:
+      DataError: The folder is missing, or laid out in no known way.
     """
     root = path.rstrip("/") if _is_remote(path) else os.path.expanduser(path)
     listings, has_splits = _list(root)
     class_names = _class_names(root, listings)
     lengths = {key: sum(map(len, x.values())) for key, x in listings.items()}
-    key, part = select(split, lengths, f"folder:{path}")
-    columns = {k: v[part] for k, v in _columns(listings[key]).items()}
+    key, begin, end = select(split, lengths, f"folder:{path}")
+    classes = listings[key].values()
+    files = list(itertools.chain.from_iterable(classes))
+    labels = np.repeat(np.arange(len(classes)), list(map(len, classes)))
+    order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
+    order = order[begin:end]
     # TensorFlow takes bytes, so names need not be UTF-8.
-    columns["file"] = list(map(os.fsencode, columns["file"]))
-    rows = table_of(columns)
+    names = [os.fsencode(files[i]) for i in order]
+    rows = table_of({"file": names, "label": labels[order]})
     top = f"{root}/{key}" if has_splits else root
-    folders = tf.constant(
-        [os.fsencode(f"{top}/{name}/") for name in class_names]
-    )
+    folders = tf.constant([os.fsencode(f"{top}/{x}/") for x in class_names])
 
     def path_of(record: Record) -> tf.Tensor:
         return tf.gather(folders, record["label"]) + record["file"]
@@ -186,7 +172,7 @@ def open_folder(path: str, split: str, select: Any) -> Split:
         name=f"folder:{path} {split}",
         class_names=class_names,
         image_size=None,
-        ranges=((key, *part.indices(lengths[key])[:2]),),
+        ranges=[(key, begin, end)],
         load=lambda record: tf.io.read_file(path_of(record)),
         name_of=path_of,
         num_bytes=num_bytes,

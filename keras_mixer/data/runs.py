@@ -38,11 +38,9 @@ def open_splits(config: Config) -> Splits:
     )
     for other in (evaluation, *validations):
         require_same_classes(train, other)
+    others = {"train_split": train, "eval_split": evaluation}
     for validation in validations:
-        for field, other in (
-            ("train_split", train),
-            ("eval_split", evaluation),
-        ):
+        for field, other in others.items():
             if validation.overlaps(other):
                 raise ConfigError(
                     "data.val_split chooses the best checkpoint and must not "

@@ -7,7 +7,6 @@ TFDS name, and `folder:/path` (folders.py).
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,10 @@ from keras_mixer.data.splits import (
     Record,
     Split,
     Table,
+    first_line,
     permutation,
+    read_split,
+    select,
     shuffle,
     table_of,
 )
@@ -44,19 +46,17 @@ def open_split(
       name: "digits", "folder:/path", or a TFDS name ("imagenet2012:5.1.0").
       split: A TFDS split expression, "train[:99%]".
       data_dir: Where TFDS keeps prepared data sets; its default if None.
-      classes: Names of the classes that are kept, with commas between them;
-        their order is that of the new labels. None: all classes.
+      classes: Names of the classes that are kept, with commas between them,
+        in the order of the new labels.
 
     Raises:
       DataError: The data set, the split or a class does not exist, the split
-        is empty, cannot be downloaded, or has no image and label. The message
-        says what to do.
+        is empty, cannot be downloaded, or has no image and label.
     """
     if name == "digits":
         found = _digits(split)
     elif name.startswith("folder:"):
-        path = name.removeprefix("folder:")
-        found = folders.open_folder(path, split, _select)
+        found = folders.open_folder(name.removeprefix("folder:"), split)
     else:
         found = _tfds(name, split, data_dir)
     if classes is not None:
@@ -93,19 +93,17 @@ def _keep_classes(split: Split, names: tuple[str, ...]) -> Split:
     wanted = [split.class_names.index(name) for name in names]
     new_label[wanted] = np.arange(len(names))
 
-    def labels() -> np.ndarray:
-        found = new_label[split.labels()]
-        return found[found >= 0]
+    labels = new_label[split.labels()]
+    is_kept = tf.constant(labels >= 0)
+    labels = labels[labels >= 0]
 
     def relabel(record: Record) -> Record:
         old = record["label"]
-        changed = {
-            "old_label": old,
-            "label": tf.gather(new_label, old % len(new_label)),
-        }
+        label = tf.gather(new_label, old % len(new_label))
+        changed = {**record, "label": label, "old_label": old}
         if split.is_multi_label:
             changed["labels"] = tf.gather(record["labels"], wanted, axis=-1)
-        return {**record, **changed}
+        return changed
 
     def old(record: Record) -> Record:
         return {**record, "label": record["old_label"]}
@@ -114,8 +112,6 @@ def _keep_classes(split: Split, names: tuple[str, ...]) -> Split:
         return records.map(relabel).filter(lambda x: x["label"] >= 0)
 
     def kept_rows(table: Table) -> Table:
-        is_kept = tf.constant(new_label[split.labels()] >= 0)
-
         def order(seed: tf.Tensor) -> tf.Tensor:
             rows = table.order(seed)
             return tf.boolean_mask(rows, tf.gather(is_kept, rows))
@@ -129,41 +125,15 @@ def _keep_classes(split: Split, names: tuple[str, ...]) -> Split:
     return dataclasses.replace(
         split,
         name=f"{split.name} ({', '.join(names)})",
-        num_examples=len(labels()),
+        num_examples=len(labels),
         class_names=names,
         records=lambda: keep(split.records()),
-        labels=labels,
+        labels=lambda: labels,
         load=lambda record: split.load(old(record)),
         name_of=lambda record: split.name_of(old(record)),
         table=split.table and kept_rows(split.table),
         shuffled=shuffled,
     )
-
-
-def _select(
-    split: str, lengths: Mapping[str, int], name: str
-) -> tuple[str, slice]:
-    """Evaluates a split expression over splits that lie in memory."""
-    import tensorflow_datasets as tfds
-
-    infos = {
-        key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
-        for key, length in lengths.items()
-    }
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise DataError(
-            f"Cannot use the split {split!r} of {name!r}: its splits are "
-            f"{', '.join(lengths)}, and parts of one are written as in "
-            "train[:80%] (https://www.tensorflow.org/datasets/splits)"
-        ) from error
-    if len(parts) != 1:
-        raise DataError(
-            f"Cannot use the split {split!r}: {name!r} takes one part of one "
-            "split, without '+'."
-        )
-    return parts[0].splitname, slice(parts[0].from_, parts[0].to)
 
 
 @functools.cache
@@ -175,35 +145,29 @@ def _load_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     grey = np.round(bundle.images * (255 / 16)).astype(np.uint8)  # [n, 8, 8]
     rgb = np.repeat(grey[..., None], 3, axis=-1)  # [n, 8, 8, 3]
     labels = bundle.target.astype(np.int64)
-    train, test = model_selection.train_test_split(
+    parts = model_selection.train_test_split(
         np.arange(len(labels)),
         test_size=_DIGITS_TEST_EXAMPLES,
         random_state=0,
         stratify=labels,
     )
-    return {
-        "train": (rgb[train], labels[train]),
-        "test": (rgb[test], labels[test]),
-    }
+    train, test = ((rgb[part], labels[part]) for part in parts)
+    return {"train": train, "test": test}
 
 
 def _digits(split: str) -> Split:
     arrays = _load_digits()
     lengths = {key: len(labels) for key, (_, labels) in arrays.items()}
-    key, part = _select(split, lengths, "digits")
-    pixels, labels = arrays[key][0][part], arrays[key][1][part]
+    key, begin, end = select(split, lengths, "digits")
+    pixels, labels = (x[begin:end] for x in arrays[key])
     return Split(
         name=f"digits {split}",
         class_names=tuple(str(i) for i in range(10)),
         image_size=8,
-        ranges=((key, *part.indices(lengths[key])[:2]),),
+        ranges=[(key, begin, end)],
         num_bytes=lambda: pixels.nbytes,
         **table_of({"image": pixels, "label": labels}),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
 
 
 def _prepare(name: str, data_dir: str | None) -> Any:
@@ -216,7 +180,7 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:
         raise DataError(
             f"{name!r} is no data set of TFDS {tfds.__version__}: "
-            f"{_first_line(error)} Names: "
+            f"{first_line(error)} Names: "
             "https://www.tensorflow.org/datasets/catalog. Without TFDS: "
             "data.name=digits, or data.name=folder:/path with one folder of "
             "images per class."
@@ -226,10 +190,9 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:  # whatever the network or the host raises
-        where = pathlib.Path(builder.data_path)
         raise DataError(
-            f"{name!r} is not in {where} and could not be downloaded "
-            f"({type(error).__name__}: {_first_line(error)}). Ways out: (1) "
+            f"{name!r} is not in {builder.data_path} and cannot be downloaded "
+            f"({type(error).__name__}: {first_line(error)}). Ways out: (1) "
             "point data.data_dir at a folder that has it; (2) where there is "
             f"a network, run `tfds build {builder.name} --data_dir=DIR` and "
             "copy DIR here; (3) train on data.name=digits, which is bundled, "
@@ -259,36 +222,29 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     splits, features = builder.info.splits, builder.info.features
     image_key = _feature(name, features, tfds.features.Image, "image")
     label_key = _feature(name, features, tfds.features.ClassLabel, "label")
-    try:
-        info = splits[split]
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise DataError(
-            f"Cannot use the split {split!r} of {name!r}: "
-            f"{_first_line(error)} Splits: {', '.join(splits)}; parts are "
-            "written as in train[:99%]"
-        ) from error
+    ranges = read_split(split, splits, name)
+    info = splits[split]
     decoders = {image_key: tfds.decode.SkipDecoding()}
     height, width, _ = features[image_key].shape
     class_names = tuple(features[label_key].names)
     is_multi_label = "real_label" in features  # ReaL (Beyer 2020)
 
-    def read(decoders: Any) -> tf.data.Dataset:
-        config = tfds.ReadConfig(try_autocache=False, add_tfds_id=True)
-        return builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            decoders=decoders,
-            read_config=config,
-        )
+    read = functools.partial(
+        builder.as_dataset,
+        split=split,
+        shuffle_files=False,
+        read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=True),
+    )
 
     @functools.cache
     def labels() -> np.ndarray:
-        found = read(tfds.decode.PartialDecoding({label_key: True}))
+        found = read(decoders=tfds.decode.PartialDecoding({label_key: True}))
         batches = found.batch(4096).as_numpy_iterator()
         return np.concatenate([batch[label_key] for batch in batches])
 
-    def record(x: Mapping[str, tf.Tensor], name: tf.Tensor) -> Record:
-        found = {"image": x[image_key], "label": x[label_key], "name": name}
+    def record(x: Mapping[str, tf.Tensor]) -> Record:
+        image, label, name = x[image_key], x[label_key], x["tfds_id"]
+        found = {"image": image, "label": label, "name": name}
         if is_multi_label:
             sets = tf.one_hot(x["real_label"], len(class_names), True, False)
             found["labels"] = tf.reduce_any(sets, axis=0)
@@ -296,31 +252,24 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
 
     def parse(name: tf.Tensor, example: tf.Tensor) -> Record:
         x = features.deserialize_example(example, decoders=decoders)
-        return record(x, name)
+        return record({**x, "tfds_id": name})
 
     def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
         raw = _shuffled_examples(info.file_instructions, seed, buffer)
         return raw.skip(first).map(parse, num_parallel_calls=tf.data.AUTOTUNE)
 
-    parts = [
-        (part.splitname, slice(part.from_, part.to), splits[part.splitname])
-        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(
-            splits
-        )
-    ]
-    whole = sum(x.num_examples for _, _, x in parts)
-    num_bytes = sum(x.num_bytes for _, _, x in parts)
+    wholes = [splits[key] for key, _, _ in ranges]
+    whole = sum(x.num_examples for x in wholes)
+    num_bytes = sum(x.num_bytes for x in wholes)
     is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
     return Split(
         name=f"{name} {split}",
         num_examples=info.num_examples,
         class_names=class_names,
         image_size=height if height == width else None,
-        records=lambda: read(decoders).map(lambda x: record(x, x["tfds_id"])),
+        records=lambda: read(decoders=decoders).map(record),
         labels=labels,
-        ranges=tuple(
-            (key, *part.indices(x.num_examples)[:2]) for key, part, x in parts
-        ),
+        ranges=ranges,
         shuffled=shuffled if is_tfrecord else None,
         num_bytes=lambda: int(info.num_examples / max(whole, 1) * num_bytes),
         is_multi_label=is_multi_label,
@@ -332,15 +281,8 @@ def _shuffled_examples(
 ) -> tf.data.Dataset:
     """Reads TFRecord files in a random order, several in turn.
 
-    So a data set far larger than the buffer is mixed, too.
-
-    Args:
-      instructions: Of TFDS: the files, and which of their records.
-      seed: int64 [2].
-      buffer: Records in the shuffle buffer.
-
-    Returns:
-      Pairs of strings: a name as TFDS gives it, and the serialized example.
+    So a data set far larger than the buffer is mixed, too. Yields pairs of
+    strings: a name as TFDS gives it, and the serialized example.
     """
     count = len(instructions)
     paths = tf.constant([i.filename for i in instructions])

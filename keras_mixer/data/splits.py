@@ -7,7 +7,8 @@ last; a stream (TFRecords) goes through a shuffle buffer.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,18 +16,23 @@ import psutil
 import tensorflow as tf
 
 Record = Mapping[str, tf.Tensor]
+Range = tuple[str, int, int]  # name of a split, begin, end
 
 _CACHE_SHARE = 0.8  # of the free memory
 _BUFFER_BYTES = 2**30
 _BUFFER_RECORDS = 50_000  # where the size of a record is unknown
+
+_image_of = operator.itemgetter("image")
 
 
 class DataError(ValueError):
     """A data set is missing, or not what the run needs."""
 
 
-def _image_of(record: Record) -> tf.Tensor:
-    return record["image"]
+def first_line(error: Exception) -> str:
+    """Returns what an error says, without TensorFlow's additions."""
+    line = str(error).strip().partition("\n")[0]
+    return line.rpartition("}} ")[2].partition(" [Op:")[0][:200]
 
 
 def _name_of(record: Record) -> tf.Tensor:
@@ -36,11 +42,9 @@ def _name_of(record: Record) -> tf.Tensor:
 class Table(NamedTuple):
     """Records that are looked up in any order.
 
-    Attributes:
-      rows: Maps numbers of rows, [] or [n], to records of the same leading
-        shape, with labels in range.
-      order: Maps a seed, int64 [2], to the numbers of all rows of a split in a
-        random order.
+    `rows` maps numbers of rows, [] or [n], to records of the same leading
+    shape, with labels in range. `order` maps a seed, int64 [2], to the numbers
+    of all rows of a split in a random order.
     """
 
     rows: Callable[[tf.Tensor], Record]
@@ -49,42 +53,28 @@ class Table(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a data set.
+    """One split of a data set."""
 
-    Attributes:
-      name: For people, "cifar10 train[:99%]".
-      num_examples: Length of `records()`.
-      class_names: One name per class, in the order of the labels.
-      image_size: Side in pixels if all images are squares of one size.
-      records: Makes the data set of records in a fixed order, each with
-        "label", int64 [], and what `load` takes.
-      labels: Returns the labels in the same order, int64 [num_examples],
-        without reading images where the source allows it.
-      ranges: The parts of the data set's splits, (name, begin, end).
-      load: Maps a record to its image: encoded bytes, a scalar string, or
-        uint8 [height, width, 3].
-      name_of: Maps a record to its name, a path where it has one.
-      table: How to look records up; None of a stream.
-      shuffled: Implements `in_order_of` of a stream. None: `records()` go
-        through the buffer.
-      num_bytes: Returns the size of all encoded images, None if unknown.
-      is_multi_label: Whether records also have "labels", bool [num_classes]:
-        all classes that are right, or none where nobody knows. Such a split is
-        for evaluation.
-    """
-
-    name: str
+    name: str  # for people, "cifar10 train[:99%]"
     num_examples: int
-    class_names: tuple[str, ...]
-    image_size: int | None
+    class_names: tuple[str, ...]  # in the order of the labels
+    image_size: int | None  # side in pixels if all are squares of one size
+    # Come in a fixed order, with "label", int64 [], and what `load` takes.
     records: Callable[[], tf.data.Dataset]
+    # In the same order, int64 [num_examples]; without reading images where the
+    # source allows it.
     labels: Callable[[], np.ndarray]
-    ranges: tuple[tuple[str, int, int], ...] = ()
+    ranges: Sequence[Range] = ()  # the parts of the data set's splits
+    # Of a record: encoded bytes, string [], or uint8 [height, width, 3].
     load: Callable[[Record], tf.Tensor] = _image_of
-    name_of: Callable[[Record], tf.Tensor] = _name_of
-    table: Table | None = None
+    name_of: Callable[[Record], tf.Tensor] = _name_of  # a path if there is one
+    table: Table | None = None  # None of a stream
+    # Implements `in_order_of` of a stream. None: `records()` are buffered.
     shuffled: Callable[[tf.Tensor, Any, int], tf.data.Dataset] | None = None
+    # Of all encoded images, None if unknown.
     num_bytes: Callable[[], int | None] = lambda: None
+    # Records also have "labels", bool [num_classes]: all classes that are
+    # right, or none where nobody knows. Such a split is for evaluation.
     is_multi_label: bool = False
 
     @property
@@ -108,17 +98,11 @@ class Split:
     def in_order_of(
         self, seed: tf.Tensor, first: Any, buffer: int
     ) -> tf.data.Dataset:
-        """Returns all examples from the `first`-th on, in a random order.
+        """Returns all examples from the `first`-th on, in a seed's order.
 
-        Args:
-          seed: int64 [2]; the same seed gives the same order.
-          first: Examples to skip, an integer or int64 [].
-          buffer: Records in the shuffle buffer of a stream; a table needs
-            none.
-
-        Returns:
-          The records of a stream, or numbers of rows. `look_up` makes records
-          of both.
+        They are records of a stream, or row numbers of a table; `look_up` makes
+        records of both. `seed` is int64 [2], `first` an integer or int64 [].
+        Only a stream needs a `buffer`, whose size is in records.
         """
         if self.table is not None:
             order = self.table.order(seed)[first:]
@@ -134,11 +118,9 @@ class Split:
         return self.check_labels(found)
 
     def check_labels(self, records: Record) -> Record:
-        """Fails for examples without a label, as public test splits have.
-
-        An assertion costs as much as a hundredth of decoding an image, so it
-        should check several records at once.
-        """
+        """Fails for examples without a label, as public test splits have."""
+        # An assertion costs as much as a hundredth of decoding an image, so
+        # several records should be checked at once.
         labels = records["label"]
         tf.debugging.assert_equal(
             tf.logical_and(labels >= 0, labels < self.num_classes),
@@ -159,30 +141,59 @@ def require_same_classes(split: Split, other: Split) -> None:
         )
 
 
-def buffer_size(split: Split, wanted: int | None) -> int:
-    """Returns how many records of a stream are to be in its shuffle buffer.
+def read_split(split: str, infos: Mapping[str, Any], name: str) -> list[Range]:
+    """Reads a TFDS split expression."""
+    import tensorflow_datasets as tfds
 
-    As many as are wanted, or else as fill 1 GiB; at most all of them.
-    """
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise DataError(
+            f"Cannot use the split {split!r} of {name!r}: {first_line(error)} "
+            f"Its splits are {', '.join(infos)}. Parts of one are written as "
+            "in train[:80%] (https://www.tensorflow.org/datasets/splits)"
+        ) from error
+    ranges = []
+    for part in parts:
+        length = infos[part.splitname].num_examples
+        begin, end, _ = slice(part.from_, part.to).indices(length)
+        ranges.append((part.splitname, begin, end))
+    return ranges
+
+
+def select(split: str, lengths: Mapping[str, int], name: str) -> Range:
+    """Evaluates a split expression over splits that lie in memory."""
+    import tensorflow_datasets as tfds
+
+    infos = {
+        key: tfds.core.SplitInfo(name=key, shard_lengths=[length], num_bytes=0)
+        for key, length in lengths.items()
+    }
+    ranges = read_split(split, infos, name)
+    if len(ranges) != 1:
+        raise DataError(
+            f"Cannot use the split {split!r}: {name!r} takes one part of one "
+            "split, without '+'."
+        )
+    return ranges[0]
+
+
+def buffer_size(split: Split, wanted: int | None) -> int:
+    """Returns how many records of a stream to buffer: `wanted`, or 1 GiB."""
     if split.table is not None:
         return 1
     if wanted is None:
-        size = split.num_bytes()
-        wanted = _BUFFER_RECORDS
+        size, wanted = split.num_bytes(), _BUFFER_RECORDS
         if size:
             wanted = max(_BUFFER_BYTES * split.num_examples // size, 1)
     return min(wanted, split.num_examples)
 
 
 def choose(split: Split, indices: np.ndarray) -> Split:
-    """Returns some of a split's examples, in the split's order.
+    """Returns the examples at `indices`, each once, for evaluation alone.
 
-    All of a stream is read to find a few records. So the chosen ones stay in
-    memory for the next time, if their images are less than 1 GiB in all.
-
-    Args:
-      split: What to choose from, for evaluation alone.
-      indices: Positions in `split.records()`, each once.
+    They keep the split's order. A stream is read whole to find them, so they
+    stay in memory for the next time if their images take less than 1 GiB.
     """
     indices = np.sort(indices)
     size = None if split.table is not None else split.num_bytes()
@@ -207,11 +218,7 @@ def choose(split: Split, indices: np.ndarray) -> Split:
 
 
 def cached(split: Split) -> Split:
-    """Returns a split whose encoded images stay in memory once read.
-
-    Raises:
-      DataError: They are larger than the memory that is free.
-    """
+    """Keeps encoded images in memory; raises DataError if they do not fit."""
     size = split.num_bytes()
     free = psutil.virtual_memory().available
     if size is not None and size > _CACHE_SHARE * free:
@@ -252,19 +259,16 @@ def shuffle(
 
 
 def permutation(seed: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns the numbers 0 ... count - 1 in the order of a seed, int64 [2].
-
-    Of 1.3 million numbers it takes 0.3 s.
-    """
+    """Returns the numbers 0 ... count - 1 in the order of a seed, int64 [2]."""
+    # Takes 0.3 s for 1.3 million numbers.
     keys = tf.random.stateless_uniform([count], seed, None, None, tf.int64)
     return tf.argsort(keys)
 
 
 def table_of(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a `Split` whose records are rows of a table.
+    """Returns the fields of a `Split` whose records are rows of columns.
 
-    Args:
-      columns: Of equal length, by name; "label", int64, is one of them.
+    These are of equal length; "label", int64, is one of them.
     """
     labels = np.asarray(columns["label"], np.int64)
     tensors = {key: tf.constant(value) for key, value in columns.items()}

@@ -1,7 +1,7 @@
 """Data sets of an evaluation, by their names or by the name of a suite."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from keras_mixer.data.augment import permutations
 from keras_mixer.data.sources import open_split
@@ -35,9 +35,11 @@ CLASSIFICATION_SUITES = {
     }
 }
 
+# A name for people, and (data set, split, ...).
+Entry = tuple[str, tuple[str, ...]]
 
-@dataclasses.dataclass(frozen=True)
-class FewshotData:
+
+class FewshotData(NamedTuple):
     """A data set: support sets are drawn from `train`, `test` is classified."""
 
     name: str
@@ -52,23 +54,16 @@ def _parse(
     suites: Mapping[str, Mapping[str, tuple[str, ...]]],
     defaults: Sequence[str],
     form: str,
-) -> list[tuple[str, tuple[str, ...]]]:
+) -> list[Entry]:
     """Reads data sets with commas between them.
 
-    Args:
-      text: Entries NAME, NAME@SPLIT..., or a key of `suites`.
-      field: Name of the field or flag, for errors.
-      suites: Name -> name for people -> data set and splits.
-      defaults: The splits of an entry that names none.
-      form: How an entry is written, for errors.
-
-    Returns:
-      Pairs of a name for people and (data set, split, ...).
+    Each is NAME, NAME@SPLIT..., or a key of `suites`; one that names no split
+    has those of `defaults`. `field` and `form` are for errors.
 
     Raises:
       ConfigError: `text` cannot be read, or names something twice.
     """
-    found: list[tuple[str, tuple[str, ...]]] = []
+    found: list[Entry] = []
     for entry in text.split(","):
         name, *splits = (part.strip() for part in entry.split("@"))
         if name in suites and not splits:
@@ -93,7 +88,7 @@ def _parse(
     ]
 
 
-def parse_fewshot(text: str) -> list[tuple[str, tuple[str, ...]]]:
+def parse_fewshot(text: str) -> list[Entry]:
     """Reads `fewshot.data`: names for people, and (data set, train, test)."""
     return _parse(
         text,
@@ -105,13 +100,8 @@ def parse_fewshot(text: str) -> list[tuple[str, tuple[str, ...]]]:
     )
 
 
-def parse_classification(
-    text: str, split: str
-) -> list[tuple[str, tuple[str, ...]]]:
-    """Reads --data of eval.py: names for people, and (data set, split).
-
-    `split` is that of entries that name none.
-    """
+def parse_classification(text: str, split: str) -> list[Entry]:
+    """Reads --data of eval.py; `split` is that of entries that name none."""
     return _parse(
         text,
         "--data",
@@ -136,8 +126,8 @@ def open_fewshot(config: Config) -> list[FewshotData]:
     if settings.data is not None:
         entries = parse_fewshot(settings.data)
     elif own.name:
-        names = (own.name, own.train_split, own.eval_split)
-        entries = [(own.name, names)]
+        parts = (own.name, own.train_split, own.eval_split)
+        entries = [(own.name, parts)]
         classes = own.classes if classes is None else classes
     else:
         raise ConfigError(
