@@ -51,21 +51,17 @@ def resolve_model(
     """Fills in what follows from the initial weights.
 
     The expansion to a larger image (paper, App. C) sets tokens_mlp_dim, and
-    weights of timm the exact GELU; a run is read back by these.
+    timm's weights set the exact GELU. A run is read back with these.
 
     Raises:
-      ValueError: The image size is none that the weights can be fitted to.
+      ValueError: The weights cannot be fitted to the image size.
     """
     if initial is None:
         return config
-    size = config.model.image_size
-    assert size is not None
     dims = dimensions(config.model)
+    rows = config.model.side // dims.patch_size
     fitted = models.fit_variant(
-        dims,
-        initial,
-        (size // dims.patch_size, size // dims.patch_size),
-        config.init.resize_tokens,
+        dims, initial, (rows, rows), config.init.resize_tokens
     )
     model = dataclasses.replace(
         config.model, gelu="exact" if initial.exact_gelu else "tanh"
@@ -93,7 +89,6 @@ def build_mixer(
         missing.
     """
     options = config.model
-    assert options.image_size is not None
     dims = dimensions(options)
     last = config.train.last_blocks
     if last is not None and last > dims.num_blocks:
@@ -103,7 +98,7 @@ def build_mixer(
         )
     model = models.Mixer(
         dims,
-        input_shape=(options.image_size, options.image_size, 3),
+        input_shape=(options.side, options.side, 3),
         weights=initial,
         head=config.init.head,
         resize_tokens=config.init.resize_tokens,

@@ -26,7 +26,6 @@ random state, in some later version of its library, is refused.
 
 import ast
 import contextlib
-import difflib
 import functools
 import importlib
 import inspect
@@ -38,6 +37,7 @@ import keras
 import tensorflow as tf
 
 from keras_mixer.data.augment import keyed
+from keras_mixer.run import suggest
 
 Step = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Mixing = Callable[
@@ -158,10 +158,8 @@ def _find(library: str, name: str) -> Any:
     )
     if hasattr(layers, name):
         raise ValueError(f"{library}.{name} does not augment images. {kinds}")
-    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0)
-    raise ValueError(
-        f"{library} has no layer {name!r}. Did you mean {near[0]!r}? {kinds}"
-    )
+    hint = suggest.nearest(name, allowed, cutoff=0)
+    raise ValueError(f"{library} has no layer {name!r}.{hint} {kinds}")
 
 
 @contextlib.contextmanager
