@@ -76,8 +76,6 @@ _FIXED = (
     *("self", "kwargs", "name", "seed", "data_format", "auto_vectorize"),
     *("batchwise", "bounding_box_format", "segmentation_classes"),
 )
-# tf.image.adjust_jpeg_quality takes floats in 0..1.
-_UNIT_RANGE = ("RandomJpegQuality",)
 _OURS = {"keras.AugMix": keyed.AugMix}
 # Ops that hold a state.
 _STATE = re.compile(
@@ -118,11 +116,8 @@ def _read_arguments(text: str) -> dict[str, Any]:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call):
             call = ast.Call(func=call, args=[], keywords=[])
-        if (
-            ast.unparse(call.func) != f"{library}.{layer}"
-            or call.args
-            or any(keyword.arg is None for keyword in call.keywords)
-        ):
+        unnamed = call.args or None in [word.arg for word in call.keywords]
+        if unnamed or ast.unparse(call.func) != f"{library}.{layer}":
             raise written
         return {
             str(keyword.arg): ast.literal_eval(keyword.value)
@@ -279,7 +274,8 @@ def image_step(text: str, side: int | None) -> tuple[Step, int | None]:
       ValueError: There is no such layer, it does not take images, its
         arguments do not fit it, or its random numbers cannot be keyed.
     """
-    scale = 255.0 if _split_name(text)[1] in _UNIT_RANGE else 1.0
+    # tf.image.adjust_jpeg_quality takes floats in 0..1.
+    scale = 255.0 if _split_name(text)[1] == "RandomJpegQuality" else 1.0
     kept = [None, None] if resizes(text) else [side, side]
 
     def augment(layer: Any, image: tf.Tensor) -> tf.Tensor:

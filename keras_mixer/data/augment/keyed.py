@@ -94,16 +94,12 @@ def in_place_of_tf_random(seeds: Seeds) -> Iterator[None]:
 
         return draw
 
-    names = ("uniform", "normal", "gamma", "shuffle")
-    with _LOCK:
-        originals = {name: getattr(tf.random, name) for name in names}
-        try:
-            for name, old in originals.items():
-                setattr(tf.random, name, only_here(getattr(seeds, name), old))
-            yield
-        finally:
-            for name, old in originals.items():
-                setattr(tf.random, name, old)
+    with _LOCK, contextlib.ExitStack() as stack:
+        for name in ("uniform", "normal", "gamma", "shuffle"):
+            old = getattr(tf.random, name)
+            stack.callback(setattr, tf.random, name, old)
+            setattr(tf.random, name, only_here(getattr(seeds, name), old))
+        yield
 
 
 class AugMix(keras.layers.AugMix):

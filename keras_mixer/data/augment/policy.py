@@ -68,7 +68,7 @@ _STEPS = {
         function=functools.partial(randaugment.randaugment, pil=True)
     ),
 }
-_SIZING = ("resize", "resize_small", "central_crop", "inception_crop")
+_SIZING = {"resize_small"} | {n for n, step in _STEPS.items() if step.sized}
 
 
 def _step_help(name: str) -> str:
@@ -116,12 +116,11 @@ def split(policy: str) -> tuple[str, tuple[str, ...]]:
       ValueError: A mixing step is not at the end, or follows a permutation.
     """
     texts = policy.split("|")
-    end = len(texts)
-    while end and keras_layers.is_mixing(texts[end - 1]):
-        end -= 1
-    _require_no_mixing(texts[:end], policy)
-    mixing = tuple(text.strip() for text in texts[end:])
-    of_images = "|".join(texts[:end]).strip() or "resize"
+    mixing: list[str] = []
+    while texts and keras_layers.is_mixing(texts[-1]):
+        mixing.insert(0, texts.pop().strip())
+    _require_no_mixing(texts, policy)
+    of_images = "|".join(texts).strip() or "resize"
     shuffle = permutations.split(of_images)[1] if mixing else None
     if shuffle is not None:
         raise ValueError(
@@ -129,7 +128,7 @@ def split(policy: str) -> tuple[str, tuple[str, ...]]:
             f"{policy!r}: it would mix shuffled images. mixup.p=0.5 mixes them "
             "pixel by pixel."
         )
-    return of_images, mixing
+    return of_images, tuple(mixing)
 
 
 def _require_no_mixing(texts: Sequence[str], policy: str) -> None:
@@ -140,13 +139,6 @@ def _require_no_mixing(texts: Sequence[str], policy: str) -> None:
                 "it mixes the images of a batch, so it comes after all steps "
                 "of single images, and in augment.policy alone."
             )
-
-
-def _on_bytes(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns the step that takes the bytes of a file in place of an image."""
-    if function is images.inception_crop:
-        return images.decode_and_inception_crop
-    return lambda encoded, *rest: function(images.decode(encoded), *rest)
 
 
 def _compile(
@@ -224,8 +216,11 @@ def parse(
         seeds = tf.random.experimental.stateless_split(seed, len(steps))
         seeds = tf.unstack(seeds)
         for step_seed, (function, numbers) in zip(seeds, steps, strict=True):
-            if image.dtype == tf.string:
-                function = _on_bytes(function)
+            if image.dtype == tf.string:  # the bytes of a file
+                if function is images.inception_crop:
+                    function = images.decode_and_inception_crop
+                else:
+                    image = images.decode(image)
             image = function(image, step_seed, *numbers)
         image = tf.ensure_shape(image, (image_size, image_size, 3))
         return image if shuffle is None else shuffle(image, image_size)

@@ -60,11 +60,6 @@ def _rows(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(image, [shape[0], shape[1] * shape[2]])
 
 
-def _per_channel(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """Repeats three values along a row: `[width * 3]`."""
-    return tf.tile(values, [tf.shape(image)[1]])
-
-
 def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: float) -> tf.Tensor:
     """Goes from `degenerate` (factor 0) to `image` (1) and on; all floats."""
     return degenerate + factor * (image - degenerate)
@@ -77,7 +72,8 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
     high = tf.reduce_max(tf.reshape(tf.reduce_max(rows, 0), [-1, 3]), 0)
     scale = tf.where(high > low, 255.0 / (high - low), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
-    scaled = rows * _per_channel(scale, image) + _per_channel(offset, image)
+    width = [tf.shape(image)[1]]
+    scaled = rows * tf.tile(scale, width) + tf.tile(offset, width)
     return _to_uint8(scaled, image)
 
 
@@ -85,10 +81,8 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
     """Spreads each channel's histogram evenly, as PIL does."""
     # One table of 3 x 256 for all channels: [height, width * 3] indices.
     index = tf.cast(_rows(image), tf.int32)
-    index += _per_channel(tf.constant([0, 256, 512]), image)
-    counts = tf.math.bincount(
-        tf.reshape(index, [-1]), minlength=768, maxlength=768
-    )
+    index += tf.tile([0, 256, 512], [tf.shape(image)[1]])
+    counts = tf.math.bincount(index, minlength=768, maxlength=768)
     counts = tf.reshape(counts, [3, 256])
     below = tf.cumsum(counts, axis=1, exclusive=True)
     # The brightest value that occurs does not count in the step.
@@ -153,14 +147,9 @@ def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
     return affine(image, (cosine, -sine, x, sine, cosine, y))
 
 
-def shear_x(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Moves row y to the left by `level` * y pixels."""
-    return affine(image, (1.0, level, 0.0, 0.0, 1.0, 0.0))
-
-
-def shear_y(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Moves column x up by `level` * x pixels."""
-    return affine(image, (1.0, 0.0, 0.0, level, 1.0, 0.0))
+def shear(image: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Moves row i to the left by `x` * i pixels, column j up by `y` * j."""
+    return affine(image, (1.0, x, 0.0, y, 1.0, 0.0))
 
 
 def translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
@@ -291,8 +280,8 @@ def operations(magnitude: int, pil: bool = False) -> dict[str, Operation]:
             tf.cast(image, tf.float32) * factor, image
         ),
         "Sharpness": lambda image, _: sharpness(image, factor),
-        "ShearX": lambda image, d: shear_x(image, signed(level * 0.3, d)),
-        "ShearY": lambda image, d: shear_y(image, signed(level * 0.3, d)),
+        "ShearX": lambda image, d: shear(image, signed(level * 0.3, d), 0.0),
+        "ShearY": lambda image, d: shear(image, 0.0, signed(level * 0.3, d)),
         "TranslateX": lambda image, d: translate(image, signed(shift, d), 1),
         "TranslateY": lambda image, d: translate(image, signed(shift, d), 0),
         "Cutout": lambda image, d: cutout(image, d[1:], int(level * _CUTOUT)),
