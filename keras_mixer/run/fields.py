@@ -169,8 +169,8 @@ class AugmentConfig(_Section):
 
     policy: str = _doc(
         "resize",
-        "training: steps joined by |, for example pad_crop(4)|flip or "
-        "inception_crop|flip|randaugment(2, 15); or layers of keras-cv, "
+        "training: steps or layers of Keras and keras-cv joined by |, such as "
+        "pad_crop(4)|flip, inception_crop|flip|randaugment(2, 15) or "
         "flip|keras_cv.RandAugment(magnitude=0.5)|keras_cv.CutMix(alpha=1.0)",
     )
     eval_policy: str = _doc(

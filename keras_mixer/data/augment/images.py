@@ -1,8 +1,7 @@
 """Per-image TensorFlow ops: decoding, resizing, crops, flips, value range.
 
-Those that take a seed, two integers, are steps of a policy (policy.py). They
-are stateless: the same seed gives the same image, eagerly and in tf.data.
-Steps that draw nothing take a seed, too, so that all are called alike.
+Those that take a seed, two integers, are steps of a policy (policy.py), also
+if they draw nothing.
 """
 
 from typing import Any
@@ -13,20 +12,15 @@ _END_OF_JPEG = b"\xff\xd9"
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes JPEG, PNG, GIF, BMP or WebP (without alpha) bytes to RGB.
+    """Decodes a JPEG, PNG, GIF, BMP or WebP file to uint8 `[height, width, 3]`.
 
     Grey becomes three equal channels. CMYK and YCCK JPEGs become RGB, inverted
-    where an Adobe marker says so, without a colour profile. Of 16 bits the
-    upper 8 are kept, of a GIF the first frame. As in the authors' code, alpha
-    is dropped rather than composited, EXIF orientation is ignored, and JPEGs
-    go through TensorFlow's default DCT, the fast one. PIL's pixels differ by 1
-    level on average and by 18 at most (measured on ImageNet).
-
-    Args:
-      encoded: The bytes of a file, a scalar string.
-
-    Returns:
-      uint8 `[height, width, 3]`.
+    where an Adobe marker says so, without a colour profile. Images of 16 bits
+    keep the upper 8, GIFs the first frame. WebP must be without alpha. As in
+    the authors' code, alpha is dropped rather than composited, EXIF orientation
+    is ignored, and JPEGs go through TensorFlow's default, fast DCT. PIL's
+    pixels differ by 1 level on average and by 18 at most (measured on
+    ImageNet).
 
     Raises:
       tf.errors.InvalidArgumentError: The bytes are not an image, or are
@@ -80,15 +74,13 @@ def resize(
 ) -> tf.Tensor:
     """Resizes both sides to `side` pixels, or to `other` if given, bilinear.
 
-    An image of that size is returned as it is. There is no antialiasing, as in
-    the authors' code (big_vision, pp/ops_image.py).
+    Without antialiasing, as in the authors' code (big_vision, pp/ops_image.py).
     """
     del seed
-    side = other or side
-    return _resize(image, (side, side), "bilinear")
+    return _resize(image, [other or side] * 2)
 
 
-def _resize(image: tf.Tensor, size: Any, method: str) -> tf.Tensor:
+def _resize(image: tf.Tensor, size: Any, method: str = "bilinear") -> tf.Tensor:
     """Resizes a uint8 image by a method that averages its pixels.
 
     Rounding alone takes means out of 0..255, by less than 1. The cast, which
@@ -121,30 +113,22 @@ def flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def pad_crop(image: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Tensor:
     """Shifts by up to `padding` pixels; what comes into view is black."""
-    shape = tf.shape(image)
-    padded = tf.image.pad_to_bounding_box(
-        image,
-        padding,
-        padding,
-        shape[0] + 2 * padding,
-        shape[1] + 2 * padding,
-    )
-    return tf.image.stateless_random_crop(padded, shape, seed)
+    padded = tf.pad(image, [[padding] * 2, [padding] * 2, [0, 0]])
+    return tf.image.stateless_random_crop(padded, tf.shape(image), seed)
 
 
 def _inception_box(
     shape: tf.Tensor, seed: tf.Tensor, area_min: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Draws a box: first corner and size in pixels, each (y, x, channels)."""
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+    return tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.zeros([0, 0, 4]),
         seed=seed,
         area_range=(area_min / 100, 1.0),
         min_object_covered=0.0,
         use_image_if_no_bounding_boxes=True,
-    )
-    return begin, size
+    )[:2]
 
 
 def inception_crop(
@@ -157,7 +141,7 @@ def inception_crop(
     """
     crop = tf.slice(image, *_inception_box(tf.shape(image), seed, area_min))
     crop = tf.ensure_shape(crop, (None, None, image.shape[-1]))
-    return _resize(crop, (side, side), "bilinear")
+    return _resize(crop, (side, side))
 
 
 def decode_and_inception_crop(
@@ -165,9 +149,8 @@ def decode_and_inception_crop(
 ) -> tf.Tensor:
     """Returns `inception_crop(decode(encoded), ...)`, to the pixel, but faster.
 
-    Only the box of a JPEG is decoded, so damage below it goes unseen. A missing
-    end does not: a file without its last marker is decoded whole, and fails
-    whatever the box is.
+    Only the box of a JPEG is decoded, so damage below it goes unseen. A file
+    without its last marker is decoded whole, and fails whatever the box is.
     """
 
     def crop_jpeg() -> tf.Tensor:
@@ -181,7 +164,7 @@ def decode_and_inception_crop(
         window = tf.stack([y, left, height, right - left])
         wide = tf.image.decode_and_crop_jpeg(encoded, window, channels=3)
         crop = wide[:, x - left : x - left + width]
-        return _resize(crop, (side, side), "bilinear")
+        return _resize(crop, (side, side))
 
     end = tf.maximum(tf.strings.length(encoded) - 2, 0)
     return tf.cond(

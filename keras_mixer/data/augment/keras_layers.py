@@ -1,11 +1,11 @@
 """Augmentation layers of Keras and keras-cv as steps of a policy.
 
-A step `keras.<Layer>(argument=literal, ...)` is a layer of keras.layers, and
-`keras_cv.<Layer>(...)` one of keras_cv.layers, for example
-`keras.RandAugment(num_ops=2, factor=0.5)`. Arguments are numbers, strings,
-tuples and the like; nothing is executed. `value_range` is (0, 255) and need
-not be written. A layer's `seed` is left out: the draws are keyed by the run's
-seed and the position of the example, as in every other step.
+A step `keras.<Layer>(argument=literal, ...)` is a layer of keras.layers, for
+example `keras.RandAugment(num_ops=2, factor=0.5)`, and `keras_cv.<Layer>(...)`
+one of keras_cv.layers. Arguments are numbers, strings, tuples and the like;
+nothing is executed. `value_range` is (0, 255) and need not be written. There is
+no `seed`: the run's seed and the example's position key the draws, as in every
+other step.
 
 All layers that augment images can be steps, except those that take layers and
 those for bounding boxes (`_REFUSED`). Some need images of one size, so they
@@ -19,9 +19,9 @@ and come last. keras-cv's CutMix labels by the box it drew. Part of that box may
 lie outside the image; the second image's share in the label is then larger
 than its share of the pixels, which the authors of CutMix count.
 
-A layer is traced once, to a function of an image and a key (keyed.py). That
-function runs eagerly and in tf.data. A layer whose function still holds a
-random state, in some later version of its library, is refused.
+A layer is traced once, to a function of an image and a key (keyed.py), which
+runs eagerly and in tf.data. A layer whose function still holds a random state,
+in some later version of its library, is refused.
 """
 
 import ast
@@ -29,6 +29,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -75,13 +76,10 @@ _FIXED = (
     *("self", "kwargs", "name", "seed", "data_format", "auto_vectorize"),
     *("batchwise", "bounding_box_format", "segmentation_classes"),
 )
-# tf.image.adjust_jpeg_quality takes floats in 0..1.
-_UNIT_RANGE = ("RandomJpegQuality",)
 _OURS = {"keras.AugMix": keyed.AugMix}
-(_KERAS_BASE,) = keras.layers.CenterCrop.__bases__  # Keras exports no name
-# Ops that hold a state, unless they begin with Stateless.
+# Ops that hold a state.
 _STATE = re.compile(
-    "Random|Rng|Multinomial|TruncatedNormal|Uniform|Normal|Distorted|VariableOp"
+    "(?!Stateless).*(Random|Rng|Multinomial|Uniform|Normal|Distorted|VariableOp)"
 )
 
 
@@ -118,11 +116,8 @@ def _read_arguments(text: str) -> dict[str, Any]:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call):
             call = ast.Call(func=call, args=[], keywords=[])
-        if (
-            ast.unparse(call.func) != f"{library}.{layer}"
-            or call.args
-            or any(keyword.arg is None for keyword in call.keywords)
-        ):
+        unnamed = call.args or None in [word.arg for word in call.keywords]
+        if unnamed or ast.unparse(call.func) != f"{library}.{layer}":
             raise written
         return {
             str(keyword.arg): ast.literal_eval(keyword.value)
@@ -135,31 +130,33 @@ def _read_arguments(text: str) -> dict[str, Any]:
 def _find(library: str, name: str) -> Any:
     """Returns the class of a layer, if it can be a step."""
     layers = importlib.import_module(f"{library}.layers")
-    bases = [_KERAS_BASE]
-    if library == "keras_cv":
-        bases = [
+    if library == "keras":
+        bases = keras.layers.CenterCrop.__bases__  # Keras exports no name
+    else:
+        bases = (
             layers.BaseImageAugmentationLayer,
             layers.VectorizedBaseImageAugmentationLayer,
-        ]
-    allowed = [
-        known
+        )
+    allowed = {
+        known: layer
         for known, layer in vars(layers).items()
         if inspect.isclass(layer)
-        and issubclass(layer, tuple(bases))
+        and issubclass(layer, bases)
         and known not in _REFUSED
-    ]
+    }
     if name in allowed:
-        return _OURS.get(f"{library}.{name}", getattr(layers, name))
-    if hasattr(layers, name) and name in _REFUSED:
+        return _OURS.get(f"{library}.{name}", allowed[name])
+    if not hasattr(layers, name):
+        hint = suggest.nearest(name, allowed, cutoff=0)
+        wrong = f"{library} has no layer {name!r}.{hint}"
+    elif name in _REFUSED:
         raise ValueError(f"Cannot use {library}.{name}: {_REFUSED[name]}.")
-    kinds = (
-        f"Allowed are the layers of {library} that augment images "
+    else:
+        wrong = f"{library}.{name} does not augment images."
+    raise ValueError(
+        f"{wrong} Allowed are the layers of {library} that augment images "
         f"({_LISTS[library]}), among them {' and '.join(_MIXING[:2])}."
     )
-    if hasattr(layers, name):
-        raise ValueError(f"{library}.{name} does not augment images. {kinds}")
-    hint = suggest.nearest(name, allowed, cutoff=0)
-    raise ValueError(f"{library} has no layer {name!r}.{hint} {kinds}")
 
 
 @contextlib.contextmanager
@@ -193,12 +190,7 @@ def _make_layer(layer_class: Any, arguments: dict[str, Any]) -> Any:
 def _trace(
     text: str, apply: Callable[..., Any], specs: Sequence[tf.TensorSpec]
 ) -> Any:
-    """Traces a layer.
-
-    Args:
-      text: The step.
-      apply: `apply(layer, *inputs)`, what is to be traced.
-      specs: The inputs.
+    """Traces `apply(layer, *inputs)` for the layer of a step.
 
     Returns:
       A concrete function of the inputs and, last, a key, int64 `[2]`.
@@ -240,11 +232,9 @@ def _trace(
             f"takes {', '.join(takes) or 'no arguments'}."
         ) from error
     graph = concrete.graph.as_graph_def()
-    nodes = [*graph.node]
-    for nested in graph.library.function:
-        nodes += nested.node_def
-    ops = {node.op for node in nodes if not node.op.startswith("Stateless")}
-    unkeyed = sorted(filter(_STATE.search, ops))
+    nested = [function.node_def for function in graph.library.function]
+    ops = {node.op for node in itertools.chain(graph.node, *nested)}
+    unkeyed = sorted(filter(_STATE.match, ops))
     if unkeyed:
         raise ValueError(
             f"Cannot use {text.strip()!r}: it draws random numbers that no "
@@ -272,21 +262,20 @@ def _to_uint8(images: tf.Tensor) -> tf.Tensor:
 def image_step(text: str, side: int | None) -> tuple[Step, int | None]:
     """Makes a step of a policy from a layer that takes an image.
 
-    Args:
-      text: `keras.<Layer>(argument=value, ...)` or `keras_cv.<Layer>(...)`.
-      side: Side of the images that the step takes, in pixels, if all are
-        squares of one size.
+    `side` is that of the images that the step takes, in pixels; None if they
+    are not squares of one size.
 
     Returns:
-      `f(image, seed)`: uint8 `[height, width, 3]` and two integers, int64, to
-      uint8 `[height, width, 3]`, computed in float32, rounded and clipped; and
-      the side of these images, None if they are not squares of one size.
+      `f(image, seed)`: uint8 `[height, width, 3]` and two integers to uint8
+      `[height, width, 3]`, computed in float32, rounded and clipped; and the
+      side of these images, None as above.
 
     Raises:
       ValueError: There is no such layer, it does not take images, its
         arguments do not fit it, or its random numbers cannot be keyed.
     """
-    scale = 255.0 if _split_name(text)[1] in _UNIT_RANGE else 1.0
+    # tf.image.adjust_jpeg_quality takes floats in 0..1.
+    scale = 255.0 if _split_name(text)[1] == "RandomJpegQuality" else 1.0
     kept = [None, None] if resizes(text) else [side, side]
 
     def augment(layer: Any, image: tf.Tensor) -> tf.Tensor:
@@ -318,17 +307,12 @@ def image_step(text: str, side: int | None) -> tuple[Step, int | None]:
 
 
 def make_mixing(texts: Sequence[str], side: int) -> Mixing:
-    """Makes a function of a batch from mixing steps, CutMix for example.
-
-    Args:
-      texts: The steps, as `policy.split` returns them; one or more.
-      side: Side of the images, in pixels.
+    """Makes a function of a batch from mixing steps of `policy.split`.
 
     Returns:
       `f(images, labels, seed)`: uint8 `[n, side, side, 3]`, float32
-      `[n, classes]` and two integers, int64, to mixed images and labels of the
-      same shapes and types. It may be called eagerly or in tf.data. Which
-      images are mixed depends on the seed and on n.
+      `[n, classes]` and two integers to mixed images and labels of the same
+      shapes and types. Which images are mixed depends on the seed and on n.
 
     Raises:
       ValueError: A step is not a mixing layer, its arguments do not fit it, or
@@ -339,15 +323,13 @@ def make_mixing(texts: Sequence[str], side: int) -> Mixing:
     def mix(
         images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        shapes = images.shape, labels.shape
+        before = images.shape, labels.shape
         seed = tf.cast(seed, tf.int64)
         seeds = tf.random.experimental.stateless_split(seed, len(steps))
-        for i, step in enumerate(steps):
-            images, labels = step(images, labels, tf.cast(seeds[i], tf.int64))
-        return (
-            tf.ensure_shape(images, shapes[0]),
-            tf.ensure_shape(labels, shapes[1]),
-        )
+        for step, key in zip(steps, tf.unstack(seeds), strict=True):
+            images, labels = step(images, labels, key)
+        images = tf.ensure_shape(images, before[0])
+        return images, tf.ensure_shape(labels, before[1])
 
     return mix
 

@@ -1,11 +1,11 @@
 """Random numbers of Keras' and keras-cv's layers, as functions of a key.
 
-A layer is given `Seeds` in place of its generators, and is traced. All that it
+A layer gets `Seeds` in place of its generators, and is traced. All that it
 draws is then a stateless op of the key, which the traced function takes.
 
-The layers of Keras draw through a SeedGenerator. Those of keras-cv 0.9 do not:
-they draw from a tf.random.Generator, and their samplers of factors and mixing
-layers call tf.random without a seed. Hence `in_place_of_tf_random`.
+The layers of Keras draw through a SeedGenerator. Those of keras-cv 0.9 draw
+from a tf.random.Generator, and their samplers of factors and mixing layers
+call tf.random without a seed. Hence `in_place_of_tf_random`.
 """
 
 import contextlib
@@ -22,13 +22,11 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 
 class Seeds(keras.random.SeedGenerator):
-    """The seeds of what is being traced.
+    """The seeds of what is being traced: the n-th is the key with n folded in.
 
-    The n-th one is the key with n folded in. The body of a loop is traced
-    once; there, the number of the round is folded in as well.
-
-    Also has the methods of tf.random.Generator, and the functions of
-    tf.random, that keras-cv calls.
+    The body of a loop is traced once; there, the number of the round is folded
+    in as well. keras-cv calls the methods that tf.random.Generator and
+    tf.random have, too.
     """
 
     def __init__(self) -> None:  # without the variable of its base
@@ -54,14 +52,12 @@ class Seeds(keras.random.SeedGenerator):
     def uniform(
         self, shape: Any, *rest: Any, seed: None = None, **named: Any
     ) -> tf.Tensor:
-        seeds = self.next()
-        return tf.random.stateless_uniform(shape, seeds, *rest, **named)
+        return tf.random.stateless_uniform(shape, self.next(), *rest, **named)
 
     def normal(
         self, shape: Any, *rest: Any, seed: None = None, **named: Any
     ) -> tf.Tensor:
-        seeds = self.next()
-        return tf.random.stateless_normal(shape, seeds, *rest, **named)
+        return tf.random.stateless_normal(shape, self.next(), *rest, **named)
 
     random_normal = normal  # GridMask calls it by this name
 
@@ -98,23 +94,18 @@ def in_place_of_tf_random(seeds: Seeds) -> Iterator[None]:
 
         return draw
 
-    names = ("uniform", "normal", "gamma", "shuffle")
-    with _LOCK:
-        originals = {name: getattr(tf.random, name) for name in names}
-        try:
-            for name, old in originals.items():
-                setattr(tf.random, name, only_here(getattr(seeds, name), old))
-            yield
-        finally:
-            for name, old in originals.items():
-                setattr(tf.random, name, old)
+    with _LOCK, contextlib.ExitStack() as stack:
+        for name in ("uniform", "normal", "gamma", "shuffle"):
+            old = getattr(tf.random, name)
+            stack.callback(setattr, tf.random, name, old)
+            setattr(tf.random, name, only_here(getattr(seeds, name), old))
+        yield
 
 
 class AugMix(keras.layers.AugMix):
     """Keras' AugMix with operations that are drawn for every image.
 
-    Keras draws them with Python's `random`, so that a trace would apply the
-    same operations to all images.
+    Keras draws them with Python's `random`: a trace would fix them.
     """
 
     def get_random_transformation(

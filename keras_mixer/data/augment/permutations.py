@@ -24,12 +24,9 @@ HELP = tuple(f"{name}({', '.join(n)})" for name, n in _NUMBERS.items())
 
 
 class Permutation(NamedTuple):
-    """A permutation of pixels.
+    """A permutation of the pixels of square images; `side` is theirs."""
 
-    `patch` is the side of a patch in pixels, None if all pixels are shuffled.
-    """
-
-    patch: int | None
+    patch: int | None  # side in pixels; None: all pixels are shuffled
     seed: int
 
     def __str__(self) -> str:
@@ -38,12 +35,7 @@ class Permutation(NamedTuple):
         return f"shuffle_patches({self.patch}, {self.seed})"
 
     def check(self, side: int, policy: str) -> None:
-        """Raises ValueError if the patches do not fit an image.
-
-        Args:
-          side: Side of the square image, in pixels.
-          policy: What the error quotes.
-        """
+        """Raises ValueError, which quotes the policy, if patches do not fit."""
         if self.patch is None or side % self.patch == 0:
             return
         fitting = [str(p) for p in range(1, side + 1) if side % p == 0]
@@ -62,17 +54,11 @@ class Permutation(NamedTuple):
         """
         patch = self.patch or side
         rng = np.random.default_rng(self.seed)
-        return (
-            rng.permutation((side // patch) ** 2),
-            rng.permutation(patch**2),
-        )
+        patches = rng.permutation((side // patch) ** 2)
+        return patches, rng.permutation(patch**2)
 
     def order(self, side: int) -> np.ndarray:
-        """Returns which pixel comes to each place, ints `[side^2]`, row-major.
-
-        Args:
-          side: Side of the square image, in pixels.
-        """
+        """Returns the pixel that comes to each place, row-major `[side^2]`."""
         patch = self.patch or side
         grid = side // patch
         patches, inside = self.parts(side)
@@ -110,10 +96,7 @@ def _parse(text: str, policy: str) -> Permutation | None:
 
 
 def split(policy: str) -> tuple[str, Permutation | None]:
-    """Takes a permutation off the end of a policy.
-
-    Args:
-      policy: Steps joined by `|`.
+    """Takes a permutation off the end of a policy, steps joined by `|`.
 
     Returns:
       The policy without it ("resize" if nothing is left) and the permutation,

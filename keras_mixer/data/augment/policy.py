@@ -3,16 +3,16 @@
 A policy is a line such as `inception_crop|flip|randaugment(2, 15)`: the steps
 between the file and the map to [-1, 1]. A step is `name` or `name(number,
 ...)`; or a layer, `keras.Name(argument=value, ...)` or `keras_cv.Name(...)`
-(keras_layers.py); or, last, a permutation (permutations.py).
+(keras_layers.py). The last one may be a permutation (permutations.py).
 
 Random steps are stateless: the same seed, two integers, gives the same image,
 eagerly and in tf.data.
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -27,8 +27,7 @@ from keras_mixer.data.augment import (
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Number:
+class _Number(NamedTuple):
     """A whole number that a step takes."""
 
     name: str
@@ -39,8 +38,7 @@ class _Number:
         return f"{self.name} is a whole number from {self.low} to {self.high}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """A step of a policy: its function, and the numbers it takes."""
 
     function: Callable[..., tf.Tensor]
@@ -49,7 +47,11 @@ class _Step:
     sized: bool = False  # takes the model's side and makes images of it
 
 
-_RANDAUGMENT = (_Number("layers", 1, 10), _Number("magnitude", 0, 30))
+_RANDAUGMENT = _Step(
+    randaugment.randaugment,
+    (_Number("layers", 1, 10), _Number("magnitude", 0, 30)),
+    optional=False,
+)
 _STEPS = {
     "resize": _Step(images.resize, (_Number("side"),), sized=True),
     "resize_small": _Step(
@@ -61,13 +63,12 @@ _STEPS = {
     "inception_crop": _Step(
         images.inception_crop, (_Number("area_min", high=100),), sized=True
     ),
-    "randaugment": _Step(randaugment.randaugment, _RANDAUGMENT, optional=False),
-    "randaugment_pil": _Step(
-        functools.partial(randaugment.randaugment, pil=True),
-        _RANDAUGMENT,
-        optional=False,
+    "randaugment": _RANDAUGMENT,
+    "randaugment_pil": _RANDAUGMENT._replace(
+        function=functools.partial(randaugment.randaugment, pil=True)
     ),
 }
+_SIZING = {"resize_small"} | {n for n, step in _STEPS.items() if step.sized}
 
 
 def _step_help(name: str) -> str:
@@ -107,33 +108,27 @@ def _parse_step(text: str, policy: str) -> tuple[str, list[int]]:
 def split(policy: str) -> tuple[str, tuple[str, ...]]:
     """Splits the steps that mix a batch from those of single images.
 
-    Args:
-      policy: Steps joined by `|`. Those that mix, such as keras_cv.CutMix, are
-        last.
-
     Returns:
       The policy of single images for `parse`, "resize" if all steps mix, and
-      the mixing steps for `keras_layers.make_mixing`.
+      the mixing steps, such as keras_cv.CutMix, for `keras_layers.make_mixing`.
 
     Raises:
       ValueError: A mixing step is not at the end, or follows a permutation.
     """
     texts = policy.split("|")
-    end = len(texts)
-    while end and keras_layers.is_mixing(texts[end - 1]):
-        end -= 1
-    _require_no_mixing(texts[:end], policy)
-    mixing = tuple(text.strip() for text in texts[end:])
-    of_images = "|".join(texts[:end]).strip() or "resize"
-    if mixing:
-        shuffle = permutations.split(of_images)[1]
-        if shuffle is not None:
-            raise ValueError(
-                f"Cannot use {shuffle} with {mixing[0]!r} in the policy "
-                f"{policy!r}: it would mix shuffled images. mixup.p=0.5 mixes "
-                "them pixel by pixel."
-            )
-    return of_images, mixing
+    mixing: list[str] = []
+    while texts and keras_layers.is_mixing(texts[-1]):
+        mixing.insert(0, texts.pop().strip())
+    _require_no_mixing(texts, policy)
+    of_images = "|".join(texts).strip() or "resize"
+    shuffle = permutations.split(of_images)[1] if mixing else None
+    if shuffle is not None:
+        raise ValueError(
+            f"Cannot use {shuffle} with {mixing[0]!r} in the policy "
+            f"{policy!r}: it would mix shuffled images. mixup.p=0.5 mixes them "
+            "pixel by pixel."
+        )
+    return of_images, tuple(mixing)
 
 
 def _require_no_mixing(texts: Sequence[str], policy: str) -> None:
@@ -144,20 +139,6 @@ def _require_no_mixing(texts: Sequence[str], policy: str) -> None:
                 "it mixes the images of a batch, so it comes after all steps "
                 "of single images, and in augment.policy alone."
             )
-
-
-def _on_bytes(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns the step that takes the bytes of a file in place of an image."""
-    if function is images.inception_crop:
-        return images.decode_and_inception_crop
-    return lambda encoded, *rest: function(images.decode(encoded), *rest)
-
-
-def _sets_size(name: str) -> bool:
-    """Tells whether a step makes images of another size."""
-    if keras_layers.is_step(name):
-        return keras_layers.resizes(name)
-    return _STEPS[name].sized or name == "resize_small"
 
 
 def _compile(
@@ -181,15 +162,13 @@ def _compile(
                 f"The policy {policy!r} cuts {image_size} x {image_size} "
                 f"pixels out of images whose smaller side has {smallest}."
             )
-        if name == "resize_small":
-            size, smallest = None, numbers[0]
-        elif name == "resize" and numbers:
-            size = smallest = numbers[0]
-        elif step.sized:
+        if step.sized:
             size = smallest = image_size
-        steps.append(
-            (step.function, [image_size, *numbers] if step.sized else numbers)
-        )
+            numbers = [image_size, *numbers]
+        if name in ("resize", "resize_small"):
+            smallest = numbers[-1]
+            size = smallest if step.sized else None
+        steps.append((step.function, numbers))
     if size != image_size:
         many = f"of {size} x {size} pixels" if size else "of many sizes"
         raise ValueError(
@@ -205,16 +184,11 @@ def parse(
 ) -> Augment:
     """Compiles a policy into a function of an image, or its file, and a seed.
 
-    A policy in which no step sets the size begins with a resize, unless the
-    images have the model's size already.
-
-    Args:
-      policy: Steps joined by `|`. resize, central_crop and inception_crop
-        make images of the model's size, resize(side) of another one. Layers
-        are made and traced here, which takes about a second each; some need
-        images of one size. A permutation comes last.
-      image_size: Side of the images that the model takes, in pixels.
-      source_size: Side of the images before, if all are squares of one size.
+    resize, central_crop and inception_crop make images of the model's side,
+    `image_size` pixels, resize(side) of another one. A policy in which no step
+    sets the size begins with a resize, unless `source_size` is the model's: the
+    side of the images before, if all are squares of one size. Layers are made
+    and traced here, which takes about a second each.
 
     Returns:
       `f(image, seed)`: uint8 `[height, width, 3]`, or the bytes of a file (a
@@ -223,8 +197,7 @@ def parse(
 
     Raises:
       ValueError: A step is unknown or mixes a batch (see `split`), its
-        arguments do not fit it, or the images come out in another size than
-        `image_size`.
+        arguments do not fit it, or the images come out in another size.
     """
     policy, shuffle = permutations.split(policy)
     if shuffle is not None:
@@ -232,7 +205,9 @@ def parse(
     texts = policy.split("|")
     _require_no_mixing(texts, policy)
     parsed = [_parse_step(text, policy) for text in texts]
-    resized = any(_sets_size(name) for name, _ in parsed)
+    resized = any(
+        name in _SIZING or keras_layers.resizes(name) for name, _ in parsed
+    )
     if source_size != image_size and not resized:
         parsed.insert(0, ("resize", []))
     steps = _compile(parsed, policy, image_size, source_size)
@@ -241,8 +216,11 @@ def parse(
         seeds = tf.random.experimental.stateless_split(seed, len(steps))
         seeds = tf.unstack(seeds)
         for step_seed, (function, numbers) in zip(seeds, steps, strict=True):
-            if image.dtype == tf.string:
-                function = _on_bytes(function)
+            if image.dtype == tf.string:  # the bytes of a file
+                if function is images.inception_crop:
+                    function = images.decode_and_inception_crop
+                else:
+                    image = images.decode(image)
             image = function(image, step_seed, *numbers)
         image = tf.ensure_shape(image, (image_size, image_size, 3))
         return image if shuffle is None else shuffle(image, image_size)

@@ -60,11 +60,6 @@ def _rows(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(image, [shape[0], shape[1] * shape[2]])
 
 
-def _per_channel(values: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-    """Repeats three values along a row: `[width * 3]`."""
-    return tf.tile(values, [tf.shape(image)[1]])
-
-
 def _blend(degenerate: tf.Tensor, image: tf.Tensor, factor: float) -> tf.Tensor:
     """Goes from `degenerate` (factor 0) to `image` (1) and on; all floats."""
     return degenerate + factor * (image - degenerate)
@@ -77,7 +72,8 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
     high = tf.reduce_max(tf.reshape(tf.reduce_max(rows, 0), [-1, 3]), 0)
     scale = tf.where(high > low, 255.0 / (high - low), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
-    scaled = rows * _per_channel(scale, image) + _per_channel(offset, image)
+    width = [tf.shape(image)[1]]
+    scaled = rows * tf.tile(scale, width) + tf.tile(offset, width)
     return _to_uint8(scaled, image)
 
 
@@ -85,10 +81,8 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
     """Spreads each channel's histogram evenly, as PIL does."""
     # One table of 3 x 256 for all channels: [height, width * 3] indices.
     index = tf.cast(_rows(image), tf.int32)
-    index += _per_channel(tf.constant([0, 256, 512]), image)
-    counts = tf.math.bincount(
-        tf.reshape(index, [-1]), minlength=768, maxlength=768
-    )
+    index += tf.tile([0, 256, 512], [tf.shape(image)[1]])
+    counts = tf.math.bincount(index, minlength=768, maxlength=768)
     counts = tf.reshape(counts, [3, 256])
     below = tf.cumsum(counts, axis=1, exclusive=True)
     # The brightest value that occurs does not count in the step.
@@ -102,22 +96,13 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(equalized, tf.shape(image))
 
 
-def invert(image: tf.Tensor) -> tf.Tensor:
-    """Returns the negative."""
-    return 255 - image
-
-
 def affine(image: tf.Tensor, transform: tuple) -> tf.Tensor:
     """Takes each pixel (x, y) from (a x + b y - c, d x + e y - f).
 
-    The nearest pixel counts, from the middle of the first one; grey where that
-    lies outside. Equals tf.raw_ops.ImageProjectiveTransformV3
-    (tfa.image.transform) to the pixel, in a quarter of its time: that one goes
-    channel by channel.
-
-    Args:
-      image: uint8 `[height, width, 3]`.
-      transform: a, b, c, d, e, f: numbers or scalar tensors.
+    `transform` is a, b, c, d, e, f: numbers or scalar tensors. The nearest
+    pixel counts, from the middle of the first one; outside is grey. Equals
+    tf.raw_ops.ImageProjectiveTransformV3 (tfa.image.transform) to the pixel,
+    in a quarter of its time: that op goes channel by channel.
     """
     a, b, c, d, e, f = transform
     shape = tf.shape(image)
@@ -162,14 +147,9 @@ def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
     return affine(image, (cosine, -sine, x, sine, cosine, y))
 
 
-def shear_x(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Moves row y to the left by `level` * y pixels."""
-    return affine(image, (1.0, level, 0.0, 0.0, 1.0, 0.0))
-
-
-def shear_y(image: tf.Tensor, level: tf.Tensor) -> tf.Tensor:
-    """Moves column x up by `level` * x pixels."""
-    return affine(image, (1.0, 0.0, 0.0, level, 1.0, 0.0))
+def shear(image: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Moves row i to the left by `x` * i pixels, column j up by `y` * j."""
+    return affine(image, (1.0, x, 0.0, y, 1.0, 0.0))
 
 
 def translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
@@ -177,13 +157,11 @@ def translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
     size = tf.shape(image)[axis]
     pixels = tf.clip_by_value(pixels, -size, size)
     before, after = tf.maximum(-pixels, 0), tf.maximum(pixels, 0)
+    kept = [slice(None), slice(None)]
+    kept[axis] = slice(after, size - before)
     paddings = [[0, 0], [0, 0], [0, 0]]
     paddings[axis] = [before, after]
-    if axis == 0:
-        kept = image[after : size - before]
-    else:
-        kept = image[:, after : size - before]
-    return tf.pad(kept, paddings, constant_values=_FILL)
+    return tf.pad(image[tuple(kept)], paddings, constant_values=_FILL)
 
 
 def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
@@ -233,11 +211,6 @@ def contrast(image: tf.Tensor, factor: float, pil: bool = False) -> tf.Tensor:
     return _to_uint8(_blend(mean, tf.cast(image, tf.float32), factor), image)
 
 
-def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
-    """Scales the distance from black."""
-    return _to_uint8(tf.cast(image, tf.float32) * factor, image)
-
-
 def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
     """Scales the distance from PIL's SMOOTH; the border is left as it is."""
     rows = tf.cast(_rows(image), tf.float32)  # [height, width * 3]
@@ -253,14 +226,15 @@ def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
     return _to_uint8(tf.concat([rows[:1], inner, bottom], 0), image)
 
 
-def cutout(
-    image: tf.Tensor, row: tf.Tensor, column: tf.Tensor, half: int
-) -> tf.Tensor:
-    """Greys a square of side 2 `half` around a pixel, cut at the borders."""
-    shape = tf.shape(image)
-    top, bottom = tf.maximum(row - half, 0), tf.minimum(row + half, shape[0])
-    left = tf.maximum(column - half, 0)
-    right = tf.minimum(column + half, shape[1])
+def cutout(image: tf.Tensor, place: tf.Tensor, half: int) -> tf.Tensor:
+    """Greys a square of side 2 `half`, cut at the borders.
+
+    `place` holds its centre's row and column as shares of the size, in [0, 1).
+    """
+    size = tf.shape(image)[:2]
+    center = tf.cast(place * tf.cast(size, tf.float32), tf.int32)
+    top, left = tf.unstack(tf.maximum(center - half, 0))
+    bottom, right = tf.unstack(tf.minimum(center + half, size))
     band = image[top:bottom]
     grey = tf.fill(
         [bottom - top, right - left, 3], tf.constant(_FILL, tf.uint8)
@@ -272,9 +246,8 @@ def cutout(
 def operations(magnitude: int, pil: bool = False) -> dict[str, Operation]:
     """Returns the 16 operations at one magnitude, in the reference's order.
 
-    Args:
-      magnitude: 10 is full strength; it may be more.
-      pil: Contrast, Solarize and Posterize as in PIL.
+    10 is full strength; it may be more. With `pil`, Contrast, Solarize and
+    Posterize are those of PIL.
 
     Returns:
       Name -> `f(image, draws)`: uint8 `[height, width, 3]` and three numbers
@@ -289,55 +262,39 @@ def operations(magnitude: int, pil: bool = False) -> dict[str, Operation]:
         bits = 8 - min((8 - bits) % 256, 7)
         threshold %= 256
     factor = level * 1.8 + 0.1  # Color, Contrast, Brightness, Sharpness
-    half = int(level * _CUTOUT)
+    shift = round(level * _TRANSLATE)
 
     def signed(number: float, draws: tf.Tensor) -> tf.Tensor:
         return tf.where(draws[0] < 0.5, -number, number)
 
-    def shift(axis: int) -> Operation:
-        pixels = round(level * _TRANSLATE)
-
-        def move(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-            sign = tf.where(draws[0] < 0.5, -1, 1)
-            return translate(image, sign * pixels, axis)
-
-        return move
-
-    def cut(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        size = tf.cast(tf.shape(image)[:2], tf.float32)
-        center = tf.cast(draws[1:] * size, tf.int32)
-        return cutout(image, center[0], center[1], half)
-
     return {
         "AutoContrast": lambda image, _: autocontrast(image),
         "Equalize": lambda image, _: equalize(image),
-        "Invert": lambda image, _: invert(image),
+        "Invert": lambda image, _: 255 - image,
         "Rotate": lambda image, d: rotate(image, signed(level * 30.0, d)),
         "Posterize": lambda image, _: posterize(image, bits),
         "Solarize": lambda image, _: solarize(image, threshold),
         "Color": lambda image, _: color(image, factor),
         "Contrast": lambda image, _: contrast(image, factor, pil),
-        "Brightness": lambda image, _: brightness(image, factor),
+        "Brightness": lambda image, _: _to_uint8(
+            tf.cast(image, tf.float32) * factor, image
+        ),
         "Sharpness": lambda image, _: sharpness(image, factor),
-        "ShearX": lambda image, d: shear_x(image, signed(level * 0.3, d)),
-        "ShearY": lambda image, d: shear_y(image, signed(level * 0.3, d)),
-        "TranslateX": shift(axis=1),
-        "TranslateY": shift(axis=0),
-        "Cutout": cut,
+        "ShearX": lambda image, d: shear(image, signed(level * 0.3, d), 0.0),
+        "ShearY": lambda image, d: shear(image, 0.0, signed(level * 0.3, d)),
+        "TranslateX": lambda image, d: translate(image, signed(shift, d), 1),
+        "TranslateY": lambda image, d: translate(image, signed(shift, d), 0),
+        "Cutout": lambda image, d: cutout(image, d[1:], int(level * _CUTOUT)),
         "SolarizeAdd": lambda image, _: solarize_add(image, int(level * 110)),
     }
 
 
 def draw(seed: tf.Tensor, layers: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Draws what happens to an image.
-
-    Args:
-      seed: Two integers.
-      layers: Operations one after another.
+    """Draws `layers` operations from a seed, two integers.
 
     Returns:
-      The operations' numbers, int32 `[layers]`, all 16 equally likely, and
-      their own draws, float32 `[layers, 3]` in [0, 1).
+      Their numbers, int32 `[layers]`, all 16 equally likely, and their own
+      draws, float32 `[layers, 3]` in [0, 1).
     """
     uniform = tf.random.stateless_uniform([layers, 4], seed)
     return tf.cast(uniform[:, 0] * 16.0, tf.int32), uniform[:, 1:]
@@ -350,17 +307,10 @@ def randaugment(
     magnitude: int,
     pil: bool = False,
 ) -> tf.Tensor:
-    """Applies `layers` operations drawn from the 16.
+    """Applies `layers` drawn operations one after another.
 
-    Args:
-      image: uint8 `[height, width, 3]`.
-      seed: Two integers; the same ones give the same image.
-      layers: Operations one after another.
-      magnitude: Strength of every operation; 10 is full strength.
-      pil: See `operations`.
-
-    Returns:
-      uint8 `[height, width, 3]`.
+    The image is uint8 `[height, width, 3]`. The same seed, two integers, gives
+    the same image. For `magnitude` and `pil` see `operations`.
     """
     chosen, draws = draw(seed, layers)
     functions = operations(magnitude, pil).values()
