@@ -53,15 +53,6 @@ def test_a_run_leaves_what_others_rely_on(finished, strategy_of, capsys):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
-def test_the_loss_falls(digits_workdir):
-    losses = [
-        e["loss"] for e in lines_of(digits_workdir) if e["kind"] == "train"
-    ]
-    assert 1.5 < losses[0] < 2.4
-    assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 0.95 * losses[0]
-
-
 @pytest.mark.slow
 def test_it_learns(tmp_path, strategy_of):
     config = config_lib.override(
@@ -81,9 +72,8 @@ def test_it_learns(tmp_path, strategy_of):
     assert result["accuracy"] > 0.85
 
 
-@pytest.mark.parametrize(
-    "replicas", [1, pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_xla_trains_the_same(tmp_path, strategy_of, replicas):
     for xla in (False, True):
         trainer.fit(

@@ -21,11 +21,11 @@ ALL = [(1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]  # replicas, parts
 @pytest.mark.parametrize(
     ("optimizer", "loss", "random", "others"),
     [
-        # Every pair of settings meets once, and each of the others twice.
-        ("adamw", SOFTMAX, RANDOM, [(4, 1), (2, 4)]),
-        ("adamw", SIGMOID, NOT_RANDOM, [(2, 1), (4, 4)]),
-        ("sgd", SOFTMAX, NOT_RANDOM, [(4, 1), (1, 4)]),
-        ("sgd", SIGMOID, RANDOM, [(2, 1), (4, 4)]),
+        # Every pair of optimizer, loss and randomness.
+        ("adamw", SOFTMAX, RANDOM, [(2, 4)]),
+        ("adamw", SIGMOID, NOT_RANDOM, [(4, 1)]),
+        ("sgd", SOFTMAX, NOT_RANDOM, [(4, 4)]),
+        ("sgd", SIGMOID, RANDOM, [(2, 1), (1, 4)]),
         *(
             pytest.param(optimizer, loss, random, ALL, marks=pytest.mark.slow)
             for optimizer in ("adamw", "sgd")

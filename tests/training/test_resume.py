@@ -44,7 +44,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize(
     ("killed_at", "xla"),
     [
-        (4, False),
+        pytest.param(4, False, marks=pytest.mark.slow),
         (8, False),
         pytest.param(12, False, marks=pytest.mark.slow),
         pytest.param(8, True, marks=pytest.mark.slow),
