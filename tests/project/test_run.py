@@ -114,14 +114,14 @@ def test_an_interruption_ends_the_rooms(tmp_path, signum):
     (tmp_path / "tests" / "a").mkdir(parents=True)
     (tmp_path / "tests" / "a" / "test_it.py").write_text(SLEEPS)
     shutil.copy(runner.__file__, tmp_path / "tests")
-    process = subprocess.Popen([sys.executable, "-m", "tests"], cwd=tmp_path)
     pids = tmp_path / "pids"
     deadline = time.monotonic() + 60
-    while not (pids.exists() and pids.read_text().endswith("\n")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(process.pid, signum)
-    assert process.wait(timeout=60) == 130
+    with subprocess.Popen([sys.executable, "-m", "tests"], cwd=tmp_path) as run:
+        while not (pids.exists() and pids.read_text().endswith("\n")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(run.pid, signum)
+        assert run.wait(timeout=60) == 130
     assert_killed(pids)
 
 
