@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
         choose_rooms(flags.rooms),
         ["-m", marker, *arguments[cut + 1 :]],
         jobs=flags.jobs,
-        limit=flags.limit or (1800 if flags.slow else 600),
+        limit=flags.limit or (2700 if flags.slow else 600),
         may_be_empty=flags.slow or cut < len(arguments),
     )
     print_table(ended)
