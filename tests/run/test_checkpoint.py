@@ -87,6 +87,19 @@ def test_a_best_of_steps_to_come_is_forgotten(tmp_path):
     assert other.best is None
 
 
+def test_a_best_that_was_removed_is_forgotten(tmp_path):
+    """Somebody made room: what the manifest calls the best is not there."""
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, state(1), best={"accuracy": 0.7})
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000001")
+    other = checkpoint.Checkpoints(tmp_path)
+    other.restore()
+    assert other.best is None
+    assert not (tmp_path / "checkpoints" / "best.json").exists()
+
+
 def test_a_kill_before_best_json_loses_no_best(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, state(1), best={"accuracy": 0.5})
