@@ -201,7 +201,7 @@ def check_legacy_keras(machine: Machine) -> Finding:
 def check_tf_config(machine: Machine) -> Finding:
     try:
         cluster = hosts.cluster_of_tf_config(machine.environment)
-    except hosts.DistributeError as unreadable:
+    except hosts.EngineError as unreadable:
         return error(str(unreadable), "unset TF_CONFIG, or correct it")
     count = sum(map(len, cluster.values()))
     if count < 2:

@@ -6,14 +6,15 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
+from keras_mixer.engines.choice import Choice
 from keras_mixer.engines.hosts import (
     STRATEGIES as STRATEGIES,
     TF_CONFIG_HELP,
-    DistributeError as DistributeError,
+    EngineError as EngineError,
     cluster_of_tf_config,
     hosts_of_slice,
     tpu_files,
@@ -50,10 +51,10 @@ def split_cpu(count: int) -> None:
     """Splits the CPU into virtual devices, to rehearse several replicas.
 
     Raises:
-      DistributeError: TensorFlow has initialised its devices already.
+      EngineError: TensorFlow has initialised its devices already.
     """
     if count < 1:
-        raise DistributeError(
+        raise EngineError(
             f"virtual_devices must be positive. Received: {count}"
         )
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -62,7 +63,7 @@ def split_cpu(count: int) -> None:
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
     except RuntimeError as error:
-        raise DistributeError(
+        raise EngineError(
             "The CPU can be split only before TensorFlow is first used in a "
             "process; start a new one."
         ) from error
@@ -90,13 +91,13 @@ def _make_multi_worker() -> tf.distribute.Strategy:
             resolver = tf.distribute.cluster_resolver.SlurmClusterResolver()
             resolver.cluster_spec()
         except Exception as error:  # it calls scontrol and nvidia-smi
-            raise DistributeError(
+            raise EngineError(
                 "TensorFlow cannot make a cluster of SLURM's variables "
                 f"({type(error).__name__}: {str(error)[:200]}). Set TF_CONFIG "
                 f"on every host instead. {TF_CONFIG_HELP}"
             ) from error
     else:
-        raise DistributeError(
+        raise EngineError(
             "--strategy=multi_worker finds no other host. Set TF_CONFIG on "
             f"every host ({TF_CONFIG_HELP}), or start with srun under SLURM."
         )
@@ -110,7 +111,7 @@ def _make_multi_worker() -> tf.distribute.Strategy:
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise DistributeError(
+        raise EngineError(
             f"Cannot join the workers {addresses}: {str(error)[:300]}"
         ) from error
 
@@ -136,7 +137,7 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
         OSError,  # the look-up of a name, outside of Google's cloud
         tf.errors.OpError,
     ) as error:
-        raise DistributeError(
+        raise EngineError(
             f"No TPU found (--tpu={name}): {str(error)[:200]}. On a TPU VM "
             "give --tpu=local, elsewhere and for a slice of several machines "
             f"(here: {hosts_of_slice(os.environ)}) its name or grpc:// "
@@ -144,13 +145,6 @@ def _make_tpu(name: str) -> tf.distribute.Strategy:
             "(requirements-tpu.txt). python -m keras_mixer.doctor looks for "
             "what is missing."
         ) from error
-
-
-class Choice(NamedTuple):
-    """The name of a strategy, never "auto", and the reason for it."""
-
-    name: str
-    reason: str
 
 
 def choose_strategy(
@@ -163,7 +157,7 @@ def choose_strategy(
     if there are several GPUs, or several CPUs and no GPU; else "one_device".
     """
     if name not in STRATEGIES:
-        raise DistributeError(
+        raise EngineError(
             f"Unknown strategy {name!r}. Strategies: {', '.join(STRATEGIES)}"
         )
     if name != "auto":
@@ -212,7 +206,7 @@ def make_strategy(
         (TPU_NAME), else "local".
 
     Raises:
-      DistributeError: `name` is unknown, or what it asks for is not there.
+      EngineError: `name` is unknown, or what it asks for is not there.
     """
     chosen = choose_strategy(name, cpu=cpu, tpu=tpu).name
     if chosen == "tpu":
@@ -376,7 +370,7 @@ def describe(strategy: tf.distribute.Strategy) -> str:
 def check_batch_size(
     batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1
 ) -> None:
-    """Raises DistributeError unless all replicas get equal shares.
+    """Raises EngineError unless all replicas get equal shares.
 
     Each replica computes its share of the global batch in `accumulate` parts.
     """
@@ -387,7 +381,7 @@ def check_batch_size(
         sizes = [str(s) for s in (low, low + unit) if s]
         parts = f" in {accumulate} parts each" if accumulate > 1 else ""
         noun = "sizes are" if len(sizes) > 1 else "size is"
-        raise DistributeError(
+        raise EngineError(
             f"train.batch_size={batch_size} does not divide over {replicas} "
             f"replicas{parts}; the nearest {noun} {' and '.join(sizes)}."
         )

@@ -14,8 +14,8 @@ _GOOGLE = "0x1ae0"  # as a vendor of PCI devices
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
-class DistributeError(ValueError):
-    """The machine or the batch does not fit the chosen strategy."""
+class EngineError(ValueError):
+    """The machine or the batch does not fit the engine or its strategy."""
 
 
 TF_CONFIG_HELP = (
@@ -30,7 +30,7 @@ def cluster_of_tf_config(
     """Returns the addresses that TF_CONFIG names, by kind of task.
 
     Raises:
-      DistributeError: TF_CONFIG cannot be read.
+      EngineError: TF_CONFIG cannot be read.
     """
     text = environment.get("TF_CONFIG", "")
     if not text:
@@ -39,7 +39,7 @@ def cluster_of_tf_config(
         cluster = json.loads(text).get("cluster", {})
         return {kind: list(tasks) for kind, tasks in cluster.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise DistributeError(
+        raise EngineError(
             f"Cannot read the environment variable TF_CONFIG: {error}. "
             f"{TF_CONFIG_HELP} Received: {text[:200]}"
         ) from error
@@ -71,6 +71,11 @@ def tpu_files() -> tuple[str, ...]:
         if not vendors or _GOOGLE in vendors:
             found.append(file)
     return tuple(sorted(map(str, found)))
+
+
+def nvidia_files() -> tuple[str, ...]:
+    """Returns the device files of NVIDIA GPUs."""
+    return tuple(sorted(map(str, pathlib.Path("/dev").glob("nvidia[0-9]*"))))
 
 
 def _vendors_of(group: str, root: str = "/sys/kernel/iommu_groups") -> set[str]:

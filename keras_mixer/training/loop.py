@@ -45,7 +45,7 @@ def fit(
       the last evaluation, and `seconds` that the run took.
 
     Raises:
-      ConfigError, DataError, DistributeError, WorkdirError, CheckpointError:
+      ConfigError, DataError, EngineError, WorkdirError, CheckpointError:
         The run cannot start; all of them are ValueErrors.
       NonFiniteError: The loss or gradient stopped being a number.
       Stopped: SIGTERM or SIGINT came; the run is saved.

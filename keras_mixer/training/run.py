@@ -60,7 +60,7 @@ class Run:
         """Resolves a config and checks all that can be checked before a model.
 
         Raises:
-          ConfigError, DataError, DistributeError, WorkdirError, WeightsError:
+          ConfigError, DataError, EngineError, WorkdirError, WeightsError:
             The run cannot start; all of them are ValueErrors.
         """
         assembly.require_tensorflow()

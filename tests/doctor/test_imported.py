@@ -114,8 +114,8 @@ def test_a_loss_that_is_not_finite():
     ("answer", "text"),
     [
         (
-            Answer({"error": "DistributeError: no other host"}),
-            "no step could be trained: DistributeError: no other host",
+            Answer({"error": "EngineError: no other host"}),
+            "no step could be trained: EngineError: no other host",
         ),
         (
             Answer({}, "dies (SIGKILL)", "out of memory"),

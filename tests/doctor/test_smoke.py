@@ -29,5 +29,5 @@ def test_a_step(monkeypatch):
 def test_a_strategy_that_is_not_there(monkeypatch):
     for name in ("TF_CONFIG", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(hosts.DistributeError, match="finds no other host"):
+    with pytest.raises(hosts.EngineError, match="finds no other host"):
         smoke.main(strategy="multi_worker", virtual_devices=None, tpu=None)

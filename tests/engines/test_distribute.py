@@ -27,22 +27,22 @@ def test_one_device():
 
 
 def test_unknown_strategies_are_refused():
-    with pytest.raises(distribute.DistributeError, match=r"'tpus'.*auto, one"):
+    with pytest.raises(distribute.EngineError, match=r"'tpus'.*auto, one"):
         distribute.make_strategy("tpus")
 
 
 def test_batches_must_divide(strategy_of):
     distribute.check_batch_size(12, strategy_of(4))
-    with pytest.raises(distribute.DistributeError, match="nearest.* 12 and 16"):
+    with pytest.raises(distribute.EngineError, match="nearest.* 12 and 16"):
         distribute.check_batch_size(13, strategy_of(4))
-    with pytest.raises(distribute.DistributeError, match="nearest size is 4"):
+    with pytest.raises(distribute.EngineError, match="nearest size is 4"):
         distribute.check_batch_size(3, strategy_of(4))
 
 
 def test_batches_must_divide_into_parts(strategy_of):
     distribute.check_batch_size(24, strategy_of(4), 3)
     with pytest.raises(
-        distribute.DistributeError, match="in 3 parts each.* 12 and 24"
+        distribute.EngineError, match="in 3 parts each.* 12 and 24"
     ):
         distribute.check_batch_size(20, strategy_of(4), 3)
 
@@ -61,7 +61,7 @@ def test_a_cluster_that_cannot_be_found(monkeypatch, environment, message):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(distribute.DistributeError, match=message):
+    with pytest.raises(distribute.EngineError, match=message):
         distribute.make_strategy("multi_worker")
 
 
@@ -193,7 +193,7 @@ def test_what_speaks_for_a_strategy(monkeypatch):
 def test_a_tpu_that_is_not_there(monkeypatch):
     for name in ("TPU_NAME", "COLAB_TPU_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(distribute.DistributeError, match="No TPU found.*local"):
+    with pytest.raises(distribute.EngineError, match="No TPU found.*local"):
         distribute.make_strategy("tpu")
 
 
@@ -208,7 +208,7 @@ def test_a_name_that_cannot_be_looked_up(monkeypatch):
     )
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     with pytest.raises(
-        distribute.DistributeError,
+        distribute.EngineError,
         match=r"--tpu=pod.*not known.*\(here: 2\).*requirements-tpu.*doctor",
     ):
         distribute.make_strategy("auto", tpu="pod")
@@ -232,9 +232,9 @@ def test_other_errors_than_a_lost_worker_stay_what_they_are(strategy_of):
 
 def test_devices_are_split_before_they_are_used():
     tf.config.list_logical_devices()
-    with pytest.raises(distribute.DistributeError, match="start a new one"):
+    with pytest.raises(distribute.EngineError, match="start a new one"):
         distribute.split_cpu(2)
-    with pytest.raises(distribute.DistributeError, match="positive.*0"):
+    with pytest.raises(distribute.EngineError, match="positive.*0"):
         distribute.split_cpu(0)
 
 

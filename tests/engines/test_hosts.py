@@ -19,7 +19,7 @@ def test_the_cluster_of_tf_config():
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"cluster": {"worker": 1}}'])
 def test_a_tf_config_that_cannot_be_read(text):
     with pytest.raises(
-        hosts.DistributeError, match="Cannot read.*TF_CONFIG.*Received"
+        hosts.EngineError, match="Cannot read.*TF_CONFIG.*Received"
     ):
         hosts.cluster_of_tf_config({"TF_CONFIG": text})
 

@@ -15,7 +15,7 @@ from tests.training.common import small
     ("overrides", "error", "message"),
     [
         (("model.image_size=9",), ValueError, "multiple of the patch size, 2"),
-        (("train.batch_size=25",), distribute.DistributeError, "24 and 26"),
+        (("train.batch_size=25",), distribute.EngineError, "24 and 26"),
         (("augment.policy=spin",), ValueError, "Unknown step 'spin'"),
         (("augment.eval_policy=spin",), ValueError, "Unknown step 'spin'"),
         (("data.name=",), config_lib.ConfigError, "asks for a data set"),
