@@ -57,7 +57,9 @@ def run(backend, oracle, tmp_path, *flags):
     return report
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", ["jax", pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_same_logits_and_a_training_step(backend, oracle, tmp_path):
     # jax runs as if TensorFlow were not installed. Keras' torch backend
     # imports it by itself while training.

@@ -21,11 +21,12 @@ ALL = [(1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]  # replicas, parts
 @pytest.mark.parametrize(
     ("optimizer", "loss", "random", "others"),
     [
-        # Every pair of optimizer, loss and randomness.
+        # Every pair of optimizer, loss and randomness. TensorFlow traces each
+        # replica on its own, so that four take twice as long as two.
         ("adamw", SOFTMAX, RANDOM, [(2, 4)]),
         ("adamw", SIGMOID, NOT_RANDOM, [(4, 1)]),
-        ("sgd", SOFTMAX, NOT_RANDOM, [(4, 4)]),
-        ("sgd", SIGMOID, RANDOM, [(2, 1), (1, 4)]),
+        ("sgd", SOFTMAX, NOT_RANDOM, [(2, 1)]),
+        ("sgd", SIGMOID, RANDOM, [(1, 4)]),
         *(
             pytest.param(optimizer, loss, random, ALL, marks=pytest.mark.slow)
             for optimizer in ("adamw", "sgd")
