@@ -6,6 +6,7 @@ the memory that another model has left behind would count too.
 """
 
 import json
+import os
 import pathlib
 import re
 import resource
@@ -14,13 +15,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import psutil
-import tensorflow as tf
 
-from keras_mixer.engines import distribute, step
+from keras_mixer.engines import choice
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config
-from keras_mixer.training import assembly
 
 _MIB = 2**20
 _MIN_CALLS = 2  # that are timed
@@ -42,36 +42,50 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _inference(config: Config, batch: int) -> Callable[[], Any]:
+def _inference(engine: Any, config: Config, batch: int) -> Callable[[], Any]:
     """Returns the forward pass of a batch, as eval.py computes it."""
-    model = assembly.build_mixer(config, _CLASSES)
-    forward = step.maybe_compile(
-        lambda image: model(image, training=False), config.train.xla
+    from keras_mixer.training import assembly
+
+    with engine.scope():
+        model = assembly.build_mixer(config, _CLASSES)
+    rows = engine.make_rows(
+        model,
+        lambda x: {"logits": model(x["image"], training=False)},
+        xla=config.train.xla,
     )
-    forward = tf.function(forward)
     size = config.model.side
-    image = tf.random.stateless_uniform((batch, size, size, 3), (0, 0), -1, 1)
-    return lambda: forward(image).numpy()
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+    batches = _repeat(engine, {"image": image})
+    return lambda: rows(batches)
 
 
-def _training(config: Config, batch: int) -> Callable[[], Any]:
+def _training(engine: Any, config: Config, batch: int) -> Callable[[], Any]:
     """Returns an update of the weights, as train.py computes it."""
-    strategy = distribute.make_strategy("one_device")
+    from keras_mixer.training import assembly
+
     size = config.model.side
-    with strategy.scope():
+    with engine.scope():
         model, optimizer, _ = assembly.build_training(config, _CLASSES)
-    one = {
-        "image": tf.zeros((batch, size, size, 3), tf.uint8),
-        "label": tf.range(batch, dtype=tf.int64) % _CLASSES,
-        "index": tf.range(batch, dtype=tf.int64),
-    }
-    iterator = distribute.distribute_batches(
-        strategy, lambda _: tf.data.Dataset.from_tensors(one).repeat()
+    batches = _repeat(
+        engine,
+        {
+            "image": np.zeros((batch, size, size, 3), np.uint8),
+            "label": np.arange(batch) % _CLASSES,
+            "index": np.arange(batch),
+        },
     )
-    train = step.make_train_steps(model, optimizer, config, strategy)
-    return lambda: [
-        r.numpy() for r in train(iterator, tf.constant(1), tf.constant(False))
-    ]
+    train = engine.make_train_steps(model, optimizer, config)
+    return lambda: train(batches, 1, False)
+
+
+def _repeat(engine: Any, batch: dict[str, np.ndarray]) -> Any:
+    """Returns an iterator that yields one batch again and again."""
+    import tensorflow as tf
+
+    return engine.batches(
+        lambda *_: tf.data.Dataset.from_tensors(batch).repeat()
+    )
 
 
 def measure(
@@ -92,7 +106,7 @@ def measure(
 
     Returns:
       `peak_mib`: the largest resident set minus that before the model was
-      built; `baseline_mib`: the latter, TensorFlow's own; `images_per_second`,
+      built; `baseline_mib`: the latter, the backend's own; `images_per_second`,
       the mean of `calls`; `compile_seconds` of the first call.
     """
     config = config_lib.override(
@@ -106,10 +120,13 @@ def measure(
             f"train.xla={str(xla).lower()}",
         ],
     )
-    tf.matmul(tf.ones((8, 8)), tf.ones((8, 8))).numpy()  # TensorFlow starts
+    chosen = choice.choose_engine("auto", os.environ)
+    choice.use_engine(chosen)
+    engine = choice.make_engine(chosen.name, one_device=True)
+    engine.sum_over_hosts(0.0)  # the backend starts
     baseline = psutil.Process().memory_info().rss
     make = {"training": _training, "inference": _inference}[mode]
-    call = make(config, batch)
+    call = make(engine, config, batch)
     begun = time.perf_counter()
     call()
     compiled = time.perf_counter() - begun

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_mixer.engines.engine import Engine
 from keras_mixer.run import progress, workdir as workdir_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly, loop as trainer
@@ -96,7 +97,7 @@ class _Log(io.TextIOBase):
 def run_all(
     trials: Sequence[Trial],
     workdir: pathlib.Path,
-    strategy: Any,
+    engine: Engine,
     *,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
@@ -128,7 +129,7 @@ def run_all(
             result = trainer.fit(
                 trial.config,
                 workdir=folder,
-                strategy=strategy,
+                engine=engine,
                 build_model=trial.build_model,
             )
         rows.append({**trial.facts, "name": trial.name, **result})

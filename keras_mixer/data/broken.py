@@ -5,10 +5,11 @@ not depend on which images are broken, and are the same after a resume and for
 any number of hosts.
 """
 
+import contextlib
 import pathlib
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,15 @@ class BrokenImages:
             _tell(f"Cannot write to {self._file}: {error}")
             self._file = None
 
-    def check(self) -> None:
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
         """Raises DataError if the input pipeline failed for too many."""
-        if self._error is not None:
-            raise self._error
+        try:
+            yield
+        except tf.errors.OpError:
+            if self._error is not None:
+                raise self._error from None
+            raise
 
 
 def _tell(text: str) -> None:

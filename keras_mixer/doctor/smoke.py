@@ -6,35 +6,35 @@ of `main`; the last line of its output is another, what `main` returns.
 
 import json
 import math
+import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-
-from keras_mixer import data
-from keras_mixer.engines import distribute, step as step_lib
+from keras_mixer.engines import choice
 from keras_mixer.run import config as config_lib, recipes
-from keras_mixer.training import assembly
+
+if TYPE_CHECKING:  # it imports Keras, for which no engine is chosen yet
+    from keras_mixer.engines.engine import Engine
 
 _TIMED_STEPS = 5
 
 
-def train_steps(
-    strategy: tf.distribute.Strategy, precision: str = "float32"
-) -> dict[str, Any]:
+def train_steps(engine: "Engine", precision: str = "float32") -> dict[str, Any]:
     """Trains the recipe `digits` for one step, and then for some more.
 
     Returns:
-      `precision`, `xla`, `losses` and `gradient_norms` of all steps, whether
+      `precision`, `losses` and `gradient_norms` of all steps, whether
       these are `finite`, `first_seconds` of the first step (tracing and
       compiling) and `step_seconds` of a later one.
     """
-    replicas = strategy.num_replicas_in_sync
+    from keras_mixer import data
+    from keras_mixer.training import assembly
+
     config = config_lib.override(
         recipes.digits(),
         [
-            f"train.batch_size={8 * replicas}",
+            f"train.batch_size={8 * engine.replicas}",
             f"train.steps={1 + _TIMED_STEPS}",
             "optim.warmup_steps=0",
             f"model.precision={precision}",
@@ -42,24 +42,21 @@ def train_steps(
     )
     split = data.open_split(config.data.name, "train")
     config = data.resolve(config, split)
-    with strategy.scope():
+    with engine.scope():
         model, optimizer, _ = assembly.build_training(config, split.num_classes)
-    iterator = assembly.train_batches(config, split, strategy)
-    function = step_lib.make_train_steps(model, optimizer, config, strategy)
+    batches = assembly.train_batches(config, split, engine)
+    function = engine.make_train_steps(model, optimizer, config)
     losses: list[float] = []
     norms: list[float] = []
     seconds = []
     for count in (1, _TIMED_STEPS):
         begun = time.perf_counter()
-        loss, norm, _ = function(
-            iterator, tf.constant(count), tf.constant(False)
-        )
-        losses += loss.numpy().tolist()
-        norms += norm.numpy().tolist()
+        loss, norm, _ = function(batches, count, False)
+        losses += loss.tolist()
+        norms += norm.tolist()
         seconds.append(time.perf_counter() - begun)
     return {
         "precision": precision,
-        "xla": distribute.compiles(),
         "losses": losses,
         "gradient_norms": norms,
         "finite": all(map(math.isfinite, losses + norms)),
@@ -69,26 +66,37 @@ def train_steps(
 
 
 def main(
-    *, strategy: str, virtual_devices: int | None, tpu: str | None
+    *, engine: str, strategy: str, virtual_devices: int | None, tpu: str | None
 ) -> dict[str, Any]:
-    """Makes the strategy that train.py's flags of these names ask for.
+    """Makes the engine that train.py's flags of these names ask for.
 
     Returns:
-      `strategy` by name, the `reason` for it, its `description`, and the
-      `steps` that it trained in each precision: on a TPU also in bfloat16.
+      `engine` and `strategy` by name, the `reason` for the latter (of JAX both
+      are empty), the `description`, and the `steps` that it trained in
+      each precision, on a TPU also in bfloat16, and whether there is `xla`.
     """
-    assembly.require_tensorflow()
+    flags = [f"--tpu={tpu}"] if tpu else []
+    if strategy != "auto":
+        flags.append(f"--strategy={strategy}")
     virtual = virtual_devices is not None
-    if virtual_devices is not None:
-        distribute.split_cpu(virtual_devices)
-    chosen = distribute.choose_strategy(strategy, cpu=virtual, tpu=tpu)
-    made = distribute.make_strategy(strategy, cpu=virtual, tpu=tpu)
-    precisions = ["float32", *(["bfloat16"] if distribute.is_tpu(made) else [])]
+    name = choice.choose_engine(engine, os.environ, flags=flags)
+    choice.use_engine(name, virtual=virtual)
+    made = choice.make_engine(
+        name.name, virtual_devices=virtual_devices, strategy=strategy, tpu=tpu
+    )
+    chosen, xla = choice.Choice("", ""), True
+    if made.name == "tensorflow":
+        from keras_mixer.engines import distribute
+
+        chosen = distribute.choose_strategy(strategy, cpu=virtual, tpu=tpu)
+        xla = distribute.compiles()
+    precisions = ["float32", *(["bfloat16"] if made.is_tpu else [])]
     return {
+        "engine": made.name,
         "strategy": chosen.name,
         "reason": chosen.reason,
-        "description": distribute.describe(made),
-        "steps": [train_steps(made, precision) for precision in precisions],
+        "description": made.describe(),
+        "steps": [{**train_steps(made, p), "xla": xla} for p in precisions],
     }
 
 

@@ -1,11 +1,8 @@
-"""Chooses and describes the `tf.distribute` strategy of a run."""
+"""Makes and describes `tf.distribute` strategies."""
 
-import contextlib
-import ctypes
 import functools
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,31 +17,6 @@ from keras_mixer.engines.hosts import (
     tpu_files,
     tpu_of_environment,
 )
-
-# glibc's malloc.h: M_ARENA_MAX=1, M_MMAP_MAX=0, M_TRIM_THRESHOLD.
-_MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
-
-
-class WorkerLostError(RuntimeError):
-    """Another worker died or is unreachable; start all workers again."""
-
-
-def keep_freed_memory() -> bool:
-    """Lets a process that computes on CPUs reuse the memory that it frees.
-
-    By default glibc returns large buffers to the system after every step, and
-    the system fills them with zeros for the next one. That took a third of a
-    small model's training time (145 000 page faults a second). Call this before
-    TensorFlow is first used: later its threads have memory of their own. On a
-    machine with a GPU it changes nothing.
-
-    Returns:
-      Whether the setting was changed; only glibc has it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or tf.config.list_physical_devices("GPU"):
-        return False
-    return all(mallopt(*option) == 1 for option in _MALLOC_OPTIONS)
 
 
 def split_cpu(count: int) -> None:
@@ -225,6 +197,14 @@ def is_alone(strategy: tf.distribute.Strategy) -> bool:
     return not isinstance(strategy, multi_worker)
 
 
+def num_workers(strategy: tf.distribute.Strategy) -> int:
+    """Returns the number of processes that take part."""
+    if is_alone(strategy):
+        return 1
+    tasks = strategy.cluster_resolver.cluster_spec().as_dict().values()
+    return sum(map(len, tasks))
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes: the first of several workers, or alone."""
     if is_alone(strategy):
@@ -249,51 +229,18 @@ def compiles() -> bool:
     return True
 
 
-def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether the replicas are TPU cores; a TPU compiles every step."""
-    return isinstance(strategy, tf.distribute.TPUStrategy)
+def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a pipeline without tf.data's autotuning, for runs on CPUs.
 
-
-_TASK = re.compile(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)")
-
-
-@contextlib.contextmanager
-def watch_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Turns a failed collective into an error that names the missing worker.
-
-    TensorFlow's coordination service notices a closed connection at once, and
-    a silent host after some missed heartbeats. It then ends the collectives of
-    all other workers.
-
-    Raises:
-      WorkerLostError: An operation failed because of another worker.
+    Autotuning has a thread for each iterator. Freeing the iterator waits for
+    that thread, with Python's lock held. The thread can miss its cancellation
+    (TensorFlow 2.21 wakes it before it sets the flag) and then sleeps for up to
+    a minute: one of five programs took minutes to end. Where CPUs compute there
+    is little to tune: AUTOTUNE is then their number.
     """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        message = str(error)
-        lost = "Collective ops is aborted" in message or isinstance(
-            error, tf.errors.UnavailableError
-        )
-        if is_alone(strategy) or not lost:
-            raise
-        resolver = strategy.cluster_resolver
-        cluster = resolver.cluster_spec().as_dict()
-        own = (resolver.task_type, resolver.task_id)
-        named = sorted(
-            {(kind, int(task)) for kind, task in _TASK.findall(message)} - {own}
-        )
-        who = ", ".join(
-            f"{kind} {task} ({cluster[kind][task]})"
-            for kind, task in named
-            if task < len(cluster.get(kind, []))
-        )
-        raise WorkerLostError(
-            f"{who or 'Another worker'} died or cannot be reached, so "
-            f"{own[0]} {own[1]} stops too. Its own output says why. Start all "
-            "workers again with the same command: they go on from the newest "
-            "checkpoint."
-        ) from error
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def distribute_batches(
@@ -309,13 +256,6 @@ def distribute_batches(
     if not all("CPU" in device.upper() for device in devices):
         return iter(strategy.distribute_datasets_from_function(batches))
 
-    # tf.data's autotuning has a thread for each iterator. Freeing the iterator
-    # waits for that thread, with Python's lock held. The thread can miss its
-    # cancellation (TensorFlow 2.21 wakes it before it sets the flag) and then
-    # sleeps for up to a minute: one of five programs took minutes to end. Where
-    # CPUs compute there is little to tune: AUTOTUNE is then their number.
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
     options = None
     if len(devices) > 1 and is_alone(strategy):
         # A pipeline for each replica, as if it were a host. That avoids
@@ -329,12 +269,12 @@ def distribute_batches(
 
     return iter(
         strategy.distribute_datasets_from_function(
-            lambda context: batches(context).with_options(untuned), options
+            lambda context: without_autotuning(batches(context)), options
         )
     )
 
 
-def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
+def sum_over_replicas(strategy: tf.distribute.Strategy, value: float) -> float:
     """Returns the sum over all replicas of the values of their processes.
 
     Every worker must call it; they wait for one another.
@@ -349,13 +289,6 @@ def sum_over_workers(strategy: tf.distribute.Strategy, value: float) -> float:
     return float(tf.function(functools.partial(total))())
 
 
-def any_worker(strategy: tf.distribute.Strategy, value: bool) -> bool:
-    """Whether the value of any process is true; every worker must call it."""
-    if is_alone(strategy):
-        return value
-    return sum_over_workers(strategy, value) > 0
-
-
 def describe(strategy: tf.distribute.Strategy) -> str:
     """Returns for example "MirroredStrategy, 2 replicas on CPU"."""
     replicas = strategy.num_replicas_in_sync
@@ -365,23 +298,3 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     if not is_alone(strategy):  # it calls itself by another name
         name = "MultiWorkerMirroredStrategy"
     return f"{name}, {replicas} {noun} on {kind.split(':')[0]}"
-
-
-def check_batch_size(
-    batch_size: int, strategy: tf.distribute.Strategy, accumulate: int = 1
-) -> None:
-    """Raises EngineError unless all replicas get equal shares.
-
-    Each replica computes its share of the global batch in `accumulate` parts.
-    """
-    replicas = strategy.num_replicas_in_sync
-    unit = replicas * accumulate
-    if batch_size % unit:
-        low = batch_size // unit * unit
-        sizes = [str(s) for s in (low, low + unit) if s]
-        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
-        noun = "sizes are" if len(sizes) > 1 else "size is"
-        raise EngineError(
-            f"train.batch_size={batch_size} does not divide over {replicas} "
-            f"replicas{parts}; the nearest {noun} {' and '.join(sizes)}."
-        )

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from keras_mixer.run import suggest
 from keras_mixer.run.fields import OptimConfig
@@ -41,17 +41,17 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
                 f"{self.total_steps}. Received: {self.warmup_steps}"
             )
 
-    def __call__(self, step: Any) -> tf.Tensor:
-        step = tf.cast(step, tf.float32)
+    def __call__(self, step: Any) -> Any:
+        step = ops.cast(step, "float32")
         length = self.total_steps - self.warmup_steps
-        progress = tf.clip_by_value((step - self.warmup_steps) / length, 0, 1)
-        lr = tf.constant(self.lr, tf.float32)
+        progress = ops.clip((step - self.warmup_steps) / length, 0.0, 1.0)
+        lr = ops.convert_to_tensor(self.lr, "float32")
         if self.decay == "linear":
             lr *= 1.0 - (1.0 - self.end_factor) * progress
         elif self.decay == "cosine":
-            lr *= 0.5 * (1.0 + tf.cos(math.pi * progress))
+            lr *= 0.5 * (1.0 + ops.cos(math.pi * progress))
         if self.warmup_steps:
-            lr *= tf.minimum(step / self.warmup_steps, 1.0)
+            lr *= ops.minimum(step / self.warmup_steps, 1.0)
         return lr
 
     def get_config(self) -> dict[str, Any]:
@@ -61,9 +61,9 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 class _TakesSums:
     """Mixed into a Keras optimizer: its gradients are summed over replicas.
 
-    `step.apply_gradients` sums and clips them; Keras would sum them once more.
-    `_all_reduce_sum_gradients` is private to Keras; `make_optimizer` fails
-    loudly where it is missing.
+    The engine sums them and clips the sum. Keras on TensorFlow would sum them
+    once more. `_all_reduce_sum_gradients` is private to Keras; `make_optimizer`
+    fails loudly where it is missing. Keras on JAX sums nothing.
     """
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
@@ -92,7 +92,7 @@ class _StoresMean:
     def assign_add(self, variable: Any, value: Any) -> None:
         if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
             # Rounds the float32 sum once, and not what is added as well.
-            value = tf.cast(variable, tf.float32) + tf.cast(value, tf.float32)
+            value = ops.cast(variable, "float32") + ops.cast(value, "float32")
             self.assign(variable, value)  # type: ignore[attr-defined]
         else:
             super().assign_add(variable, value)  # type: ignore[misc]
@@ -136,13 +136,16 @@ def make_optimizer(
     Raises:
       RuntimeError: This Keras does not reduce gradients where expected.
     """
-    if not hasattr(keras.optimizers.Optimizer, "_all_reduce_sum_gradients"):
+    backend = keras.backend.backend()
+    sums_itself = hasattr(
+        keras.optimizers.Optimizer, "_all_reduce_sum_gradients"
+    )
+    if sums_itself != (backend == "tensorflow"):
         raise RuntimeError(
-            f"Keras {keras.__version__} with the backend "
-            f"{keras.backend.backend()!r} does not reduce gradients in "
-            "Optimizer._all_reduce_sum_gradients, which keras_mixer replaces. "
-            "Train with KERAS_BACKEND=tensorflow and a Keras version "
-            "that setup.cfg allows."
+            f"Keras {keras.__version__} with the backend {backend!r} does not "
+            "reduce gradients where keras_mixer expects it "
+            "(Optimizer._all_reduce_sum_gradients). Take a Keras version that "
+            "setup.cfg allows."
         )
     decay = config.weight_decay or None
     optimizer: Any

@@ -6,13 +6,14 @@ from typing import Any, TypedDict
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
 from keras_mixer.engines import objective
+from keras_mixer.engines.engine import Batch
 from keras_mixer.evaluation import passes
-from keras_mixer.evaluation.passes import Batch, Pass
+from keras_mixer.evaluation.passes import Pass
+from keras_mixer.models.preprocessing import to_value_range
 
 TOP = 5
 _SUMMED = ("correct", "top5_correct", "loss", "counts")
@@ -44,25 +45,25 @@ def score(model: keras.Model, loss: str, batch: Batch) -> Batch:
       best first; "correct", "top5_correct", "loss" and "counts" (1 if the
       example has a label), float32 `[batch]`.
     """
-    logits = model(images.to_value_range(batch["image"]), training=False)
+    logits = model(to_value_range(batch["image"]), training=False)
     classes = logits.shape[-1]
-    counts = tf.ones_like(batch["mask"])
+    counts = ops.ones_like(batch["mask"])
     if "labels" in batch:
-        right = tf.cast(batch["labels"], tf.float32)
-        number = tf.reduce_sum(right, axis=-1, keepdims=True)
-        counts = tf.cast(number[:, 0] > 0, tf.float32)
+        right = ops.cast(batch["labels"], "float32")
+        number = ops.sum(right, axis=-1, keepdims=True)
+        counts = ops.cast(number[:, 0] > 0, "float32")
         targets = right
         if loss == "softmax":
-            targets = tf.math.divide_no_nan(right, number)
+            targets = right / ops.maximum(number, 1.0)
     else:
-        right = targets = tf.one_hot(batch["label"], classes)
+        right = targets = ops.one_hot(batch["label"], classes, dtype="float32")
     # Of equal logits the first wins, as with argmax.
-    predicted = tf.math.top_k(logits, min(TOP, classes)).indices
-    hits = tf.gather(right, predicted, batch_dims=1)  # [batch, 5], 0 or 1
+    predicted = ops.top_k(logits, min(TOP, classes))[1]
+    hits = ops.take_along_axis(right, predicted, axis=1)  # [batch, 5], 0 or 1
     return {
         "predicted": predicted,
         "correct": hits[:, 0],
-        "top5_correct": tf.reduce_max(hits, axis=-1),
+        "top5_correct": ops.max(hits, axis=-1),
         "loss": objective.LOSSES[loss](targets, logits),
         "counts": counts,
     }
@@ -90,33 +91,23 @@ def make_evaluator(
     sums leave the devices. Broken images do not count. XLA compiles the
     forward pass if `xla`, and if there is one replica.
     """
-    strategy = over.strategy
 
-    def sums_of(batch: Batch) -> list[tf.Tensor]:
+    def sums_of(batch: Batch) -> Any:
         scores, mask = score(model, loss, batch), batch["mask"]
         weight = mask * scores["counts"]
         # Where the weight is 0 the value may be anything, even NaN.
-        return [
-            tf.reduce_sum(tf.where(weight > 0, scores[key], 0.0))
-            for key in _SUMMED
-        ] + [tf.reduce_sum(mask)]
+        sums = [
+            ops.sum(ops.where(weight > 0, scores[key], 0.0)) for key in _SUMMED
+        ]
+        return ops.stack([*sums, ops.sum(mask)])
 
-    replica_fn = passes.compile_for(strategy, sums_of, xla)
-
-    @tf.function
-    def pass_over(iterator: Any) -> tf.Tensor:
-        """Returns the sums over all batches, float64."""
-        totals = tf.zeros([len(_SUMMED) + 1], tf.float64)
-        for _ in tf.range(over.num_batches):
-            sums = strategy.run(replica_fn, args=(next(iterator),))
-            # The counts of a batch are exact in float32, below 2**24.
-            sums = [strategy.reduce("SUM", value, axis=None) for value in sums]
-            totals += tf.cast(tf.stack(sums), tf.float64)
-        return totals
+    pass_over = over.engine.make_sums(
+        model, sums_of, size=len(_SUMMED) + 1, xla=xla
+    )
 
     def evaluate() -> Scores:
-        with over.errors():
-            *sums, decoded = pass_over(over.iterator).numpy().tolist()
+        with over.broken.errors():
+            *sums, decoded = pass_over(over.iterator, over.num_batches).tolist()
         over.check_count(int(decoded))
         return _mean_scores(over.split, dict(zip(_SUMMED, sums, strict=True)))
 
@@ -133,7 +124,8 @@ def predict(
       the order of the split, with "label" and "index".
     """
     scores = functools.partial(score, model, loss)
-    rows = passes.make_collector(scores, over, xla=xla)()
+    rows_of_next = passes.make_rows(model, scores, over.engine, xla=xla)
+    rows = passes.make_collector(rows_of_next, over)()
     counts = rows["counts"] > 0
     sums = {
         key: float(rows[key][counts].sum(dtype=np.float64)) for key in _SUMMED

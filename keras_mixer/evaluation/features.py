@@ -6,21 +6,20 @@ from typing import TypedDict
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from keras_mixer import data
-from keras_mixer.data.augment import images, policy as policy_lib
+from keras_mixer.data.augment import policy as policy_lib
+from keras_mixer.engines.engine import Batch, Engine
 from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
-    Batch,
     Pass,
-    Rows,
-    compile_for,
+    RowsOfNext,
     make_collector,
+    make_rows,
 )
+from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run.config import Config
-
-Embed = Callable[[tf.Tensor], tf.Tensor]
 
 
 class FewshotScore(TypedDict):
@@ -51,29 +50,20 @@ def feature_model(model: keras.Model) -> keras.Model:
     )
 
 
-def make_embed(
-    model: keras.Model, strategy: tf.distribute.Strategy, *, xla: bool
-) -> Embed:
-    """Returns a function that computes the features of a batch of images.
+def make_features(
+    model: keras.Model, engine: Engine, *, xla: bool
+) -> RowsOfNext:
+    """Returns what computes "features", float32 `[n, features]`, of a batch.
 
-    All passes share it: XLA compiles it once for each size of the batch, if
-    there is one replica. The model maps images in [-1, 1] to the features.
+    All passes share it: it is compiled once for each size of the batch. The
+    model maps images in [-1, 1] to the features.
     """
 
-    def embed(image: tf.Tensor) -> tf.Tensor:
-        x = model(images.to_value_range(image), training=False)
-        return tf.cast(x, tf.float32)
-
-    return compile_for(strategy, embed, xla)
-
-
-def make_features(embed: Embed, over: Pass) -> Callable[[], Rows]:
-    """Returns a collector of a split's "features", float32 `[n, features]`."""
-
     def features_of(batch: Batch) -> Batch:
-        return {"features": embed(batch["image"])}
+        x = model(to_value_range(batch["image"]), training=False)
+        return {"features": ops.cast(x, "float32")}
 
-    return make_collector(features_of, over, xla=False)
+    return make_rows(model, features_of, engine, xla=xla)
 
 
 class _DataSet:
@@ -86,8 +76,8 @@ class _DataSet:
         self,
         config: Config,
         found: data.FewshotData,
-        embed: Embed,
-        strategy: tf.distribute.Strategy,
+        features_of_next: RowsOfNext,
+        engine: Engine,
     ):
         self.found, self.settings = found, config.fewshot
         self.seeds = range(config.fewshot.seeds)
@@ -98,12 +88,12 @@ class _DataSet:
         self.positions = np.unique(np.concatenate(every))
         self._tell_shortage(most)
         self.collect_support, self.collect_test = (
-            make_features(
-                embed,
+            make_collector(
+                features_of_next,
                 Pass.of(
                     config,
                     split,
-                    strategy,
+                    engine,
                     policy=data.fewshot_policy(config, split),
                 ),
             )
@@ -183,7 +173,7 @@ def make_fewshot_evaluators(
     sets: Sequence[data.FewshotData],
     *,
     config: Config,
-    strategy: tf.distribute.Strategy,
+    engine: Engine,
 ) -> dict[str, Callable[[], list[FewshotScore]]]:
     """Returns a function for each data set that evaluates `model` on it.
 
@@ -201,12 +191,14 @@ def make_fewshot_evaluators(
     Raises:
       ValueError: A policy does not fit the images.
     """
-    embed = make_embed(feature_model(model), strategy, xla=config.train.xla)
+    features_of_next = make_features(
+        feature_model(model), engine, xla=config.train.xla
+    )
     for found in sets:  # before the labels of any are read
         for split in (found.train, found.test):
             policy = data.fewshot_policy(config, split)
             policy_lib.parse(policy, config.model.side, split.image_size)
     return {
-        found.name: _DataSet(config, found, embed, strategy).scores
+        found.name: _DataSet(config, found, features_of_next, engine).scores
         for found in sets
     }

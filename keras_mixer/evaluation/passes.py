@@ -1,46 +1,32 @@
 """A pass over a split: every example once, over all replicas."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.engines import distribute, step
+from keras_mixer.engines.engine import Batch, Engine
 from keras_mixer.run import progress
 from keras_mixer.run.config import Config
 
-Batch = dict[str, tf.Tensor]
 # By name, one row per example.
 Rows = dict[str, np.ndarray]
 
 
-def padded_batch_size(
-    wanted: int, num_examples: int, strategy: tf.distribute.Strategy
-) -> int:
+def padded_batch_size(wanted: int, num_examples: int, replicas: int) -> int:
     """Returns a batch size of at most `wanted` that divides over the replicas.
 
     It is no larger than the split needs, and at least one per replica.
     """
-    replicas = strategy.num_replicas_in_sync
     whole = -(-num_examples // replicas) * replicas
     return min(max(wanted // replicas, 1) * replicas, whole)
 
 
-def compile_for(
-    strategy: tf.distribute.Strategy, function: Callable[..., Any], xla: bool
-) -> Callable[..., Any]:
-    """Compiles what a replica does with XLA, if there is one replica."""
-    # On several CPUs XLA looks for the second replica's weights on the first.
-    alone = strategy.num_replicas_in_sync == 1
-    return step.maybe_compile(function, xla and alone)
-
-
 class Pass:
-    """The batches of a split on the devices of a strategy, again and again.
+    """The batches of a split on the devices of an engine, again and again.
 
     The last batch is filled up and the filling masked, so that counts are
     exact for any batch size and any number of replicas.
@@ -59,11 +45,13 @@ class Pass:
         batch_size: int,
         image_size: int,
         policy: str,
-        strategy: tf.distribute.Strategy,
+        engine: Engine,
         broken: data.BrokenImages | None = None,
     ):
-        batch_size = padded_batch_size(batch_size, split.num_examples, strategy)
-        self.split, self.strategy = split, strategy
+        batch_size = padded_batch_size(
+            batch_size, split.num_examples, engine.replicas
+        )
+        self.split, self.engine = split, engine
         self.num_batches = data.num_batches(split, batch_size)
         self.broken = broken or data.BrokenImages(split)
         self._eval_batches = functools.partial(
@@ -80,7 +68,7 @@ class Pass:
         cls,
         config: Config,
         split: data.Split,
-        strategy: tf.distribute.Strategy,
+        engine: Engine,
         *,
         policy: str | None = None,
         broken: data.BrokenImages | None = None,
@@ -94,7 +82,7 @@ class Pass:
             batch_size=config.train.batch_size,
             image_size=config.model.side,
             policy=policy or config.augment.eval_policy,
-            strategy=strategy,
+            engine=engine,
             broken=broken
             or data.BrokenImages(split, limit=config.data.max_broken),
         )
@@ -103,23 +91,14 @@ class Pass:
     def iterator(self) -> Any:
         """The batches; the caller takes `num_batches` of them."""
 
-        def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        def batches(replicas: int, mine: range) -> Any:
             return self._eval_batches(
-                num_hosts=context.num_input_pipelines,
-                host=context.input_pipeline_id,
-                replicas=context.num_replicas_in_sync,
+                num_hosts=replicas // len(mine),
+                host=mine.start // len(mine),
+                replicas=replicas,
             ).repeat()
 
-        return distribute.distribute_batches(self.strategy, batches)
-
-    @contextlib.contextmanager
-    def errors(self) -> Iterator[None]:
-        """Raises DataError where an operation failed for broken images."""
-        try:
-            yield
-        except tf.errors.OpError:
-            self.broken.check()
-            raise
+        return self.engine.batches(batches)
 
     def check_count(self, count: int) -> None:
         """Raises DataError if too few images were decoded."""
@@ -137,49 +116,54 @@ class Pass:
             )
 
 
-def make_collector(
-    function: Callable[[Batch], Batch], over: Pass, *, xla: bool
-) -> Callable[[], Rows]:
-    """Returns a function that computes something of each example.
+RowsOfNext = Callable[[Any], Rows]
 
-    It is traced once and may be called any number of times. All workers must
-    call it together; each of them gets all rows.
+
+def make_rows(
+    model: keras.Model,
+    function: Callable[[Batch], Batch],
+    engine: Engine,
+    *,
+    xla: bool,
+) -> RowsOfNext:
+    """Returns a function that computes something of each example of a batch.
+
+    It takes the iterator of a pass. Several passes may share it.
 
     Args:
+      model: Whose weights `function` reads.
       function: Maps a batch of `data.eval_batches` to tensors with one row per
-        example. XLA compiles it if `xla`, and if there is one replica.
-
-    Returns:
-      A function that returns the rows in the order of the split, without
-      broken images, under the names that `function` gives them. "index" is
-      their place in the split and "label" their label.
+        example.
     """
-    strategy = over.strategy
 
     def rows_of(batch: Batch) -> Batch:
         kept = {key: batch[key] for key in ("index", "label", "mask")}
         return {**function(batch), **kept}
 
-    replica_fn = compile_for(strategy, rows_of, xla)
+    return engine.make_rows(model, rows_of, xla=xla)
 
-    def rows_of_next(iterator: Any) -> Batch:
-        found = strategy.run(replica_fn, args=(next(iterator),))
-        return {
-            key: strategy.gather(value, axis=0) for key, value in found.items()
-        }
 
-    # A partial is new to TensorFlow each time. Without it, the first calls of
-    # several collectors look like one function that is traced again and again,
-    # and TensorFlow warns.
-    traced = tf.function(functools.partial(rows_of_next))
+def make_collector(rows_of_next: RowsOfNext, over: Pass) -> Callable[[], Rows]:
+    """Returns a function that computes something of each example of a pass.
+
+    All workers must call it together; each of them gets all rows.
+
+    Args:
+      rows_of_next: From `make_rows`.
+
+    Returns:
+      A function that returns the rows in the order of the split, without
+      broken images. "index" is their place in the split and "label" their
+      label.
+    """
 
     def collect() -> Rows:
         parts: list[Rows] = []
         tell = progress.Countdown(over.split.name, over.split.num_examples)
         done = 0
-        with over.errors():
+        with over.broken.errors():
             for _ in range(over.num_batches):
-                found = {k: v.numpy() for k, v in traced(over.iterator).items()}
+                found = rows_of_next(over.iterator)
                 real = found.pop("mask") > 0
                 parts.append({key: v[real] for key, v in found.items()})
                 done += int(real.sum())

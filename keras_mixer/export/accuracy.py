@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_mixer import data
 from keras_mixer.engines import objective
+from keras_mixer.engines.tensorflow import TensorFlowEngine
 from keras_mixer.evaluation import classification
 from keras_mixer.evaluation.passes import Pass
 from keras_mixer.export.classifier import Classifier, ExportError
@@ -46,7 +47,9 @@ def of_model(
         batch_size=_BATCH,
         image_size=classifier.image_size,
         policy=policy,
-        strategy=tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0"),
+        engine=TensorFlowEngine(
+            tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0")
+        ),
         broken=broken,
     )
     scores = classification.make_evaluator(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.augment import images, policy as policy_lib
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.export import fresh_process
 from keras_mixer.export.classifier import Classifier, ExportError, Options
+from keras_mixer.models.preprocessing import to_value_range
 
 _BATCH = 3
 # This process holds the GPU's memory and the TPU. TensorFlow would take a TPU
@@ -133,7 +134,7 @@ def check(
         seed = tf.zeros([2], tf.int64)
         for key, items in inputs.items():
             prepared = tf.stack([apply(tf.constant(x), seed) for x in items])
-            image = images.to_value_range(prepared)
+            image = to_value_range(prepared)
             answers[key] = _reference(classifier, image)
     found = {}
     for signature, key in _INPUTS.items():
@@ -201,7 +202,7 @@ def write_tflite(
         request = pathlib.Path(folder)
         np.save(request / "fitted.npy", fitted)
         theirs = run("tflite", version, request)
-        ours = _reference(classifier, images.to_value_range(fitted))
+        ours = _reference(classifier, to_value_range(fitted))
     found: dict[str, dict[str, Any]] = {}
     for precision in ("float32", "float16"):
         worst = max(

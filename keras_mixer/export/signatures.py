@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_mixer import data
 from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export.classifier import Classifier, Options
+from keras_mixer.models.preprocessing import to_value_range
 
 SIGNATURES = ("serving_default", "serve_float", "serve_bytes", "serve_features")
 
@@ -49,7 +50,7 @@ class Server(tf.Module):
         @tf.function(input_signature=[pixels])
         def classify_pixels(image: tf.Tensor) -> Outputs:
             """Takes the model's size, 0 to 255, not rounded: for TFLite."""
-            _, logits = classifier(images.to_value_range(image))
+            _, logits = classifier(to_value_range(image))
             return {
                 "logits": logits,
                 "probabilities": classifier.probabilities_of(logits),
@@ -84,7 +85,7 @@ class Server(tf.Module):
     ) -> tf.types.experimental.GenericFunction:
         def serve(images_or_files: tf.Tensor) -> Outputs:
             image = prepare(images_or_files, self._policy, self._side)
-            return answer(images.to_value_range(image))
+            return answer(to_value_range(image))
 
         serve.__name__ = name
         return tf.function(serve, input_signature=[spec])

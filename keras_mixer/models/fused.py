@@ -33,7 +33,7 @@ from keras import ops
 def supports(dense: Any) -> bool:
     """Whether a Dense layer, built, can have its gradient written out here."""
     return (
-        keras.backend.backend() == "tensorflow"
+        keras.backend.backend() in ("tensorflow", "jax")
         and dense.compute_dtype != "float64"
         and not (dense.lora_enabled or dense.quantization_mode)
     )

@@ -6,10 +6,12 @@ have the names of the released checkpoints' parameters.
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_mixer.models import fused
@@ -39,6 +41,24 @@ def _check_rate(name: str, rate: float) -> float:
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"{name} must be in [0, 1). Received: {name}={rate}")
     return float(rate)
+
+
+@keras.saving.register_keras_serializable(package="keras_mixer")
+class LecunNormal(keras.initializers.LecunNormal):
+    """Keras' lecun-normal kernels, drawn by NumPy.
+
+    The same seed gives the same weights under every backend. The distribution
+    is normal with variance 1 / fan-in, truncated at two standard deviations.
+    """
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        draw = np.random.default_rng(self.seed).standard_normal
+        values = draw(shape, np.float32)
+        while (outside := np.abs(values) > 2).any():
+            values[outside] = draw(int(outside.sum()), np.float32)
+        # The standard deviation of what is left after the truncation.
+        values *= 1 / (0.87962566 * math.sqrt(math.prod(shape[:-1])))
+        return ops.convert_to_tensor(values, dtype)
 
 
 def layer_norm(name: str, dtype: Any = None) -> keras.layers.LayerNormalization:
@@ -120,7 +140,7 @@ class MlpBlock(_Layer):
         def dense(units: int, name: str) -> keras.layers.Dense:
             return keras.layers.Dense(
                 units,
-                kernel_initializer="lecun_normal",
+                kernel_initializer=LecunNormal(),
                 name=name,
                 dtype=self.dtype_policy,
             )

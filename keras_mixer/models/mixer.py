@@ -257,7 +257,7 @@ def _build(
         variant.hidden_dim,
         variant.patch_size,
         strides=variant.patch_size,
-        kernel_initializer="lecun_normal",
+        kernel_initializer=layers.LecunNormal(),
         data_format="channels_last",
         name="stem",
         dtype=policy,

@@ -6,6 +6,11 @@ import keras
 import numpy as np
 
 
+def to_value_range(image: Any) -> Any:
+    """Maps 0..255, of any shape and type, to float32 in [-1, 1]."""
+    return keras.ops.cast(image, "float32") / 127.5 - 1.0
+
+
 def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Maps pixel values from [0, 255] to [-1, 1], as the models expect.
 

@@ -154,7 +154,7 @@ def _train(
     trials = plan(config, seeds=seeds)
     tf.get_logger().setLevel("ERROR")  # each run traces its own functions
     try:
-        rows = sweep.run_all(trials, workdir, shared.make_strategy(), say=_say)
+        rows = sweep.run_all(trials, workdir, shared.make_engine(), say=_say)
     except trainer.Stopped as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)

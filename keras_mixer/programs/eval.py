@@ -11,17 +11,18 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from keras_mixer.evaluation import paper
 from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, fields, files
 from keras_mixer.run.config import Config, ConfigError
-from keras_mixer.training import assembly
-from keras_mixer.training.assembly import Trained
+
+if TYPE_CHECKING:  # they import Keras, for which no engine is chosen yet
+    from keras_mixer.engines.engine import Engine
+    from keras_mixer.training.assembly import Trained
 
 FLAGS = flags.FLAGS
 
@@ -127,11 +128,13 @@ def _check_flags() -> None:
             shared.check_file(name)
 
 
-def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
-    """Loads what the flags name; call it in the strategy's scope.
+def _load(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
+    """Loads what the flags name; call it in the engine's scope.
 
     Returns the model, and what the JSON says of where it comes from.
     """
+    from keras_mixer.training import assembly
+
     if FLAGS.workdir:
         trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
         config = shared.override_some(
@@ -164,7 +167,7 @@ def _load(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
     return trained, {"weights": FLAGS.weights, "model": FLAGS.model}
 
 
-def _check_classes(split: Any, trained: Trained) -> None:
+def _check_classes(split: Any, trained: "Trained") -> None:
     """Raises DataError unless the model knows the classes of a split."""
     from keras_mixer import data
 
@@ -188,6 +191,8 @@ def _check_classes(split: Any, trained: Trained) -> None:
 
 def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     """Returns what others reported of such a model, if anything."""
+    from keras_mixer.evaluation import paper
+
     model = config.model
     changed = (model.patch_size, model.num_blocks, model.hidden_dim)
     if changed != (None, None, None) or config.data.classes:
@@ -201,7 +206,7 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _classify(trained: Trained, strategy: Any) -> Evaluated:
+def _classify(trained: "Trained", engine: "Engine") -> Evaluated:
     from keras_mixer import data
     from keras_mixer.data.augment import policy as policy_lib
     from keras_mixer.evaluation import classification, passes, report
@@ -234,7 +239,7 @@ def _classify(trained: Trained, strategy: Any) -> Evaluated:
     for (_, (name, part)), split in zip(entries, splits, strict=True):
         scores, rows = classification.predict(
             trained.model,
-            passes.Pass.of(config, split, strategy),
+            passes.Pass.of(config, split, engine),
             loss=config.train.loss,
             xla=config.train.xla,
         )
@@ -269,7 +274,7 @@ def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:
         )
 
 
-def _fewshot(trained: Trained, strategy: Any) -> Evaluated:
+def _fewshot(trained: "Trained", engine: "Engine") -> Evaluated:
     from keras_mixer import data
     from keras_mixer.evaluation import features, report
 
@@ -278,7 +283,7 @@ def _fewshot(trained: Trained, strategy: Any) -> Evaluated:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
     sets = data.open_fewshot(config)
     evaluators = features.make_fewshot_evaluators(
-        trained.model, sets, config=config, strategy=strategy
+        trained.model, sets, config=config, engine=engine
     )
     found = [x for evaluator in evaluators.values() for x in evaluator()]
     return found, report.fewshot_table(found), lambda: None
@@ -286,19 +291,17 @@ def _fewshot(trained: Trained, strategy: Any) -> Evaluated:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, evaluates, prints the scores."""
-    from keras_mixer.engines import distribute
-
     _check_flags()
     begun = time.perf_counter()
     task = _fewshot if FLAGS.task == "fewshot" else _classify
     # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):
-        strategy = shared.make_strategy()
-        with distribute.watch_workers(strategy):
-            with strategy.scope():
+        engine = shared.make_engine()
+        with engine.watch():
+            with engine.scope():
                 trained, origin = _load(argv[1:])
-            results, table, write_details = task(trained, strategy)
-    if not distribute.is_chief(strategy):
+            results, table, write_details = task(trained, engine)
+    if not engine.is_chief:
         return
     print(f"{trained.source}:\n{table}", file=sys.stderr)
     whole = {

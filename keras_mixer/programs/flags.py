@@ -1,11 +1,13 @@
 """Flags that several programs have, each defined once."""
 
+import os
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags
 
-from keras_mixer.engines import hosts
+from keras_mixer.engines import choice, hosts
 from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.run.config import Config, ConfigError
 
@@ -15,34 +17,79 @@ FLAGS = flags.FLAGS
 def define_device_flags() -> None:
     """Defines the flags that say where to compute."""
     flags.DEFINE_enum(
-        "strategy",
+        "engine",
         "auto",
-        hosts.STRATEGIES,
-        "tf.distribute strategy: one device; all GPUs of the machine "
-        "(mirrored); the hosts that TF_CONFIG or SLURM names (multi_worker); "
-        "a TPU; or whichever of them is there (auto).",
-    )
-    flags.DEFINE_string(
-        "tpu",
-        None,
-        "local on a TPU VM or Colab; the name or the grpc:// addresses of a "
-        "TPU of several machines. By default TPU_NAME, else local.",
+        choice.ENGINES,
+        "What computes. jax: all TPUs, GPUs or CPUs of all hosts. tensorflow: "
+        "a tf.distribute strategy. auto: jax where there is a TPU or "
+        "KERAS_BACKEND says so, else tensorflow. A run may change from one to "
+        "the other.",
     )
     flags.DEFINE_integer(
         "virtual_devices",
         None,
         "Split the CPU into so many devices, to rehearse several replicas.",
     )
+    flags.DEFINE_enum(
+        "strategy",
+        "auto",
+        hosts.STRATEGIES,
+        "Of the tensorflow engine: one device; all GPUs of the machine "
+        "(mirrored); the hosts that TF_CONFIG or SLURM names (multi_worker); "
+        "a TPU; or whichever of them is there (auto).",
+    )
+    flags.DEFINE_string(
+        "tpu",
+        None,
+        "Of the tensorflow engine: local on a TPU VM; the name or the grpc:// "
+        "addresses of a TPU of several machines. By default TPU_NAME, else "
+        "local.",
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "Of the jax engine with several hosts: HOST:PORT of the first one, "
+        "the same on all. Cloud TPU and SLURM need no such flags.",
+    )
+    flags.DEFINE_integer(
+        "num_hosts", None, "Goes with --coordinator: how many hosts."
+    )
+    flags.DEFINE_integer(
+        "host", None, "Goes with --coordinator: which one this is, from 0 on."
+    )
 
 
-def make_strategy() -> Any:
-    """Returns the `tf.distribute` strategy that the flags ask for."""
-    from keras_mixer.engines import distribute
+def _given(*names: str) -> list[str]:
+    """Returns the flags of these names that were given, as they were."""
+    return [f"--{n}={FLAGS[n].value}" for n in names if FLAGS[n].present]
 
-    virtual = FLAGS.virtual_devices is not None
-    if virtual:
-        distribute.split_cpu(FLAGS.virtual_devices)
-    return distribute.make_strategy(FLAGS.strategy, cpu=virtual, tpu=FLAGS.tpu)
+
+def use_engine() -> None:
+    """Chooses the engine that the flags ask for, and Keras' backend.
+
+    Call it before Keras is imported.
+    """
+    of_jax = _given("coordinator", "num_hosts", "host")
+    chosen = choice.choose_engine(
+        FLAGS.engine, os.environ, flags=_given("strategy", "tpu")
+    )
+    if chosen.name != "jax" and of_jax:
+        raise ConfigError(
+            f"{of_jax[0]} belongs to --engine=jax, and the engine is "
+            f"{chosen.name} ({chosen.reason})."
+        )
+    choice.use_engine(chosen, virtual=FLAGS.virtual_devices is not None)
+    print(f"Engine: {chosen.name} ({chosen.reason})", file=sys.stderr)
+
+
+def make_engine() -> Any:
+    """Returns the engine that `use_engine` has chosen."""
+    names = ("virtual_devices", "strategy", "tpu")
+    of_jax = ("coordinator", "num_hosts", "host")
+    return choice.make_engine(
+        os.environ["KERAS_BACKEND"],
+        **{name: FLAGS[name].value for name in (*names, *of_jax)},
+    )
 
 
 def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> None:

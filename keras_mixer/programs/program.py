@@ -3,8 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
+
+from keras_mixer.engines import memory
+from keras_mixer.programs import flags as shared
 
 FLAGS = flags.FLAGS
 
@@ -33,30 +37,37 @@ def run_program(
             sys.exit(f"error: {error} (--help lists the flags)")
 
     def guarded(argv: list[str]) -> None:
-        import tensorflow as tf
-
-        from keras_mixer.engines import distribute
-        from keras_mixer.training import loop as trainer, preemption
-
         logging.set_verbosity(logging.WARNING)
-        distribute.keep_freed_memory()
-        expected = (
-            ValueError,
-            OSError,
-            trainer.NonFiniteError,
-            tf.errors.OpError,
-        )
+        memory.keep_freed_memory()
         try:
+            if "engine" in FLAGS:
+                shared.use_engine()
             main(argv)
-        except distribute.WorkerLostError as lost:
-            print(lost, file=sys.stderr, flush=True)
-            sys.exit(preemption.EXIT_CODE)
-        except expected as error:
-            if os.environ.get("KERAS_MIXER_TRACEBACK"):
-                raise
-            lines = str(error).strip().splitlines() or [repr(error)]
-            sys.exit(
-                f"error: {lines[0]}\n(KERAS_MIXER_TRACEBACK=1 shows where)"
-            )
+        except Exception as error:
+            _end(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _end(error: Exception) -> NoReturn:
+    """Ends the program with the error as one line, if it is no bug."""
+    import tensorflow as tf
+
+    from keras_mixer.engines.engine import WorkerLostError
+    from keras_mixer.training import loop as trainer, preemption
+
+    if isinstance(error, WorkerLostError):
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(preemption.EXIT_CODE)
+    expected = (
+        ValueError,
+        OSError,
+        trainer.NonFiniteError,
+        tf.errors.OpError,
+    )
+    if not isinstance(error, expected) or os.environ.get(
+        "KERAS_MIXER_TRACEBACK"
+    ):
+        raise error
+    lines = str(error).strip().splitlines() or [repr(error)]
+    sys.exit(f"error: {lines[0]}\n(KERAS_MIXER_TRACEBACK=1 shows where)")

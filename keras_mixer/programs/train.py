@@ -1,4 +1,4 @@
-"""Trains a Mixer: recipe -> overrides -> config -> strategy -> trainer.fit.
+"""Trains a Mixer: recipe -> overrides -> config -> engine -> trainer.fit.
 
 The program behind train.py and `keras-mixer-train`.
 """
@@ -55,18 +55,19 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
-    from keras_mixer.engines import distribute
+    from keras_mixer.engines.engine import WorkerLostError
     from keras_mixer.training import loop as trainer, preemption
 
     config = shared.read_config(argv[1:])
     name = config.recipe or pathlib.Path(FLAGS.config).stem
+    engine = shared.make_engine()
     try:
         result = trainer.fit(
             config,
             workdir=FLAGS.workdir or pathlib.Path("runs", name),
-            strategy=shared.make_strategy(),
+            engine=engine,
         )
-    except (trainer.Stopped, distribute.WorkerLostError) as stopped:
+    except (trainer.Stopped, WorkerLostError) as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)
     print(

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_mixer import data, models, weights as weights_lib
-from keras_mixer.engines import distribute, optim
+from keras_mixer.engines import optim
+from keras_mixer.engines.engine import Engine
 from keras_mixer.run import checkpoint, config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.fields import ModelConfig
@@ -181,22 +181,19 @@ def build_training(
 def train_batches(
     config: Config,
     split: data.Split,
-    strategy: tf.distribute.Strategy,
+    engine: Engine,
     *,
     policy: data.TrainPolicy | None = None,
     start_step: int = 0,
     broken: data.BrokenImages | None = None,
 ) -> Any:
-    """Returns an iterator over batches, for `make_train_steps`.
+    """Returns an iterator over batches, for `Engine.make_train_steps`.
 
     Each host makes the batches of its own replicas, from `start_step` on.
     Without `broken` the first broken image is an error.
     """
 
-    def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        replicas = context.num_replicas_in_sync
-        local = replicas // context.num_input_pipelines
-        first = context.input_pipeline_id * local
+    def batches(replicas: int, mine: range) -> Any:
         return data.train_batches(
             split,
             batch_size=config.train.batch_size,
@@ -205,24 +202,14 @@ def train_batches(
             seed=config.train.seed,
             start_step=start_step,
             num_shards=replicas,
-            shards=range(first, first + local),
+            shards=mine,
             shuffle_buffer=config.data.shuffle_buffer,
             cache=config.data.cache,
             mixup=config.mixup,
             broken=broken,
         )
 
-    return distribute.distribute_batches(strategy, batches)
-
-
-def require_tensorflow() -> None:
-    """Raises ConfigError under another backend, which tf.distribute lacks."""
-    if keras.backend.backend() != "tensorflow":
-        raise ConfigError(
-            "Training and its checkpoints need KERAS_BACKEND=tensorflow. "
-            f"Received: {keras.backend.backend()!r} (from KERAS_BACKEND or "
-            "~/.keras/keras.json)"
-        )
+    return engine.batches(batches)
 
 
 def assign(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
 from keras_mixer.engines import step as step_lib
 from keras_mixer.evaluation import pictures
+from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run.config import Config
 
 _CELL = 1.5  # inches
@@ -89,8 +89,8 @@ def first_images(
     )
     batch = step_lib.split_partners(next(iter(batches)))
     image, _ = step_lib.make_inputs(batch, split.num_classes, 0.0)
-    values = {key: value.numpy() for key, value in batch.items()}
-    return image.numpy()[:count], [
+    values = {key: np.asarray(value) for key, value in batch.items()}
+    return np.asarray(image)[:count], [
         _caption(_labels({k: v[i] for k, v in values.items()}), split)
         for i in range(min(len(image), count))
     ]
@@ -110,7 +110,7 @@ def first_evaluated(
     )
     batch = next(iter(batches))
     labels = np.where(np.asarray(batch["mask"]) > 0, batch["label"], -1)
-    return images.to_value_range(batch["image"]).numpy(), [
+    return np.asarray(to_value_range(batch["image"])), [
         _caption([(label, 1.0)], split) for label in labels
     ]
 

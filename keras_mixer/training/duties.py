@@ -4,7 +4,6 @@ import math
 import time
 from typing import Any
 
-from keras_mixer.engines import distribute
 from keras_mixer.evaluation import classification, features
 from keras_mixer.evaluation.passes import Pass
 from keras_mixer.run import checkpoint, progress
@@ -37,7 +36,9 @@ class Duties:
         config = run.config
         self._run = run
         self._checkpoints = checkpoint.Checkpoints(
-            run.workdir, keep=config.train.keep_checkpoints, writes=run.is_chief
+            run.workdir,
+            keep=config.train.keep_checkpoints,
+            writes=run.engine.is_chief,
         )
         self._evaluators = {
             name: classification.make_evaluator(
@@ -45,7 +46,7 @@ class Duties:
                 Pass.of(
                     config,
                     split,
-                    run.strategy,
+                    run.engine,
                     broken=run.broken_images(role, split),
                 ),
                 loss=config.train.loss,
@@ -59,7 +60,7 @@ class Duties:
                 state.model,
                 run.fewshot_sets,
                 config=config,
-                strategy=run.strategy,
+                engine=run.engine,
             )
         self._evaluation_seconds = 0.0  # of this process
         # From which a later step was finite.
@@ -82,8 +83,8 @@ class Duties:
             total_steps=run.total_steps,
             start_step=state.step,
             batch_size=run.config.train.batch_size,
-            cores=run.strategy.num_replicas_in_sync,
-            writes=run.is_chief,
+            cores=run.engine.replicas,
+            writes=run.engine.is_chief,
         )
 
     def perform(self, state: State, stop: bool) -> None:
@@ -183,10 +184,11 @@ class Duties:
         run = self._run
         if not step or not run.is_due(step, run.config.fewshot.every):
             return
-        reported = self._report.fewshot_data(step) if run.is_chief else set()
+        chief = run.engine.is_chief
+        reported = self._report.fewshot_data(step) if chief else set()
         for name, evaluator in self._fewshot_evaluators.items():
-            missing = run.is_chief and name not in reported
-            if not distribute.any_worker(run.strategy, missing):
+            missing = chief and name not in reported
+            if not run.engine.any_host(missing):
                 continue
             begun = time.perf_counter()
             scores = evaluator()
@@ -202,7 +204,7 @@ class Duties:
         scores = self.scores.get(split) or self._evaluators[split]()
         self._leave()
         whole = state.seconds_here
-        if run.is_chief:
+        if run.engine.is_chief:
             print(
                 "Evaluations took "
                 f"{progress.format_seconds(self._evaluation_seconds)} of "
@@ -220,7 +222,7 @@ class Duties:
     def _leave(self) -> None:
         """Waits until all is written, on every worker."""
         self._checkpoints.wait()
-        distribute.sum_over_workers(self._run.strategy, 0)
+        self._run.engine.sum_over_hosts(0)
         self._report.close()
 
     def abandon(self) -> None:

@@ -3,9 +3,7 @@
 import pathlib
 from typing import Any
 
-import tensorflow as tf
-
-from keras_mixer.engines import distribute
+from keras_mixer.engines.engine import Engine
 from keras_mixer.run import files
 from keras_mixer.run.config import Config
 from keras_mixer.training import preemption
@@ -23,7 +21,7 @@ def fit(
     config: Config,
     *,
     workdir: str | pathlib.Path,
-    strategy: tf.distribute.Strategy,
+    engine: Engine,
     build_model: BuildModel | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, from the newest checkpoint if there is one.
@@ -32,7 +30,7 @@ def fit(
       config: A recipe's config, resolved or not.
       workdir: Folder of the run: config.json, metrics.jsonl, checkpoints and
         result.json.
-      strategy: Where to train.
+      engine: Where to train.
       build_model: Makes the model, for comparisons with others than a Mixer:
         it maps images in [-1, 1] to logits, and all its variables are trained.
         Of `config.model` the image size alone counts then. The workdir has the
@@ -52,7 +50,7 @@ def fit(
       WorkerLostError: Another worker died; start all of them again.
     """
     run = Run.open(
-        config, workdir=workdir, strategy=strategy, build_model=build_model
+        config, workdir=workdir, engine=engine, build_model=build_model
     )
     if run.result is not None:
         print(
@@ -60,14 +58,14 @@ def fit(
             "another --workdir."
         )
         return run.result
-    with distribute.watch_workers(strategy), preemption.Signals() as signals:
+    with engine.watch(), preemption.Signals() as signals:
         state = State(run)
         duties = Duties(run, state)
         with run.claim():
-            if run.is_chief:
+            if engine.is_chief:
                 print(run.describe(state.model), flush=True)
             result = _train(run, state, duties, signals)
-            if run.is_chief:
+            if engine.is_chief:
                 files.write_json(run.workdir / "result.json", result)
     return result
 
@@ -87,7 +85,7 @@ def _train(
             count = run.steps_until_due(state.step)
             stop = state.advance(batches, count, signals.came)
             # Several workers stop only once all have heard of the signal.
-            alone = distribute.is_alone(run.strategy)
+            alone = run.engine.is_alone
             duties.perform(state, stop or (alone and signals.came))
         return duties.finish(state)
     except BaseException:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_mixer import data, weights as weights_lib
 from keras_mixer.data.augment import permutations, policy as policy_lib
-from keras_mixer.engines import distribute
+from keras_mixer.engines import engine as engine_lib
+from keras_mixer.engines.engine import Engine
 from keras_mixer.run import config as config_lib, workdir as workdir_lib
 from keras_mixer.run.config import Config
 from keras_mixer.run.files import WorkdirError
@@ -29,7 +29,7 @@ class Run:
       config: Resolved: durations in steps, image size, dimensions that follow
         from the initial weights.
       workdir: Folder of the run.
-      strategy: Where it computes.
+      engine: Where it computes.
       splits: What it reads.
       fewshot_sets: What the few-shot accuracy is measured on.
       policy: The parsed training policy; None if the run is finished.
@@ -40,7 +40,7 @@ class Run:
 
     config: Config
     workdir: pathlib.Path
-    strategy: tf.distribute.Strategy
+    engine: Engine
     splits: data.Splits
     fewshot_sets: Sequence[data.FewshotData]
     policy: data.TrainPolicy | None
@@ -54,7 +54,7 @@ class Run:
         config: Config,
         *,
         workdir: str | pathlib.Path,
-        strategy: tf.distribute.Strategy,
+        engine: Engine,
         build_model: assembly.BuildModel | None = None,
     ) -> "Run":
         """Resolves a config and checks all that can be checked before a model.
@@ -63,7 +63,6 @@ class Run:
           ConfigError, DataError, EngineError, WorkdirError, WeightsError:
             The run cannot start; all of them are ValueErrors.
         """
-        assembly.require_tensorflow()
         path = workdir_lib.as_path(workdir)
         permutations.require_same(
             policy_lib.split(config.augment.policy)[0],
@@ -87,13 +86,13 @@ class Run:
         fewshot_sets: Sequence[data.FewshotData] = ()
         policy = None
         if result is None:
-            policy = _parse_policies(config, splits, strategy)
+            policy = _parse_policies(config, splits, engine)
             if config.fewshot.data:
                 fewshot_sets = data.open_fewshot(config)
         return cls(
             config,
             path,
-            strategy,
+            engine,
             splits,
             fewshot_sets,
             policy,
@@ -101,11 +100,6 @@ class Run:
             build_model,
             result,
         )
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether this process writes."""
-        return distribute.is_chief(self.strategy)
 
     @property
     def total_steps(self) -> int:
@@ -128,7 +122,7 @@ class Run:
         return data.BrokenImages(
             split,
             limit=self.config.data.max_broken,
-            file=file if self.is_chief else None,
+            file=file if self.engine.is_chief else None,
         )
 
     @functools.cached_property
@@ -138,7 +132,7 @@ class Run:
 
     def claim(self) -> contextlib.AbstractContextManager[None]:
         """Writes what the run is into its workdir, and keeps others out."""
-        if not self.is_chief:
+        if not self.engine.is_chief:
             return contextlib.nullcontext()
         return workdir_lib.claim(
             self.workdir,
@@ -152,7 +146,7 @@ class Run:
         return assembly.train_batches(
             self.config,
             self.splits.train,
-            self.strategy,
+            self.engine,
             policy=self.policy,
             start_step=start_step,
             broken=self.broken,
@@ -175,7 +169,7 @@ class Run:
 
     def compare_with_other_workers(self, step: int) -> None:
         """Raises WorkdirError unless all workers go on from the same."""
-        if distribute.is_alone(self.strategy):
+        if self.engine.is_alone:
             return
         config = dataclasses.asdict(self.config)
         del config["data"]["data_dir"]  # may differ from host to host
@@ -186,8 +180,8 @@ class Run:
             (f"step to go on from ({step} here)", step),
         ):
             digest = zlib.crc32(repr(mine).encode())
-            total = distribute.sum_over_workers(self.strategy, digest)
-            if total != digest * self.strategy.num_replicas_in_sync:
+            total = self.engine.sum_over_hosts(digest)
+            if total != digest * self.engine.hosts:
                 raise WorkdirError(
                     f"Another worker has another {what}. Give all workers the "
                     "same command, the same data, and one --workdir on a disk "
@@ -204,20 +198,20 @@ class Run:
             f"{config_lib.describe(self.config)}\n\n"
             f"{described}; {self.splits.train.num_classes} classes\n"
             f"{model.count_params():,} parameters; "
-            f"{distribute.describe(self.strategy)}; workdir {self.workdir}"
+            f"{self.engine.describe()}; workdir {self.workdir}"
         )
 
 
 def _parse_policies(
-    config: Config, splits: data.Splits, strategy: tf.distribute.Strategy
+    config: Config, splits: data.Splits, engine: Engine
 ) -> data.TrainPolicy:
     """Returns the training policy, after a check of the batch and of both.
 
     Raises:
       ValueError: The batch size or a policy cannot be used.
     """
-    distribute.check_batch_size(
-        config.train.batch_size, strategy, config.train.accumulate
+    engine_lib.check_batch_size(
+        config.train.batch_size, engine.replicas, config.train.accumulate
     )
     policy_lib.parse(
         config.augment.eval_policy,
@@ -228,7 +222,7 @@ def _parse_policies(
         config.augment.policy,
         splits.train,
         image_size=config.model.side,
-        shard_size=config.train.batch_size // strategy.num_replicas_in_sync,
+        shard_size=config.train.batch_size // engine.replicas,
         mixup=config.mixup,
     )
 

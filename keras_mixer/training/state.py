@@ -5,10 +5,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.engines import step as step_lib
 from keras_mixer.run import progress
 from keras_mixer.training import assembly
 from keras_mixer.training.run import Run
@@ -30,7 +28,7 @@ class State:
         self.step = 0
         self._begun = time.perf_counter()
         self._seconds_before = 0.0  # spent on the run before this process
-        with run.strategy.scope():
+        with run.engine.scope():
             self.model, self.optimizer, self.schedule = assembly.build_training(
                 run.config,
                 run.splits.train.num_classes,
@@ -42,8 +40,9 @@ class State:
         self._broken = run.broken
         self._batch_size = run.config.train.batch_size
         self._compiled = False
-        self._train_steps = step_lib.make_train_steps(
-            self.model, self.optimizer, run.config, run.strategy
+        self._engine = run.engine
+        self._train_steps = run.engine.make_train_steps(
+            self.model, self.optimizer, run.config
         )
         # Of the steps since the last training line.
         self._losses: list[np.ndarray] = []
@@ -74,21 +73,15 @@ class State:
           DataError: Too many images are broken.
         """
         self.watch.start()
-        try:
-            results = self._train_steps(
-                batches, tf.constant(count), tf.constant(stop)
-            )
-        except tf.errors.OpError:
-            self._broken.check()
-            raise
-        losses, norms, stops = (np.asarray(r) for r in results)
+        with self._broken.errors():
+            losses, norms, stopping = self._train_steps(batches, count, stop)
         if self._compiled:
             self.watch.stop(count * self._batch_size)
         self._compiled = True
         self._losses.append(losses)
         self._norms.append(norms)
         self.step += count
-        return bool(stops)
+        return stopping
 
     def first_bad_step(self) -> str | None:
         """Describes the first step since `take_means` that is not finite."""
@@ -126,15 +119,11 @@ class State:
         }
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """Returns what a checkpoint holds.
-
-        The values are tensors that TensorFlow copies when it next changes the
-        variable, so that this takes hardly any time.
-        """
+        """Returns what a checkpoint holds; later updates leave it as it is."""
         nothing = np.zeros([0], np.float32)
         return {
             **{
-                part: {name: _value(v) for name, v in variables.items()}
+                part: self._engine.snapshot(variables)
                 for part, variables in self._variables().items()
             },
             "run": {
@@ -156,10 +145,3 @@ class State:
         self._seconds_before = float(parts["run"]["seconds"])
         self._losses = [parts["run"]["losses"]]
         self._norms = [parts["run"]["norms"]]
-
-
-def _value(variable: Any) -> Any:
-    """Returns a variable's value, which later updates leave as it is."""
-    value = getattr(variable, "value", variable)
-    components = getattr(value, "values", None)  # one of them per replica
-    return (components[0] if components else value).read_value()

@@ -64,11 +64,6 @@ def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond(bits == 8, with_palette, lambda: _decode_image(encoded))
 
 
-def to_value_range(image: tf.Tensor) -> tf.Tensor:
-    """Maps 0..255, of any shape and type, to float32 in [-1, 1]."""
-    return tf.cast(image, tf.float32) / 127.5 - 1.0
-
-
 def resize(
     image: tf.Tensor, seed: tf.Tensor, side: int, other: int | None = None
 ) -> tf.Tensor:

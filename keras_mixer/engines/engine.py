@@ -1,0 +1,156 @@
+"""What the loop, the evaluations and the analyses ask of an engine."""
+
+import abc
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_mixer.engines.hosts import EngineError
+from keras_mixer.run.config import Config
+
+# Tensors by name, each with one row per example.
+Batch = dict[str, Any]
+# (batches, how many, whether this process wants to stop) -> losses and
+# gradient norms, each float32 [how many], and whether any process wants to.
+TrainSteps = Callable[[Any, int, bool], tuple[np.ndarray, np.ndarray, bool]]
+# (replicas of all hosts, those of this host) -> its batches, one for each of
+# its replicas in turn.
+MakeBatches = Callable[[int, range], Any]
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker died or is unreachable; start all workers again."""
+
+
+class Engine(abc.ABC):
+    """Where the arithmetic happens: a backend of Keras on some devices.
+
+    A replica is a device with a copy of the weights and a part of every batch.
+    A host is a process with some of the replicas. What an engine computes does
+    not depend on the number of either.
+
+    Attributes:
+      name: "tensorflow" or "jax".
+      replicas: Of all hosts.
+      hosts: Number of processes.
+      is_chief: Whether this process writes files: the first host, or alone.
+      is_tpu: Whether the replicas are TPU cores.
+    """
+
+    name: str
+    replicas: int
+    hosts: int
+    is_chief: bool
+    is_tpu: bool
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process takes part."""
+        return self.hosts == 1
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns the context in which models and optimizers are made."""
+        return contextlib.nullcontext()
+
+    @abc.abstractmethod
+    def batches(self, make: MakeBatches) -> Any:
+        """Returns an iterator over batches on the devices.
+
+        `make` returns this host's input pipeline (tf.data).
+        """
+
+    @abc.abstractmethod
+    def make_train_steps(
+        self, model: keras.Model, optimizer: Any, config: Config
+    ) -> TrainSteps:
+        """Returns the function that makes several updates.
+
+        Its batches are those of `data.train_batches`.
+        """
+
+    @abc.abstractmethod
+    def make_sums(
+        self,
+        model: keras.Model,
+        function: Callable[[Batch], Any],
+        *,
+        size: int,
+        xla: bool,
+    ) -> Callable[[Any, int], np.ndarray]:
+        """Returns a function that adds up numbers over batches.
+
+        Args:
+          model: Whose weights `function` reads.
+          function: Maps a replica's batch to float32 `[size]`. It is traced
+            once.
+          size: How many numbers.
+          xla: Whether XLA may compile it; JAX always does.
+
+        Returns:
+          A function of (batches, how many) that returns the sums over all
+          replicas and batches, float64
+          `[size]`.
+        """
+
+    @abc.abstractmethod
+    def make_rows(
+        self,
+        model: keras.Model,
+        function: Callable[[Batch], Batch],
+        *,
+        xla: bool,
+    ) -> Callable[[Any], dict[str, np.ndarray]]:
+        """Returns a function that computes something of each example.
+
+        `function` maps a replica's batch to tensors with one row per example,
+        otherwise as in `make_sums`. The returned function takes the batches
+        and returns the rows of the next one, of all replicas.
+        """
+
+    @abc.abstractmethod
+    def snapshot(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the values of variables, which later updates do not change.
+
+        It is fast: `np.asarray` of a value may wait for the device.
+        """
+
+    @abc.abstractmethod
+    def sum_over_hosts(self, value: float) -> float:
+        """Returns the sum of every host's value, in float64.
+
+        Every host must call it; they wait for one another.
+        """
+
+    def any_host(self, value: bool) -> bool:
+        """Whether the value of any host is true; every host must call it."""
+        return value if self.is_alone else self.sum_over_hosts(value) > 0
+
+    @abc.abstractmethod
+    def watch(self) -> contextlib.AbstractContextManager[None]:
+        """Turns the failure of another host into a WorkerLostError."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Returns for example "JAX, 8 replicas on TPU v5 lite, 2 hosts"."""
+
+
+def check_batch_size(
+    batch_size: int, replicas: int, accumulate: int = 1
+) -> None:
+    """Raises EngineError unless all replicas get equal shares.
+
+    Each replica computes its share of the global batch in `accumulate` parts.
+    """
+    unit = replicas * accumulate
+    if batch_size % unit:
+        low = batch_size // unit * unit
+        sizes = [str(s) for s in (low, low + unit) if s]
+        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
+        noun = "sizes are" if len(sizes) > 1 else "size is"
+        raise EngineError(
+            f"train.batch_size={batch_size} does not divide over {replicas} "
+            f"replicas{parts}; the nearest {noun} {' and '.join(sizes)}."
+        )
