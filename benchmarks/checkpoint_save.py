@@ -25,7 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer.engines import distribute, optim
+from keras_mixer.engines import memory, optim
 from keras_mixer.run import checkpoint
 from keras_mixer.run.fields import OptimConfig
 from keras_mixer.training import state as state_lib
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20, help="after a save")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    distribute.keep_freed_memory()
+    memory.keep_freed_memory()
     output = pathlib.Path(options.output)
     model = keras_mixer.Mixer(options.model)
     config = OptimConfig(clip_norm=None)

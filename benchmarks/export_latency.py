@@ -33,7 +33,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export
-from keras_mixer.data.augment import images
+from keras_mixer.models.preprocessing import to_value_range
 
 _POLICY = "resize_small(256)|central_crop"
 _REFERENCE = "model in Python"
@@ -78,7 +78,7 @@ def ways(
     jpeg = tf.io.encode_jpeg(photo, quality=95).numpy()
     side = model.input_shape[1]
     fitted = tf.image.resize(photo, (side, side)).numpy().astype(np.uint8)[None]
-    floats = images.to_value_range(fitted)
+    floats = to_value_range(fitted)
     as_pixels = fitted.astype(np.float32)
     served = tf.saved_model.load(str(version))
     call = tf.function(lambda x: model(x, training=False))

@@ -28,6 +28,7 @@ from transfer import FIRST, SECOND
 from keras_mixer import data
 from keras_mixer.data.augment import images
 from keras_mixer.evaluation import fewshot, report
+from keras_mixer.models.preprocessing import to_value_range
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -68,7 +69,7 @@ def of_mixer(
 def pixels(split: data.Split) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images as rows of numbers in [-1, 1], and the labels."""
     rows = [
-        (images.to_value_range(images.decode(record["image"])), record["label"])
+        (to_value_range(images.decode(record["image"])), record["label"])
         for record in split.records()
     ]
     return (

@@ -53,7 +53,7 @@ import tensorflow as tf
 
 from keras_mixer import data
 from keras_mixer.data.augment import policy as policy_lib
-from keras_mixer.engines import distribute
+from keras_mixer.engines import memory
 
 _SIDE = 224
 _BATCH = 32
@@ -403,7 +403,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.batches < _PARTS * _TURN:
         parser.error(f"--batches is {_PARTS * _TURN} or more")
-    distribute.keep_freed_memory()
+    memory.keep_freed_memory()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

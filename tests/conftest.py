@@ -6,7 +6,8 @@ import pathlib
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["KERAS_BACKEND"] = "tensorflow"
+# tests/__main__.py runs some rooms with JAX.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # The tests are for CPUs. Only one process at a time can hold libtpu, and
 # tensorflow-tpu asks for Google's metadata where there is no TPU.
 os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
@@ -14,6 +15,12 @@ os.environ.setdefault("TPU_LOAD_LIBRARY", "0")
 import pytest
 
 DEVICES = 4
+if os.environ["KERAS_BACKEND"] == "jax":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={DEVICES} "
+        + os.environ.get("XLA_FLAGS", "")
+    )
 
 
 def split_the_cpu(tensorflow) -> None:
@@ -84,20 +91,39 @@ def imagenet_files() -> list[pathlib.Path]:
     return files
 
 
-@pytest.fixture
-def strategy_of():
-    """Makes a strategy over the first n of the four CPU devices."""
+def make_strategy(replicas: int):
+    """Makes a strategy over the first of the four CPU devices."""
     import tensorflow as tf
 
     from keras_mixer.engines import distribute
 
-    def make(replicas: int) -> tf.distribute.Strategy:
-        devices = [f"/cpu:{i}" for i in range(replicas)]
-        if replicas == 1:
-            return tf.distribute.OneDeviceStrategy(devices[0])
-        return distribute.mirror(devices)
+    devices = [f"/cpu:{i}" for i in range(replicas)]
+    if replicas == 1:
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return distribute.mirror(devices)
 
-    return make
+
+def make_engine(replicas: int):
+    """Makes the engine of Keras' backend over the first of the CPU devices."""
+    if os.environ["KERAS_BACKEND"] == "jax":
+        import jax as jax_library
+
+        from keras_mixer.engines import jax
+
+        return jax.JaxEngine(jax_library.devices()[:replicas])
+    from keras_mixer.engines import tensorflow
+
+    return tensorflow.TensorFlowEngine(make_strategy(replicas))
+
+
+@pytest.fixture
+def strategy_of():
+    return make_strategy
+
+
+@pytest.fixture
+def engine_of():
+    return make_engine
 
 
 @pytest.fixture(scope="session")
@@ -107,8 +133,6 @@ def digits_workdir(tmp_path_factory) -> pathlib.Path:
     It has a validation split, and so a best checkpoint. Tests only read it: a
     test that changes a workdir copies it first.
     """
-    import tensorflow as tf
-
     from keras_mixer.run import config, recipes
     from keras_mixer.training import loop
 
@@ -127,7 +151,7 @@ def digits_workdir(tmp_path_factory) -> pathlib.Path:
     loop.fit(
         config.override(recipes.digits(), overrides),
         workdir=workdir,
-        strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+        engine=make_engine(1),
     )
     return workdir
 

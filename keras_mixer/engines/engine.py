@@ -137,6 +137,17 @@ class Engine(abc.ABC):
         """Returns for example "JAX, 8 replicas on TPU v5 lite, 2 hosts"."""
 
 
+def check_backend(engine: Engine) -> None:
+    """Raises EngineError if Keras runs on another backend."""
+    backend = keras.backend.backend()
+    if backend != engine.name:
+        raise EngineError(
+            f"The engine is {engine.name}, and Keras runs on {backend!r} (from "
+            "KERAS_BACKEND or ~/.keras/keras.json). Set KERAS_BACKEND="
+            f"{engine.name} before Keras is imported."
+        )
+
+
 def check_batch_size(
     batch_size: int, replicas: int, accumulate: int = 1
 ) -> None:

@@ -57,6 +57,22 @@ class TensorFlowEngine(Engine):
     def make_train_steps(
         self, model: keras.Model, optimizer: Any, config: Config
     ) -> TrainSteps:
+        traced = self.trace_train_steps(model, optimizer, config)
+
+        def train_steps(
+            batches: Any, count: int, stop: bool
+        ) -> tuple[np.ndarray, np.ndarray, bool]:
+            losses, norms, stops = traced(
+                batches, tf.constant(count), tf.constant(stop)
+            )
+            return losses.numpy(), norms.numpy(), bool(stops.numpy())
+
+        return train_steps
+
+    def trace_train_steps(
+        self, model: keras.Model, optimizer: Any, config: Config
+    ) -> Any:
+        """Returns the traced function that makes several updates."""
         strategy = self.strategy
         # A TPU compiles the whole update, whatever train.xla says.
         xla = config.train.xla and not self.is_tpu
@@ -66,7 +82,7 @@ class TensorFlowEngine(Engine):
         step_fn = maybe_compile(replica_step, xla and self.replicas == 1)
 
         @tf.function
-        def traced(
+        def train_steps(
             iterator: Any, count: tf.Tensor, stop: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             losses = tf.TensorArray(tf.float32, size=count)
@@ -81,14 +97,6 @@ class TensorFlowEngine(Engine):
             stops = strategy.run(lambda: tf.cast(stop, tf.float32))
             stops = strategy.reduce("SUM", stops, axis=None)
             return losses.stack(), norms.stack(), stops
-
-        def train_steps(
-            batches: Any, count: int, stop: bool
-        ) -> tuple[np.ndarray, np.ndarray, bool]:
-            losses, norms, stops = traced(
-                batches, tf.constant(count), tf.constant(stop)
-            )
-            return losses.numpy(), norms.numpy(), bool(stops.numpy())
 
         return train_steps
 
@@ -239,6 +247,25 @@ def accumulated(
     return in_parts
 
 
+def apply_gradients(
+    gradients: list[tf.Tensor],
+    variables: list[Any],
+    optimizer: Any,
+    *,
+    clip_norm: float | None,
+) -> tf.Tensor:
+    """Updates the variables by the gradients of all replicas, summed once.
+
+    Returns:
+      The norm of the sum, before clipping.
+    """
+    context = tf.distribute.get_replica_context()
+    gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+    gradients, norm = step_lib.clip(gradients, clip_norm)
+    optimizer.apply(gradients, variables)
+    return norm
+
+
 def make_replica_step(
     model: keras.Model, optimizer: Any, config: Config, *, xla: bool
 ) -> Callable[[Batch], tuple[tf.Tensor, tf.Tensor]]:
@@ -257,10 +284,12 @@ def make_replica_step(
     def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         step = tf.convert_to_tensor(optimizer.iterations)
         loss, gradients = gradient_fn(step_lib.split_partners(batch), step)
-        context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients, norm = step_lib.clip(gradients, config.optim.clip_norm)
-        optimizer.apply(gradients, model.trainable_variables)
+        norm = apply_gradients(
+            gradients,
+            model.trainable_variables,
+            optimizer,
+            clip_norm=config.optim.clip_norm,
+        )
         return loss, norm
 
     return replica_step

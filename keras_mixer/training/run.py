@@ -63,6 +63,7 @@ class Run:
           ConfigError, DataError, EngineError, WorkdirError, WeightsError:
             The run cannot start; all of them are ValueErrors.
         """
+        engine_lib.check_backend(engine)
         path = workdir_lib.as_path(workdir)
         permutations.require_same(
             policy_lib.split(config.augment.policy)[0],

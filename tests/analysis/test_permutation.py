@@ -46,7 +46,7 @@ def random_weights(config):
 class Trajectory:
     """Trains from given weights on original or permuted images."""
 
-    def __init__(self, workdir, config, permuted, values, strategy):
+    def __init__(self, workdir, config, permuted, values, engine):
         if permuted is not None:
             augment = dataclasses.replace(
                 config.augment,
@@ -61,7 +61,7 @@ class Trajectory:
             return model
 
         self.result = trainer.fit(
-            config, workdir=workdir, strategy=strategy, build_model=build
+            config, workdir=workdir, engine=engine, build_model=build
         )
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         self.losses = np.array(
@@ -90,13 +90,13 @@ def of_sgd(*overrides):
     )
 
 
-def train_both(tmp_path, config, strategy):
+def train_both(tmp_path, config, engine):
     """Trains on original and permuted images; compares every step."""
     start = random_weights(config)
     step = permutations.Permutation(2, 11)
-    ours = Trajectory(tmp_path / "original", config, None, start, strategy)
+    ours = Trajectory(tmp_path / "original", config, None, start, engine)
     moved = permute_weights(start, step, 8)
-    theirs = Trajectory(tmp_path / "patches", config, step, moved, strategy)
+    theirs = Trajectory(tmp_path / "patches", config, step, moved, engine)
     assert len(ours.losses) == config.train.steps
     np.testing.assert_allclose(theirs.losses, ours.losses, rtol=1e-4)
     want = permute_weights(ours.weights, step, 8)
@@ -112,7 +112,7 @@ def train_both(tmp_path, config, strategy):
     return start, ours
 
 
-def test_mixer_is_invariant_to_permuted_patches(tmp_path, strategy_of):
+def test_mixer_is_invariant_to_permuted_patches(tmp_path, engine_of):
     """The same trajectory from correspondingly permuted weights (Fig. 4)."""
     config = of_sgd(
         "train.steps=4",
@@ -120,29 +120,29 @@ def test_mixer_is_invariant_to_permuted_patches(tmp_path, strategy_of):
         "model.num_blocks=1",
         "optim.lr=1.0",
     )
-    train_both(tmp_path, config, strategy_of(1))
+    train_both(tmp_path, config, engine_of(1))
 
 
 @pytest.mark.slow
-def test_mixer_is_not_invariant_to_permuted_pixels(tmp_path, strategy_of):
+def test_mixer_is_not_invariant_to_permuted_pixels(tmp_path, engine_of):
     config = of_sgd("train.steps=10", "optim.lr=0.3")
-    start, ours = train_both(tmp_path, config, strategy_of(1))
+    start, ours = train_both(tmp_path, config, engine_of(1))
     assert np.ptp(ours.losses) > 0.05, "it learns"
     everywhere = permutations.Permutation(None, 11)
     other = Trajectory(
-        tmp_path / "pixels", config, everywhere, start, strategy_of(1)
+        tmp_path / "pixels", config, everywhere, start, engine_of(1)
     )
     assert np.abs(other.losses - ours.losses).max() > 0.02
 
 
-def test_training_and_evaluation_permute_alike(tmp_path, strategy_of):
+def test_training_and_evaluation_permute_alike(tmp_path, engine_of):
     for policy in ("resize", "resize|shuffle_pixels(1)"):
         config = small(
             "augment.policy=pad_crop(1)|shuffle_pixels(0)",
             f"augment.eval_policy={policy}",
         )
         with pytest.raises(ValueError, match="the same permutation"):
-            trainer.fit(config, workdir=tmp_path / "a", strategy=strategy_of(1))
+            trainer.fit(config, workdir=tmp_path / "a", engine=engine_of(1))
     assert not (tmp_path / "a").exists()
 
 
@@ -189,12 +189,12 @@ def test_the_resnet():
 
 
 @pytest.mark.slow
-def test_a_small_study(tmp_path, strategy_of):
+def test_a_small_study(tmp_path, engine_of):
     config = small("train.steps=4", "train.log_every=2", "train.eval_every=2")
     models = ("mixer", "resnet")
     trials = permutation.plan(config, models=models, seeds=(4,))
     said = []
-    rows = sweep.run_all(trials, tmp_path, strategy_of(1), say=said.append)
+    rows = sweep.run_all(trials, tmp_path, engine_of(1), say=said.append)
     assert {(row["model"], row["input"], row["seed"]) for row in rows} == {
         (model, kind, 4) for kind in permutation.INPUTS for model in models
     }

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import keras
 import pytest
-import tensorflow as tf
 
 from keras_mixer import weights as weights_lib
 from keras_mixer.analysis import permutation, scale, sweep
@@ -14,6 +13,7 @@ from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.run.workdir import WorkdirError, claim
 from keras_mixer.training import assembly, loop as trainer
+from tests.conftest import make_engine
 from tests.training.common import small
 
 SHORT = ("train.steps=4", "train.log_every=2", "train.eval_every=4")
@@ -44,7 +44,7 @@ class Swept(NamedTuple):
 def swept(tmp_path_factory):
     """A Mixer on half of the data, and another model on permuted patches."""
     workdir = tmp_path_factory.mktemp("sweep")
-    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    engine = make_engine(1)
     config = small(*SHORT, "train.checkpoint_every=2")
     trials = scale.plan(config, widths=(1,), fractions=(0.5,), seeds=(0,))
     study = permutation.plan(config, models=("resnet",), seeds=(4,))
@@ -63,15 +63,15 @@ def swept(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep.run_all(trials, workdir, strategy, say=say)
+        sweep.run_all(trials, workdir, engine, say=say)
     result = workdir / trials[0].name / "result.json"
     before = result.stat().st_mtime_ns
-    rows = sweep.run_all(trials, workdir, strategy, say=say)
+    rows = sweep.run_all(trials, workdir, engine, say=say)
     untouched = result.stat().st_mtime_ns == before
     return Swept(workdir, trials, rows, said, untouched)
 
 
-def test_a_sweep_goes_on_after_an_interruption(swept, strategy_of):
+def test_a_sweep_goes_on_after_an_interruption(swept, engine_of):
     mixer, other = "width1_data0.5_0", "resnet_patches_4"
     assert swept.untouched
     first, finished, second = swept.said
@@ -82,9 +82,7 @@ def test_a_sweep_goes_on_after_an_interruption(swept, strategy_of):
     assert "ETA" not in second
     log = (swept.workdir / f"{other}.log").read_text()
     assert "step 4/4" in log
-    again = sweep.run_all(
-        swept.trials, swept.workdir, strategy_of(1), say=print
-    )
+    again = sweep.run_all(swept.trials, swept.workdir, engine_of(1), say=print)
     assert again == swept.rows
     # A row: the facts of the trial, its name, its result.
     rows = {row["name"]: row for row in swept.rows}
@@ -94,19 +92,19 @@ def test_a_sweep_goes_on_after_an_interruption(swept, strategy_of):
     assert rows[mixer]["count"] == 70
 
 
-def test_another_config_in_the_same_place_is_an_error(swept, strategy_of):
+def test_another_config_in_the_same_place_is_an_error(swept, engine_of):
     trial = swept.trials[0]
     config = config_lib.override(trial.config, ["optim.lr=0.5"])
     with pytest.raises(WorkdirError, match=r"optim\.lr"):
         sweep.run_all(
             [trial._replace(config=config)],
             swept.workdir,
-            strategy_of(1),
+            engine_of(1),
             say=print,
         )
 
 
-def test_another_model_is_resumed(swept, tmp_path, strategy_of, capsys):
+def test_another_model_is_resumed(swept, tmp_path, engine_of, capsys):
     trial, workdir = swept.trials[1], tmp_path / "half"
     shutil.copytree(swept.workdir / trial.name, workdir)
     (workdir / "result.json").unlink()
@@ -116,14 +114,14 @@ def test_another_model_is_resumed(swept, tmp_path, strategy_of, capsys):
     again = trainer.fit(
         trial.config,
         workdir=workdir,
-        strategy=strategy_of(1),
+        engine=engine_of(1),
         build_model=build_tiny,
     )
     assert "Going on from step 2" in capsys.readouterr().out
     assert again["loss"] == pytest.approx(swept.rows[1]["loss"], rel=1e-6)
 
 
-def test_the_workdirs_of_mixers_and_other_models(swept, strategy_of):
+def test_the_workdirs_of_mixers_and_other_models(swept, engine_of):
     mixer, other = swept.trials
     workdirs = [swept.workdir / trial.name for trial in swept.trials]
     made_by = [files.read_other_model(workdir) for workdir in workdirs]
@@ -131,12 +129,12 @@ def test_the_workdirs_of_mixers_and_other_models(swept, strategy_of):
     with pytest.raises(weights_lib.WeightsError, match=r"\.build_tiny, which"):
         assembly.load_trained(workdirs[1])
     with pytest.raises(WorkdirError, match=r"build_tiny -> a Mixer"):
-        trainer.fit(other.config, workdir=workdirs[1], strategy=strategy_of(1))
+        trainer.fit(other.config, workdir=workdirs[1], engine=engine_of(1))
     with pytest.raises(WorkdirError, match=r"a Mixer -> .*build_tiny"):
         trainer.fit(
             mixer.config,
             workdir=workdirs[0],
-            strategy=strategy_of(1),
+            engine=engine_of(1),
             build_model=build_tiny,
         )
 
@@ -149,7 +147,7 @@ def test_a_run_that_has_not_begun_may_become_another(tmp_path):
         assert files.read_other_model(tmp_path) is None
 
 
-def test_models_that_the_step_cannot_train(tmp_path, strategy_of):
+def test_models_that_the_step_cannot_train(tmp_path, engine_of):
     def build(config, classes):
         inputs = keras.Input((8, 8, 3))
         x = keras.layers.BatchNormalization()(inputs)
@@ -160,21 +158,21 @@ def test_models_that_the_step_cannot_train(tmp_path, strategy_of):
         trainer.fit(
             small(),
             workdir=tmp_path / "a",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
             build_model=build,
         )
     with pytest.raises(ConfigError, match="must be a function"):
         trainer.fit(
             small(),
             workdir=tmp_path / "a",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
             build_model=functools.partial(build),
         )
     with pytest.raises(ConfigError, match=r"init\.weights"):
         trainer.fit(
             small("init.weights=a.npz"),
             workdir=tmp_path / "b",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
             build_model=build,
         )
 

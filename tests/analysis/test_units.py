@@ -225,7 +225,7 @@ def test_pictures_and_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_trained_units_are_no_white_noise(tmp_path, strategy_of):
+def test_trained_units_are_no_white_noise(tmp_path, engine_of):
     """Of a Mixer trained on the bundled digits; a pixel is a patch there."""
     trainer.fit(
         small(
@@ -243,7 +243,7 @@ def test_trained_units_are_no_white_noise(tmp_path, strategy_of):
             "train.checkpoint_every=300",
         ),
         workdir=tmp_path / "run",
-        strategy=strategy_of(1),
+        engine=engine_of(1),
     )
     parameters = weights_lib.read_workdir(tmp_path / "run", "latest")
     layer = units.token_units(parameters, 0, units.grid_of(parameters))

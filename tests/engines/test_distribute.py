@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer.engines import distribute
+from keras_mixer.engines.tensorflow import TensorFlowEngine
 from tests.conftest import ROOT
 
 
@@ -29,22 +30,6 @@ def test_one_device():
 def test_unknown_strategies_are_refused():
     with pytest.raises(distribute.EngineError, match=r"'tpus'.*auto, one"):
         distribute.make_strategy("tpus")
-
-
-def test_batches_must_divide(strategy_of):
-    distribute.check_batch_size(12, strategy_of(4))
-    with pytest.raises(distribute.EngineError, match="nearest.* 12 and 16"):
-        distribute.check_batch_size(13, strategy_of(4))
-    with pytest.raises(distribute.EngineError, match="nearest size is 4"):
-        distribute.check_batch_size(3, strategy_of(4))
-
-
-def test_batches_must_divide_into_parts(strategy_of):
-    distribute.check_batch_size(24, strategy_of(4), 3)
-    with pytest.raises(
-        distribute.EngineError, match="in 3 parts each.* 12 and 24"
-    ):
-        distribute.check_batch_size(20, strategy_of(4), 3)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +202,8 @@ def test_a_name_that_cannot_be_looked_up(monkeypatch):
 def test_one_process_is_its_own_chief(strategy_of):
     for replicas in (1, 2):
         assert distribute.is_chief(strategy_of(replicas))
-        total = distribute.sum_over_workers(strategy_of(replicas), 3)
+        assert distribute.num_workers(strategy_of(replicas)) == 1
+        total = distribute.sum_over_replicas(strategy_of(replicas), 3)
         assert total == 3 * replicas
 
 
@@ -225,7 +211,7 @@ def test_other_errors_than_a_lost_worker_stay_what_they_are(strategy_of):
     error = tf.errors.UnavailableError(None, None, "no worker is meant")
     with (
         pytest.raises(tf.errors.UnavailableError),
-        distribute.watch_workers(strategy_of(2)),
+        TensorFlowEngine(strategy_of(2)).watch(),
     ):
         raise error
 
@@ -246,7 +232,7 @@ def test_freed_memory_is_kept():
     code = """
 import resource, sys
 import numpy as np
-from keras_mixer.engines import distribute
+from keras_mixer.engines import memory
 
 
 def faults():
@@ -256,7 +242,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = faults()
-done = distribute.keep_freed_memory()
+done = memory.keep_freed_memory()
 faults()
 print(done, before, faults())
 """

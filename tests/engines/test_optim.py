@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mixer.engines import optim, step as step_lib
+from keras_mixer.engines import optim, tensorflow as engine_lib
 from keras_mixer.run.fields import OptimConfig
 
 
@@ -75,7 +75,7 @@ def gradients(step, variables):
 
 def apply(grads, variables, optimizer, clip_norm):
     """Updates the variables by NumPy's gradients; returns their norm."""
-    return step_lib.apply_gradients(
+    return engine_lib.apply_gradients(
         [tf.constant(g) for g in grads],
         variables,
         optimizer,
@@ -201,7 +201,7 @@ def test_clipping_is_the_same_on_1_2_and_4_replicas(name, strategy_of):
                 error = dense(batch[0]) - batch[1]
                 loss = tf.reduce_sum(error**2) / 8
             grads = tape.gradient(loss, dense.trainable_variables)
-            return step_lib.apply_gradients(
+            return engine_lib.apply_gradients(
                 grads, dense.trainable_variables, optimizer, clip_norm=0.1
             )
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.engines import step
+from keras_mixer.engines.tensorflow import TensorFlowEngine
 from keras_mixer.training import assembly
 from tests.training.common import RANDOM, small
 
@@ -77,7 +77,9 @@ def test_each_gradient_crosses_once(optimizer, accumulate, precision):
             mixup=config.mixup,
         )
     )
-    function = step.make_train_steps(model, optimizer, config, strategy)
+    function = TensorFlowEngine(strategy).trace_train_steps(
+        model, optimizer, config
+    )
     traced = function.get_concrete_function(
         iter(batches), tf.constant(3), tf.constant(False)
     )

@@ -54,18 +54,18 @@ def reading_model():
     return keras.Model(image, -((shown - keras.ops.arange(7.0)) ** 2))
 
 
-def pass_over(split, strategy, batch_size=16, **options):
+def pass_over(split, engine, batch_size=16, **options):
     return passes.Pass(
         split,
         batch_size=batch_size,
         image_size=2,
         policy="resize",
-        strategy=strategy,
+        engine=engine,
         **options,
     )
 
 
-def evaluator_of(model, split, strategy, *, batch_size, loss, xla):
+def evaluator_of(model, split, engine, *, batch_size, loss, xla):
     return classification.make_evaluator(
         model,
         passes.Pass(
@@ -73,7 +73,7 @@ def evaluator_of(model, split, strategy, *, batch_size, loss, xla):
             batch_size=batch_size,
             image_size=2,
             policy="resize",
-            strategy=strategy,
+            engine=engine,
         ),
         loss=loss,
         xla=xla,
@@ -109,15 +109,15 @@ def grid(chosen, rows):
     ),
 )
 def test_exact_for_any_batch_size_and_replicas(
-    replicas, examples, batch_size, xla, strategy_of
+    replicas, examples, batch_size, xla, engine_of
 ):
     split, want = numbered_split(examples)
-    strategy = strategy_of(replicas)
-    with strategy.scope():
+    engine = engine_of(replicas)
+    with engine.scope():
         model = reading_model()
     want["loss"] = pytest.approx(want["loss"], rel=1e-5)
     run = evaluator_of(
-        model, split, strategy, batch_size=batch_size, loss="softmax", xla=xla
+        model, split, engine, batch_size=batch_size, loss="softmax", xla=xla
     )
     for _ in range(2):  # it can be called again
         assert run() == want
@@ -134,13 +134,13 @@ def test_exact_for_any_batch_size_and_replicas(
         ],
     ),
 )
-def test_predictions_come_in_order(replicas, examples, batch_size, strategy_of):
+def test_predictions_come_in_order(replicas, examples, batch_size, engine_of):
     """Every example's own, and the same scores as without them."""
     split, want = numbered_split(examples)
-    strategy = strategy_of(replicas)
-    with strategy.scope():
+    engine = engine_of(replicas)
+    with engine.scope():
         model = reading_model()
-    over = pass_over(split, strategy, batch_size)
+    over = pass_over(split, engine, batch_size)
     want["loss"] = pytest.approx(want["loss"], rel=1e-5)
     shown = shown_classes(examples)
     for _ in range(2):  # a pass can be made again
@@ -176,7 +176,7 @@ def real_split(sets):
         [(n, loss) for n in (1, 2) for loss in ("softmax", "sigmoid")],
     ),
 )
-def test_several_labels(replicas, loss, strategy_of):
+def test_several_labels(replicas, loss, engine_of):
     """ReaL: any of them is right, and without any an image does not count."""
     rng = np.random.default_rng(1)
     sets = [
@@ -199,14 +199,14 @@ def test_several_labels(replicas, loss, strategy_of):
         else:
             p = 1 / (1 + np.exp(-logits))
             losses.append(-np.log(np.where(targets, p, 1 - p)).sum())
-    strategy = strategy_of(replicas)
-    with strategy.scope():
+    engine = engine_of(replicas)
+    with engine.scope():
         model = reading_model()
     scores, rows = classification.predict(
-        model, pass_over(split, strategy), loss=loss, xla=False
+        model, pass_over(split, engine), loss=loss, xla=False
     )
     again = evaluator_of(
-        model, split, strategy, batch_size=7, loss=loss, xla=False
+        model, split, engine, batch_size=7, loss=loss, xla=False
     )()
     for got in (scores, again):
         assert got["count"] == len(right) == sum(map(bool, sets))
@@ -221,7 +221,7 @@ def test_several_labels(replicas, loss, strategy_of):
     with pytest.raises(data.DataError, match="No image of .* has a label"):
         classification.predict(
             model,
-            pass_over(real_split([set()] * 5), strategy),
+            pass_over(real_split([set()] * 5), engine),
             loss=loss,
             xla=False,
         )
@@ -270,7 +270,7 @@ def tiny_real(tmp_path_factory):
     return root
 
 
-def test_real_labels_of_tfds(tiny_real, strategy_of):
+def test_real_labels_of_tfds(tiny_real, engine_of):
     split = data.open_split("tiny_real", "validation", str(tiny_real))
     assert split.is_multi_label
     assert split.class_names == tuple("abcdefg")
@@ -282,7 +282,7 @@ def test_real_labels_of_tfds(tiny_real, strategy_of):
     # Image i shows class i, which is among its labels for 2 alone.
     scores, _ = classification.predict(
         reading_model(),
-        pass_over(split, strategy_of(1), 3),
+        pass_over(split, engine_of(1), 3),
         loss="softmax",
         xla=True,
     )
@@ -392,7 +392,7 @@ def test_reported_numbers_are_the_papers():
             assert found is None
 
 
-def test_traced_once(strategy_of):
+def test_traced_once(engine_of):
     split, _ = numbered_split()
     model = reading_model()
     calls = []
@@ -404,7 +404,7 @@ def test_traced_once(strategy_of):
 
     model.call = counting
     run = evaluator_of(
-        model, split, strategy_of(1), batch_size=16, loss="softmax", xla=False
+        model, split, engine_of(1), batch_size=16, loss="softmax", xla=False
     )
     run()
     traced = len(calls)
@@ -412,7 +412,7 @@ def test_traced_once(strategy_of):
     assert len(calls) == traced
 
 
-def test_batch_size_for_small_splits(strategy_of):
-    assert passes.padded_batch_size(4096, 10, strategy_of(4)) == 12
-    assert passes.padded_batch_size(9, 100, strategy_of(4)) == 8
-    assert passes.padded_batch_size(1, 100, strategy_of(4)) == 4
+def test_batch_size_for_small_splits(engine_of):
+    assert passes.padded_batch_size(4096, 10, engine_of(4)) == 12
+    assert passes.padded_batch_size(9, 100, engine_of(4)) == 8
+    assert passes.padded_batch_size(1, 100, engine_of(4)) == 4

@@ -13,9 +13,11 @@ import tensorflow as tf
 from keras_mixer import data
 from keras_mixer.data.augment import images
 from keras_mixer.evaluation import features, fewshot
+from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run import checkpoint, config as config_lib, recipes
 from keras_mixer.training import assembly, loop as trainer
 from tests import reference
+from tests.conftest import make_engine
 from tests.training.common import (
     assert_same_weights,
     lines_of,
@@ -31,9 +33,9 @@ SETTINGS = (
 )
 
 
-def random_model(config, strategy, classes=10):
+def random_model(config, engine, classes=10):
     """A Mixer of random weights, the head's included."""
-    with strategy.scope():
+    with engine.scope():
         model = assembly.build_mixer(config, classes)
     reference.random_weights(model)
     return model
@@ -52,14 +54,14 @@ def all_features(model, split):
         assert image.shape == (8, 8, 3)
         pixels.append(image)
         labels.append(record["label"])
-    x = images.to_value_range(np.stack(pixels))
+    x = to_value_range(np.stack(pixels))
     return inner(x, training=False).numpy(), np.array(labels)
 
 
-def evaluator_of(model, config, strategy):
+def evaluator_of(model, config, engine):
     """The few-shot evaluation of the config's only data set."""
     (run,) = features.make_fewshot_evaluators(
-        model, data.open_fewshot(config), config=config, strategy=strategy
+        model, data.open_fewshot(config), config=config, engine=engine
     ).values()
     return run
 
@@ -86,16 +88,14 @@ def resolved(*overrides):
         ),
     ],
 )
-def test_equals_the_regression_of_all_features(
-    replicas, precision, strategy_of
-):
+def test_equals_the_regression_of_all_features(replicas, precision, engine_of):
     """Though only the images of the support sets are computed; twice."""
     config = resolved(
         *SETTINGS, "train.batch_size=50", f"model.precision={precision}"
     )
-    strategy = strategy_of(replicas)
-    model = random_model(config, strategy)
-    run = evaluator_of(model, config, strategy)
+    engine = engine_of(replicas)
+    model = random_model(config, engine)
+    run = evaluator_of(model, config, engine)
     tolerance = 0 if precision == "float32" else 0.03
     (found,) = data.open_fewshot(config)
     with tf.device("cpu:0"):
@@ -123,18 +123,17 @@ def test_equals_the_regression_of_all_features(
             assert x["data"] == "digits"
 
 
-def test_compiled_once_and_follows_the_weights(strategy_of, monkeypatch):
+def test_compiled_once_and_follows_the_weights(engine_of, monkeypatch):
     config = resolved(*SETTINGS, "train.xla=true")
-    strategy = strategy_of(1)
-    model = random_model(config, strategy)
+    engine = engine_of(1)
+    model = random_model(config, engine)
     traced = []
-    original = images.to_value_range
     monkeypatch.setattr(
-        images,
+        features,
         "to_value_range",
-        lambda image: traced.append(1) or original(image),
+        lambda image: traced.append(1) or to_value_range(image),
     )
-    run = evaluator_of(model, config, strategy)
+    run = evaluator_of(model, config, engine)
     first = run()
     count = len(traced)
     assert count
@@ -152,7 +151,7 @@ def test_compiled_once_and_follows_the_weights(strategy_of, monkeypatch):
 
 
 def test_a_broken_image_is_missing_from_its_support_set(
-    tmp_path, strategy_of, capsys
+    tmp_path, engine_of, capsys
 ):
     rng = np.random.default_rng(0)
     for name, shade in (("a", 60), ("b", 190)):
@@ -173,8 +172,8 @@ def test_a_broken_image_is_missing_from_its_support_set(
         "fewshot.seeds=1",
         "data.max_broken=0.2",
     )
-    model = random_model(config, strategy_of(2), classes=2)
-    run = evaluator_of(model, config, strategy_of(2))
+    model = random_model(config, engine_of(2), classes=2)
+    run = evaluator_of(model, config, engine_of(2))
     (sets,) = data.open_fewshot(config)
     with tf.device("cpu:0"):
         (x, y), (x_test, y_test) = (
@@ -193,7 +192,7 @@ def test_a_broken_image_is_missing_from_its_support_set(
     assert told.count("test/b/3.png") == 1
     # Where none may be broken it stops, and says which.
     config = config_lib.override(config, ["data.max_broken=0"])
-    run = evaluator_of(model, config, strategy_of(1))
+    run = evaluator_of(model, config, engine_of(1))
     with pytest.raises(data.DataError, match=r"train/a/2\.png"):
         run()
 
@@ -245,18 +244,18 @@ def measured(tmp_path_factory):
         trainer.fit(
             watched(),
             workdir=workdir,
-            strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+            engine=make_engine(1),
         )
     return workdir, shown.getvalue()
 
 
-def test_while_training(measured, tmp_path, strategy_of, capsys):
+def test_while_training(measured, tmp_path, engine_of, capsys):
     """The scores are those of the checkpoints, and the run is another's."""
     workdir, shown = measured
     assert "digits: 1-shot l2=16 0." in shown
     assert "Evaluations took " in shown
     plain = small("model.num_blocks=1", "train.checkpoint_every=6")
-    trainer.fit(plain, workdir=tmp_path / "plain", strategy=strategy_of(1))
+    trainer.fit(plain, workdir=tmp_path / "plain", engine=engine_of(1))
     assert_same_weights(workdir, tmp_path / "plain", rtol=0, atol=0)
     lines = lines_of(workdir)
     found = [line for line in lines if line["kind"] == "fewshot"]
@@ -264,7 +263,7 @@ def test_while_training(measured, tmp_path, strategy_of, capsys):
     assert others == lines_of(tmp_path / "plain")
     assert [x["step"] for x in found] == [6] * 6 + [12] * 6
     model, config, *_ = assembly.load_trained(workdir, 12)
-    run = evaluator_of(model, config, strategy_of(1))
+    run = evaluator_of(model, config, engine_of(1))
     for step in (12, 6):
         if step == 6:  # into the same model, which is compiled
             early = assembly.load_trained(workdir, step).model
@@ -275,7 +274,7 @@ def test_while_training(measured, tmp_path, strategy_of, capsys):
             assert line == {"step": step, "kind": "fewshot", **score}
 
     # A run may go on with other few-shot settings, and is the same run.
-    trainer.fit(plain, workdir=workdir, strategy=strategy_of(1))
+    trainer.fit(plain, workdir=workdir, engine=engine_of(1))
     assert "is finished" in capsys.readouterr().out
 
 
@@ -283,7 +282,7 @@ def test_while_training(measured, tmp_path, strategy_of, capsys):
     "killed_at", [12, pytest.param(6, marks=pytest.mark.slow)]
 )
 def test_a_failing_few_shot_evaluation_loses_nothing(
-    killed_at, measured, tmp_path, strategy_of, monkeypatch
+    killed_at, measured, tmp_path, engine_of, monkeypatch
 ):
     """The run is saved before it, and goes on with what is missing."""
     calls = []
@@ -298,10 +297,10 @@ def test_a_failing_few_shot_evaluation_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(fewshot.Regression, "predict", fail)
         with pytest.raises(OSError, match="the disk is gone"):
-            trainer.fit(watched(), workdir=tmp_path, strategy=strategy_of(1))
+            trainer.fit(watched(), workdir=tmp_path, engine=engine_of(1))
     steps = list(range(6, killed_at + 1, 6))
     assert checkpoint.Checkpoints(tmp_path).steps == steps
-    trainer.fit(watched(), workdir=tmp_path, strategy=strategy_of(1))
+    trainer.fit(watched(), workdir=tmp_path, engine=engine_of(1))
 
     def by_step(workdir):
         return sorted(map(json.dumps, lines_of(workdir)))
@@ -341,12 +340,10 @@ def test_a_failing_few_shot_evaluation_loses_nothing(
     ],
 )
 def test_errors_come_before_the_training(
-    overrides, message, tmp_path, strategy_of
+    overrides, message, tmp_path, engine_of
 ):
     with pytest.raises(ValueError, match=message):
-        trainer.fit(
-            small(*overrides), workdir=tmp_path, strategy=strategy_of(1)
-        )
+        trainer.fit(small(*overrides), workdir=tmp_path, engine=engine_of(1))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

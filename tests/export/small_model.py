@@ -5,7 +5,8 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import models
-from keras_mixer.data.augment import images, policy as policy_lib
+from keras_mixer.data.augment import policy as policy_lib
+from keras_mixer.models.preprocessing import to_value_range
 
 SIDE, CLASSES = 32, 23
 POLICY = "resize_small(36)|central_crop"
@@ -35,7 +36,7 @@ def in_python(model, pictures, policy=POLICY):
     apply = policy_lib.parse(policy, model.input_shape[1])
     seed = tf.zeros([2], tf.int64)
     prepared = [apply(tf.constant(x), seed) for x in pictures]
-    image = images.to_value_range(tf.stack(prepared))
+    image = to_value_range(tf.stack(prepared))
     return model(image, training=False).numpy()
 
 

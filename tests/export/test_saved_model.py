@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_mixer import export
 from keras_mixer.data.augment import images, policy as policy_lib
 from keras_mixer.export import signatures
+from keras_mixer.models.preprocessing import to_value_range
 from tests.conftest import SHARED
 from tests.export import served_alone
 from tests.export.small_model import (
@@ -409,7 +410,7 @@ def test_tflite_files_answer_as_the_model(model, version):
     card = export.read_card(version)["tflite"]
     rng = np.random.default_rng(5)
     pixels = rng.uniform(0, 255, (4, SIDE, SIDE, 3)).astype(np.float32)
-    want = model(images.to_value_range(pixels)).numpy()
+    want = model(to_value_range(pixels)).numpy()
     for precision, tolerance in (("float32", 1e-4), ("float16", 3e-2)):
         path = version / card[precision]["file"]
         assert path.stat().st_size == card[precision]["bytes"]

@@ -130,14 +130,14 @@ def test_what_is_computed_again_is_the_same(remat, compiled, policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["tokens", "block"])
-def test_a_run_with_remat_on_two_replicas(remat, tmp_path, strategy_of):
+def test_a_run_with_remat_on_two_replicas(remat, tmp_path, engine_of):
     """It equals the run without remat on one replica, to rounding."""
     overrides = ["model.stoch_depth=0.3", "mixup.p=0.5", "train.accumulate=2"]
     for value, replicas in (("none", 1), (remat, 2)):
         trainer.fit(
             small(f"model.remat={value}", *overrides),
             workdir=tmp_path / value,
-            strategy=strategy_of(replicas),
+            engine=engine_of(replicas),
         )
     assert_same_weights(
         tmp_path / "none", tmp_path / remat, rtol=1e-4, atol=1e-5

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from safetensors import numpy as safetensors_numpy
 
+from keras_mixer.engines.tensorflow import TensorFlowEngine
 from keras_mixer.run import checkpoint
-from keras_mixer.training import state as state_lib
 
 
 def state(number):
@@ -296,7 +296,7 @@ def test_what_is_saved_does_not_change_with_the_variable(
         strategy.run(add)
 
     update()
-    value = state_lib._value(variable)
+    value = TensorFlowEngine(strategy).snapshot({"v": variable})["v"]
     for _ in range(5):
         update()
     np.testing.assert_array_equal(value, np.full([256, 256], 2.0))

@@ -93,10 +93,10 @@ def test_every_recipe_makes_a_run(name, reduced):
 @pytest.mark.parametrize(
     "name", ["cifar10_scratch", "imagenet_b", "jft300m_s", "finetune_pets"]
 )
-def test_one_step(name, reduced, tmp_path, strategy_of):
+def test_one_step(name, reduced, tmp_path, engine_of):
     """One of each kind. Those of a kind differ in numbers alone."""
     result = trainer.fit(
-        reduced(name), workdir=tmp_path / "run", strategy=strategy_of(2)
+        reduced(name), workdir=tmp_path / "run", engine=engine_of(2)
     )
     assert (result["step"], result["count"]) == (1, 4)
     assert np.isfinite(result["loss"])
@@ -114,12 +114,12 @@ def test_docstrings_say_how_to_run_it(name):
     "name",
     [n for n in recipes.RECIPES if n.startswith(("jft", "imagenet21k"))],
 )
-def test_what_nobody_can_download_is_asked_for(name, tmp_path, strategy_of):
+def test_what_nobody_can_download_is_asked_for(name, tmp_path, engine_of):
     with pytest.raises(config_lib.ConfigError, match="data.name="):
         trainer.fit(
             recipes.get_recipe(name),
             workdir=tmp_path / "run",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
         )
 
 

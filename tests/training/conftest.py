@@ -6,9 +6,9 @@ import pathlib
 from typing import NamedTuple
 
 import pytest
-import tensorflow as tf
 
 from keras_mixer.training import loop as trainer
+from tests.conftest import make_engine
 from tests.training.common import small
 
 
@@ -29,7 +29,7 @@ def finished(tmp_path_factory) -> Finished:
         result = trainer.fit(
             small(),
             workdir=workdir,
-            strategy=tf.distribute.OneDeviceStrategy("/cpu:0"),
+            engine=make_engine(1),
         )
     return Finished(workdir, result, shown.getvalue())
 

@@ -68,7 +68,7 @@ def test_every_model_field_reaches_the_model():
     assert model.get_layer("stem").kernel.shape == (16, 16, 3, 768)
 
 
-def test_a_loaded_model_scores_as_the_run_did(finished, strategy_of):
+def test_a_loaded_model_scores_as_the_run_did(finished, engine_of):
     workdir, result, _ = finished
     model, loaded_config, class_names, *_ = assembly.load_trained(workdir)
     assert class_names == tuple(str(i) for i in range(10))
@@ -80,7 +80,7 @@ def test_a_loaded_model_scores_as_the_run_did(finished, strategy_of):
             batch_size=7,
             image_size=8,
             policy="resize",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
         ),
         loss="softmax",
         xla=False,
@@ -112,7 +112,7 @@ def test_load_model_errors(finished, tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(
-    finished, tmp_path, strategy_of
+    finished, tmp_path, engine_of
 ):
     shutil.copytree(finished.workdir, tmp_path, dirs_exist_ok=True)
     config = tmp_path / "config.json"
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_model_is_refused(
             trainer.fit(
                 config_lib.load(config),
                 workdir=tmp_path,
-                strategy=strategy_of(1),
+                engine=engine_of(1),
             )
 
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     ],
 )
 def test_training_starts_from_given_weights(
-    pretrained, tmp_path, strategy_of, source, replicas
+    pretrained, tmp_path, engine_of, source, replicas
 ):
     """With a learning rate of 0 the weights stay those of the first run."""
     weights = pretrained
@@ -154,7 +154,7 @@ def test_training_starts_from_given_weights(
     result = trainer.fit(
         small(f"init.weights={weights}", "optim.lr=0"),
         workdir=tmp_path / "run",
-        strategy=strategy_of(replicas),
+        engine=engine_of(replicas),
     )
     before = json.loads((pretrained / "result.json").read_text())
     assert result["accuracy"] == before["accuracy"]
@@ -162,14 +162,14 @@ def test_training_starts_from_given_weights(
 
 
 def test_training_starts_at_a_higher_resolution(
-    pretrained, tmp_path, strategy_of, capsys
+    pretrained, tmp_path, engine_of, capsys
 ):
     """Its start is the paper's App. C, and the run can be read back."""
     config = small(
         f"init.weights={pretrained}", "model.image_size=16", "optim.lr=0"
     )
     for _ in range(2):  # the second time it is finished
-        trainer.fit(config, workdir=tmp_path / "run", strategy=strategy_of(1))
+        trainer.fit(config, workdir=tmp_path / "run", engine=engine_of(1))
     assert "is finished" in capsys.readouterr().out
     large, resolved, *_ = assembly.load_trained(tmp_path / "run")
     assert resolved.model.tokens_mlp_dim == 4 * 8
@@ -181,14 +181,12 @@ def test_training_starts_at_a_higher_resolution(
 
 
 def test_a_fresh_head_is_zero_and_the_rest_is_kept(
-    pretrained, tmp_path, strategy_of
+    pretrained, tmp_path, engine_of
 ):
     config = small(
         f"init.weights={pretrained}", "init.head=fresh", "optim.lr=0"
     )
-    result = trainer.fit(
-        config, workdir=tmp_path / "run", strategy=strategy_of(1)
-    )
+    result = trainer.fit(config, workdir=tmp_path / "run", engine=engine_of(1))
     assert result["loss"] == pytest.approx(math.log(10), rel=1e-5)
     model = assembly.load_trained(tmp_path / "run").model
     before = assembly.load_trained(pretrained).model
@@ -206,7 +204,7 @@ def test_a_fresh_head_is_zero_and_the_rest_is_kept(
     ],
 )
 def test_initial_weights_that_do_not_fit(
-    pretrained, photos_dir, tmp_path, strategy_of, overrides, message
+    pretrained, photos_dir, tmp_path, engine_of, overrides, message
 ):
     overrides = [o.format(photos=f"folder:{photos_dir}") for o in overrides]
     if "folder" in overrides[0]:
@@ -217,11 +215,11 @@ def test_initial_weights_that_do_not_fit(
         ]
     config = small(f"init.weights={pretrained}", *overrides)
     with pytest.raises(ValueError, match=message):
-        trainer.fit(config, workdir=tmp_path / "w", strategy=strategy_of(1))
+        trainer.fit(config, workdir=tmp_path / "w", engine=engine_of(1))
     assert not (tmp_path / "w").exists()
 
 
-def test_initial_weights_that_are_not_there(tmp_path, strategy_of):
+def test_initial_weights_that_are_not_there(tmp_path, engine_of):
     for weights, message in (
         ("imagenet", "Unknown weights 'imagenet'"),
         (str(tmp_path / "none.npz"), "There is no file"),
@@ -231,7 +229,7 @@ def test_initial_weights_that_are_not_there(tmp_path, strategy_of):
             trainer.fit(
                 small(f"init.weights={weights}"),
                 workdir=tmp_path / "w",
-                strategy=strategy_of(1),
+                engine=engine_of(1),
             )
 
 
@@ -254,11 +252,11 @@ def test_a_model_takes_the_weights_of_a_workdir(pretrained):
 @pytest.mark.parametrize(
     "last_blocks", [1, pytest.param(0, marks=pytest.mark.slow)]
 )
-def test_partial_training(pretrained, tmp_path, strategy_of, last_blocks):
+def test_partial_training(pretrained, tmp_path, engine_of, last_blocks):
     config = small(
         f"init.weights={pretrained}", f"train.last_blocks={last_blocks}"
     )
-    trainer.fit(config, workdir=tmp_path / "run", strategy=strategy_of(1))
+    trainer.fit(config, workdir=tmp_path / "run", engine=engine_of(1))
     after = assembly.load_trained(tmp_path / "run").model
     before = assembly.load_trained(pretrained).model
     ours = weights_lib.from_model(after, "a").values
@@ -276,5 +274,5 @@ def test_partial_training(pretrained, tmp_path, strategy_of, last_blocks):
         trainer.fit(
             small("train.last_blocks=3"),
             workdir=tmp_path / "w",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
         )

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from keras_mixer import data
-from keras_mixer.data.augment import images
 from keras_mixer.engines import objective
 from keras_mixer.evaluation import pictures as pictures_lib
+from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.training import contact_sheet as sheet
 from tests.conftest import ROOT
 from tests.training.common import small
@@ -39,7 +39,7 @@ def test_pictures_are_those_of_the_run(mixup):
         mixup=config.mixup,
     )
     batch = next(iter(whole))
-    values = images.to_value_range(batch["image"])
+    values = to_value_range(batch["image"])
     labels = batch["label"].numpy()
     if not mixup:
         np.testing.assert_array_equal(pictures, values[:8])
@@ -77,7 +77,7 @@ def test_what_evaluation_sees():
     pictures, captions = sheet.first_evaluated(config, splits, count=5)
     first = list(splits.evaluation.records().take(5).as_numpy_iterator())
     assert captions == [str(r["label"]) for r in first]
-    want = images.to_value_range(np.stack([r["image"] for r in first]))
+    want = to_value_range(np.stack([r["image"] for r in first]))
     np.testing.assert_array_equal(pictures, want)
 
 

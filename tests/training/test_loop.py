@@ -13,7 +13,7 @@ from keras_mixer.training import assembly, loop as trainer
 from tests.training.common import RANDOM, assert_same_weights, lines_of, small
 
 
-def test_a_run_leaves_what_others_rely_on(finished, strategy_of, capsys):
+def test_a_run_leaves_what_others_rely_on(finished, engine_of, capsys):
     workdir, result, shown = finished
     saved = json.loads((workdir / "result.json").read_text())
     assert saved == result
@@ -47,14 +47,14 @@ def test_a_run_leaves_what_others_rely_on(finished, strategy_of, capsys):
 
     # Again: it says so, and touches nothing.
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    again = trainer.fit(small(), workdir=workdir, strategy=strategy_of(1))
+    again = trainer.fit(small(), workdir=workdir, engine=engine_of(1))
     assert again == result
     assert "is finished" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
 @pytest.mark.slow
-def test_it_learns(tmp_path, strategy_of):
+def test_it_learns(tmp_path, engine_of):
     config = config_lib.override(
         recipes.digits(),
         [
@@ -65,7 +65,7 @@ def test_it_learns(tmp_path, strategy_of):
             "train.xla=false",
         ],
     )
-    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    result = trainer.fit(config, workdir=tmp_path, engine=engine_of(1))
     losses = [e["loss"] for e in lines_of(tmp_path) if e["kind"] == "train"]
     assert losses[0] == pytest.approx(math.log(10), rel=0.1)  # zero head
     assert losses[-1] < 0.4 * losses[0]
@@ -74,32 +74,30 @@ def test_it_learns(tmp_path, strategy_of):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_xla_trains_the_same(tmp_path, strategy_of, replicas):
+def test_xla_trains_the_same(tmp_path, engine_of, replicas):
     for xla in (False, True):
         trainer.fit(
             small(f"train.xla={xla}", "train.accumulate=2", *RANDOM),
             workdir=tmp_path / str(xla),
-            strategy=strategy_of(replicas),
+            engine=engine_of(replicas),
         )
     assert_same_weights(
         tmp_path / "False", tmp_path / "True", rtol=1e-4, atol=1e-5
     )
 
 
-def test_the_seed_decides(finished, tmp_path, strategy_of):
+def test_the_seed_decides(finished, tmp_path, engine_of):
     """That one seed gives one model is shown by the runs that are resumed."""
-    trainer.fit(
-        small("train.seed=1"), workdir=tmp_path, strategy=strategy_of(1)
-    )
+    trainer.fit(small("train.seed=1"), workdir=tmp_path, engine=engine_of(1))
     with pytest.raises(AssertionError):
         assert_same_weights(finished.workdir, tmp_path, rtol=0.01)
 
 
-def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
+def test_bfloat16_keeps_float32_weights(tmp_path, engine_of):
     config = small(
         "model.precision=bfloat16", "model.hidden_dim=64", "train.steps=100"
     )
-    trainer.fit(config, workdir=tmp_path, strategy=strategy_of(2))
+    trainer.fit(config, workdir=tmp_path, engine=engine_of(2))
     model = assembly.load_trained(tmp_path).model
     assert model.get_layer("MixerBlock_0").compute_dtype == "bfloat16"
     assert {w.dtype for w in model.weights} == {"float32"}
@@ -108,7 +106,7 @@ def test_bfloat16_keeps_float32_weights(tmp_path, strategy_of):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, strategy_of):
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, engine_of):
     config = small(
         "optim.name=sgd",
         "optim.lr=1e6",
@@ -117,7 +115,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, strategy_of):
         "train.checkpoint_every=1",
     )
     with pytest.raises(trainer.NonFiniteError) as caught:
-        trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+        trainer.fit(config, workdir=tmp_path, engine=engine_of(1))
     message = str(caught.value)
     step = int(message.split(":")[0].removeprefix("Step "))
     assert 2 <= step <= 12
@@ -136,14 +134,14 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, strategy_of):
     assert named <= step - 2
 
 
-def test_images_of_many_sizes_ask_for_a_size(photos_dir, tmp_path, strategy_of):
+def test_images_of_many_sizes_ask_for_a_size(photos_dir, tmp_path, engine_of):
     config = small(
         f"data.name=folder:{photos_dir}",
         "data.train_split=train[:80%]",
         "data.eval_split=train[80%:]",
     )
     with pytest.raises(config_lib.ConfigError, match="model.image_size="):
-        trainer.fit(config, workdir=tmp_path / "a", strategy=strategy_of(1))
+        trainer.fit(config, workdir=tmp_path / "a", engine=engine_of(1))
     config = config_lib.override(
         config,
         [
@@ -152,26 +150,22 @@ def test_images_of_many_sizes_ask_for_a_size(photos_dir, tmp_path, strategy_of):
             "augment.eval_policy=resize_small(18)|central_crop",
         ],
     )
-    result = trainer.fit(
-        config, workdir=tmp_path / "b", strategy=strategy_of(1)
-    )
+    result = trainer.fit(config, workdir=tmp_path / "b", engine=engine_of(1))
     assert result["count"] == 49
 
 
-def test_a_final_evaluation_that_is_no_number(
-    tmp_path, strategy_of, monkeypatch
-):
+def test_a_final_evaluation_that_is_no_number(tmp_path, engine_of, monkeypatch):
     scores = {"accuracy": 0.1, "loss": math.nan, "count": 70}
     monkeypatch.setattr(
         classification, "make_evaluator", lambda *_, **__: lambda: scores
     )
     config = small("train.eval_every=null")
     with pytest.raises(trainer.NonFiniteError, match="Step 12.*step_00000008"):
-        trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+        trainer.fit(config, workdir=tmp_path, engine=engine_of(1))
     assert not (tmp_path / "result.json").exists()
 
 
-def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
+def test_the_best_by_validation_is_kept(tmp_path, engine_of):
     """Of the checkpoints, and never chosen by the split that is reported."""
     config = small(
         "data.train_split=train[:200]",
@@ -182,7 +176,7 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
         "train.keep_checkpoints=1",
         "optim.lr=0.05",
     )
-    result = trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+    result = trainer.fit(config, workdir=tmp_path, engine=engine_of(1))
     assert result["split"] == "test[:70]"
     lines = [e for e in lines_of(tmp_path) if e["kind"] == "eval"]
     of = {
@@ -204,7 +198,7 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
             batch_size=70,
             image_size=8,
             policy="resize",
-            strategy=strategy_of(1),
+            engine=engine_of(1),
         ),
         loss="softmax",
         xla=False,
@@ -220,5 +214,5 @@ def test_the_best_by_validation_is_kept(tmp_path, strategy_of):
             trainer.fit(
                 small(f"data.val_split={split}"),
                 workdir=tmp_path / "w",
-                strategy=strategy_of(1),
+                engine=engine_of(1),
             )

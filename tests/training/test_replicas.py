@@ -36,7 +36,7 @@ ALL = [(1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]  # replicas, parts
     ],
 )
 def test_1_2_and_4_replicas_train_the_same(
-    tmp_path, strategy_of, optimizer, loss, random, others
+    tmp_path, engine_of, optimizer, loss, random, others
 ):
     """With clipping active and a partial last batch of the evaluation.
 
@@ -57,7 +57,7 @@ def test_1_2_and_4_replicas_train_the_same(
         trainer.fit(
             config_lib.override(config, [f"train.accumulate={parts}"]),
             workdir=tmp_path / f"{replicas}_{parts}",
-            strategy=strategy_of(replicas),
+            engine=engine_of(replicas),
         )
     alone = tmp_path / "1_1"
     norms = [e["grad_norm"] for e in lines_of(alone) if "lr" in e]

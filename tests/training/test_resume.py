@@ -5,7 +5,6 @@ import json
 import shutil
 
 import pytest
-import tensorflow as tf
 
 from keras_mixer.run import (
     checkpoint,
@@ -15,6 +14,7 @@ from keras_mixer.run import (
     workdir as workdir_lib,
 )
 from keras_mixer.training import loop as trainer
+from tests.conftest import make_engine
 from tests.training.common import RANDOM, assert_same_weights, lines_of, small
 
 
@@ -34,8 +34,8 @@ def uninterrupted(tmp_path_factory):
     @functools.cache
     def train(xla):
         workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-        strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-        trainer.fit(drawn(xla), workdir=workdir, strategy=strategy)
+        engine = make_engine(1)
+        trainer.fit(drawn(xla), workdir=workdir, engine=engine)
         return workdir
 
     return train
@@ -51,7 +51,7 @@ def uninterrupted(tmp_path_factory):
     ],
 )
 def test_resumed_equals_uninterrupted(
-    uninterrupted, tmp_path, strategy_of, monkeypatch, killed_at, xla, capsys
+    uninterrupted, tmp_path, engine_of, monkeypatch, killed_at, xla, capsys
 ):
     config = drawn(xla)
     whole, parts = uninterrupted(xla), tmp_path / "parts"
@@ -65,11 +65,11 @@ def test_resumed_equals_uninterrupted(
 
     monkeypatch.setattr(progress.Progress, "train", kill)
     with pytest.raises(Killed):
-        trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+        trainer.fit(config, workdir=parts, engine=engine_of(1))
     monkeypatch.setattr(progress.Progress, "train", original)
     assert not (parts / "result.json").exists()
     capsys.readouterr()
-    trainer.fit(config, workdir=parts, strategy=strategy_of(1))
+    trainer.fit(config, workdir=parts, engine=engine_of(1))
     resumed = "Going on from step" in capsys.readouterr().out
     assert resumed == (killed_at > 4)  # the first checkpoint comes after step 4
     assert_same_weights(whole, parts, rtol=0, atol=0)
@@ -77,7 +77,7 @@ def test_resumed_equals_uninterrupted(
 
 
 def test_stopped_before_the_result_was_written(
-    finished, tmp_path, strategy_of, monkeypatch
+    finished, tmp_path, engine_of, monkeypatch
 ):
     original = files.write_json
 
@@ -89,48 +89,48 @@ def test_stopped_before_the_result_was_written(
     monkeypatch.setattr(files, "write_json", kill)
     parts = tmp_path / "parts"
     with pytest.raises(Killed):
-        trainer.fit(small(), workdir=parts, strategy=strategy_of(1))
+        trainer.fit(small(), workdir=parts, engine=engine_of(1))
     monkeypatch.setattr(files, "write_json", original)
-    result = trainer.fit(small(), workdir=parts, strategy=strategy_of(1))
+    result = trainer.fit(small(), workdir=parts, engine=engine_of(1))
     for key in ("step", "split", "accuracy", "loss", "count"):
         assert result[key] == finished.result[key]
     assert lines_of(finished.workdir) == lines_of(parts)
 
 
-def test_a_workdir_belongs_to_one_run(finished, tmp_path, strategy_of):
-    strategy = strategy_of(1)
+def test_a_workdir_belongs_to_one_run(finished, tmp_path, engine_of):
+    engine = engine_of(1)
     shutil.copytree(finished.workdir, tmp_path / "run")
     with pytest.raises(
         workdir_lib.WorkdirError, match=r"optim.lr: 0.003 -> 0.5"
     ):
         trainer.fit(
-            small("optim.lr=0.5"), workdir=tmp_path / "run", strategy=strategy
+            small("optim.lr=0.5"), workdir=tmp_path / "run", engine=engine
         )
     with pytest.raises(workdir_lib.WorkdirError, match="holds no run"):
-        trainer.fit(small(), workdir=tmp_path, strategy=strategy)
+        trainer.fit(small(), workdir=tmp_path, engine=engine)
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(workdir_lib.WorkdirError, match="Cannot (read|wr)"):
-            trainer.fit(small(), workdir=workdir, strategy=strategy)
+            trainer.fit(small(), workdir=workdir, engine=engine)
     # The same names of classes in another order are another run.
     classes = tmp_path / "run" / "classes.json"
     classes.write_text(json.dumps(list("1023456789")))
     with pytest.raises(workdir_lib.WorkdirError, match="names of the classes"):
-        trainer.fit(small(), workdir=tmp_path / "run", strategy=strategy)
+        trainer.fit(small(), workdir=tmp_path / "run", engine=engine)
 
 
-def test_a_workdir_in_which_nothing_happened_is_free(tmp_path, strategy_of):
+def test_a_workdir_in_which_nothing_happened_is_free(tmp_path, engine_of):
     """A run that failed before its first step does not block the next."""
     (tmp_path / "config.json.tmp").write_text("{")  # killed while writing
     assert workdir_lib.read_result(tmp_path, small(), ()) is None
     config_lib.save(small("optim.lr=0.5"), tmp_path / "config.json")
-    result = trainer.fit(small(), workdir=tmp_path, strategy=strategy_of(1))
+    result = trainer.fit(small(), workdir=tmp_path, engine=engine_of(1))
     assert result["step"] == 12
     assert config_lib.load(tmp_path / "config.json").optim.lr == 0.003
 
 
 def test_a_run_without_a_line_yet_is_not_taken_over(
-    tmp_path, strategy_of, monkeypatch
+    tmp_path, engine_of, monkeypatch
 ):
     """It has a checkpoint, and nothing in metrics.jsonl."""
     config = small("train.log_every=100", "train.eval_every=null")
@@ -142,12 +142,12 @@ def test_a_run_without_a_line_yet_is_not_taken_over(
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", kill)
     with pytest.raises(Killed):
-        trainer.fit(config, workdir=tmp_path, strategy=strategy_of(1))
+        trainer.fit(config, workdir=tmp_path, engine=engine_of(1))
     monkeypatch.undo()
     assert checkpoint.Checkpoints(tmp_path).steps == [4]
     with pytest.raises(workdir_lib.WorkdirError, match="optim.lr: 0.003"):
         trainer.fit(
             config_lib.override(config, ["optim.lr=0.5"]),
             workdir=tmp_path,
-            strategy=strategy_of(1),
+            engine=engine_of(1),
         )

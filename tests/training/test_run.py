@@ -5,6 +5,7 @@ import pytest
 
 from keras_mixer import data
 from keras_mixer.engines import distribute
+from keras_mixer.engines.hosts import EngineError
 from keras_mixer.run import config as config_lib
 from keras_mixer.training import loop as trainer
 from keras_mixer.training.run import Run
@@ -30,18 +31,20 @@ from tests.training.common import small
     ],
 )
 def test_wrong_configs_leave_no_workdir(
-    tmp_path, strategy_of, overrides, error, message
+    tmp_path, engine_of, overrides, error, message
 ):
     workdir = tmp_path / "run"
     with pytest.raises(error, match=message):
-        trainer.fit(small(*overrides), workdir=workdir, strategy=strategy_of(2))
+        trainer.fit(small(*overrides), workdir=workdir, engine=engine_of(2))
     assert not workdir.exists()
 
 
-def test_another_backend_is_refused(tmp_path, strategy_of, monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(config_lib.ConfigError, match="KERAS_BACKEND.*'jax'"):
-        trainer.fit(small(), workdir=tmp_path / "a", strategy=strategy_of(1))
+def test_another_backend_is_refused(tmp_path, engine_of, monkeypatch):
+    engine = engine_of(1)
+    other = {"tensorflow": "jax", "jax": "tensorflow"}[engine.name]
+    monkeypatch.setattr(keras.backend, "backend", lambda: other)
+    with pytest.raises(EngineError, match=f"runs on '{other}'.*KERAS_BACKEND"):
+        trainer.fit(small(), workdir=tmp_path / "a", engine=engine)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_another_backend_is_refused(tmp_path, strategy_of, monkeypatch):
     ],
 )
 def test_steps_until_something_is_due(
-    tmp_path, strategy_of, step, overrides, count
+    tmp_path, engine_of, step, overrides, count
 ):
     config = small(
         "train.steps=100",
@@ -66,5 +69,5 @@ def test_steps_until_something_is_due(
         "train.steps_per_call=50",
     )
     config = config_lib.override(config, overrides)
-    run = Run.open(config, workdir=tmp_path / "r", strategy=strategy_of(1))
+    run = Run.open(config, workdir=tmp_path / "r", engine=engine_of(1))
     assert run.steps_until_due(step) == count

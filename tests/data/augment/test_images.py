@@ -26,12 +26,6 @@ def both_modes(policy, image, side, seed):
     return eager
 
 
-def test_value_range():
-    got = images.to_value_range(tf.constant([0, 255, 51], tf.uint8))
-    np.testing.assert_allclose(got, [-1, 1, -0.6], atol=1e-6)
-    assert got.dtype == tf.float32
-
-
 def test_resize_is_the_identity_at_the_same_size():
     image = ramp(8, 8)
     np.testing.assert_array_equal(both_modes("resize", image, 8, (0, 0)), image)
