@@ -65,7 +65,8 @@ def best_engine(machine: Machine) -> Choice:
             return Choice(
                 "tensorflow", "tensorflow-tpu is installed, and JAX is not"
             )
-        return Choice("jax", f"there is a TPU ({machine.tpu_signs()})")
+        signs = ", ".join(machine.tpu_files) or machine.tpu_signs()
+        return Choice("jax", f"there is a TPU ({signs})")
     if not machine.has_gpu():
         return Choice("tensorflow", "there is no TPU")
     version = packages.tensorflow_for_gpus(machine)
@@ -106,12 +107,15 @@ def make_plan(
     chosen, finding = _choose(machine, asked, flags)
     if chosen is None:
         chosen = best if asked == "auto" else Choice(asked, "it is asked for")
-    elif free and chosen.name != best.name:
-        finding = warning(
-            f"train.py without --engine takes {chosen.name} "
-            f"({chosen.reason}), and {best.name} works here: {best.reason}",
-            f"--engine={best.name}",
-        )
+    elif free:
+        if chosen.name == best.name:
+            finding = ok(f"{best.name}: {best.reason}")
+        else:
+            finding = warning(
+                f"train.py without --engine takes {chosen.name} "
+                f"({chosen.reason}), and {best.name} works here: {best.reason}",
+                f"--engine={best.name}",
+            )
         chosen = best
     kind = kind_of(machine)
     machine = dataclasses.replace(machine, engine=chosen.name)

@@ -280,6 +280,15 @@ def test_the_file_of_keras(tmp_path, backend, engine, level):
         assert plan.finding.way_out == "--engine=jax"
 
 
+def test_nobody_chose_what_keras_wrote(tmp_path):
+    (tmp_path / "keras.json").write_text('{"backend": "tensorflow"}')
+    here = {"KERAS_HOME": str(tmp_path)}
+    machine = on(machines.CPU, environment=here, keras_json="tensorflow")
+    plan = plan_lib.make_plan(machine)
+    assert plan.reason == "there is no TPU"
+    assert plan.finding == checks.ok("tensorflow: there is no TPU")
+
+
 def test_tensorflow_on_a_tpu_is_an_error_and_names_jax():
     machine = on(machines.COLAB_TPU, {"tensorflow-cpu": "2.20.0"})
     plan = plan_lib.make_plan(machine, "tensorflow")
