@@ -11,6 +11,7 @@ TENSORFLOW_CPU = "tensorflow-cpu==2.20.0"
 TPU_INSTALL = (
     "pip install -r requirements-tpu.txt && pip install --no-deps -e ."
 )
+_MISSING = "not installed"
 _CUDA_PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
 
 
@@ -40,7 +41,7 @@ def unmet(machine: Machine) -> dict[str, str]:
             wrong[str(wanted)] = (
                 f"{found[0]} {machine.installed[found[0]]}"
                 if found
-                else "not installed"
+                else _MISSING
             )
     return wrong
 
@@ -128,10 +129,11 @@ def pip_install(machine: Machine) -> str:
 def _wanted(requirement: str, have: str, machine: Machine) -> str:
     """Returns what to install for an unmet requirement."""
     name = re.split(r"[^\w.-]", requirement)[0]
-    if normalise(name) != "tensorflow" or machine.engine != "jax":
+    if normalise(name) != "tensorflow":
         return requirement
-    # Other builds than this one's would overwrite its files.
+    # A second build would overwrite the files of the one that is there.
     build = have.split()[0]
-    if build in ("tensorflow", "tf-nightly"):
-        return requirement
-    return TENSORFLOW_CPU if build != "tensorflow-tpu" else f"{build}==2.20.0"
+    missing = have == _MISSING and machine.engine == "jax"
+    if build == "tensorflow-cpu" or missing:
+        return TENSORFLOW_CPU
+    return f"{build}==2.20.0" if build == "tensorflow-tpu" else requirement

@@ -206,6 +206,12 @@ def test_the_signs_of_a_kind(machine, kind):
             "--tpu=local belongs to --engine=tensorflow",
             "leave out --tpu=local",
         ),
+        (
+            on(machines.COLAB_TPU, environment={"KERAS_BACKEND": "jax"}),
+            "jax", ["--tpu=local"], "jax", "error",
+            "--tpu=local belongs to --engine=tensorflow",
+            "leave out --tpu=local",
+        ),
         # What is named is taken, whatever would be better.
         (
             on(machines.COLAB_CPU, environment={"KERAS_BACKEND": "jax"}),
@@ -300,6 +306,23 @@ def test_tensorflow_on_a_tpu_is_an_error_and_names_jax():
 def test_tensorflow_on_a_new_gpu_is_an_error():
     plan = plan_lib.make_plan(machines.BLACKWELL, "tensorflow")
     assert troubles_of(machines.BLACKWELL, plan) == {"capability": "error"}
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        on(machines.TPU, {"jax": "0.7.2", "jaxlib": "0.7.2"}),
+        on(machines.COLAB_TPU, environment={"TPU_NAME": "pod"}),
+    ],
+    ids=["tensorflow-tpu", "TPU_NAME"],
+)
+def test_jax_drives_the_tpu_that_is_here(machine):
+    plan = plan_lib.make_plan(machine)
+    assert plan.engine == "jax"
+    assert plan.reason.startswith("there is a TPU (/dev/")
+    found = troubles_of(machine, plan)
+    # Nothing that TensorFlow lacks there is an error.
+    assert not {"libtpu", "build for tpus", "jax"} & set(found)
 
 
 def test_gpus_of_jax_alone():

@@ -19,7 +19,6 @@ from tests.doctor.machines import (
     GOOD,
     SEEN,
     STEP,
-    TPU,
     on,
 )
 
@@ -134,8 +133,15 @@ def test_an_engine_on_virtual_devices(fake, monkeypatch):
     }
 
 
+def test_virtual_devices_leave_a_tpu_alone(fake, with_tpu):
+    asked = fake(COLAB_TPU, trained=Answer({"steps": [STEP]}))
+    program.main(["--virtual_devices=2"])
+    [(_, _, variables)] = asked
+    assert variables == {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+
+
 def test_a_flag_of_tensorflow_chooses_it(fake):
-    asked = fake(TPU, trained=Answer({"steps": [STEP]}))
+    asked = fake(COLAB_TPU, trained=Answer({"steps": [STEP]}))
     program.main(["--strategy=tpu", "--tpu=local"])
     [(devices, *_)] = asked
     assert devices["engine"] == "tensorflow"
