@@ -70,13 +70,14 @@ def best_engine(machine: Machine) -> Choice:
     if not machine.has_gpu():
         return Choice("tensorflow", "there is no TPU")
     version = packages.tensorflow_for_gpus(machine)
-    for trouble in gpus.check_gpus(
+    troubles = gpus.check_gpus(
         machine.visible_gpus,
         engine="tensorflow",
         tensorflow_version=version,
         precision="float32",
-    ):
-        return Choice("jax", trouble.text)
+    )
+    if troubles:
+        return Choice("jax", troubles[0].text)
     if version is None and packages.cuda_plugin(machine):
         return Choice("jax", "it has CUDA here, and TensorFlow has not")
     return Choice("tensorflow", "there is a GPU")
