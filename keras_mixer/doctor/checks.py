@@ -8,15 +8,10 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from keras_mixer.doctor.machine import (
-    BUILDS,
-    TPU_LOCK,
-    TPU_VARIABLES,
-    Machine,
-    normalise,
-    numbers_of,
-)
-from keras_mixer.engines import hosts
+from keras_mixer.doctor import packages
+from keras_mixer.doctor.machine import TPU_LOCK, Machine, numbers_of
+from keras_mixer.doctor.packages import TENSORFLOW_CPU, TPU_INSTALL
+from keras_mixer.engines import gpus, hosts
 
 # Measured with tensorflow-tpu 2.20.0: libtpu 0.0.20, 0.0.30 and 0.0.31 import;
 # 0.0.32, 0.0.36 and 0.0.52 abort. 0.0.20 was released together with 2.20.
@@ -24,9 +19,10 @@ _GOOD_LIBTPU = "0.0.20"
 _FIRST_LIBTPU = (0, 0, 14)
 _FIRST_BAD_LIBTPU = (0, 0, 32)
 
-_TPU_INSTALL = (
-    "pip install -r requirements-tpu.txt && pip install --no-deps -e ."
-)
+# Colab's and Kaggle's images have 3.13.2.
+_FIRST_KERAS = (3, 13)
+GOOD_KERAS = "pip install 'keras>=3.13,<4'"
+
 _LEAST_MEMORY = 2 * 2**30
 _LEAST_DISK = 2 * 2**30
 
@@ -57,39 +53,71 @@ def check_python(machine: Machine) -> Finding:
 
 def check_tensorflow(machine: Machine) -> Finding:
     builds = machine.builds()
+    jax = machine.engine == "jax"
+    if not builds and jax:
+        return error(
+            "TensorFlow, which reads the data, is not installed",
+            f"pip install '{TENSORFLOW_CPU}'",
+        )
     if not builds:
         return error(
             "TensorFlow is not installed",
-            f"pip install -e . (on a TPU: {_TPU_INSTALL})",
+            f"pip install -e . (on a TPU: {TPU_INSTALL})",
         )
     if len(builds) == 1:
         return ok(builds[0])
     names = " ".join(build.split()[0] for build in builds)
-    tpu = "tensorflow-tpu" in machine.installed
+    if jax:
+        install = f"pip install '{TENSORFLOW_CPU}'"
+    elif "tensorflow-tpu" in machine.installed:
+        install = TPU_INSTALL
+    else:
+        install = "pip install -e ."
     return error(
         f"{' and '.join(builds)} have overwritten each other's files",
-        f"pip uninstall -y {names} && "
-        + (_TPU_INSTALL if tpu else "pip install -e ."),
+        f"pip uninstall -y {names} && {install}",
     )
 
 
 def check_libtpu(machine: Machine) -> Finding:
     libtpu = machine.installed.get("libtpu")
     if "tensorflow-tpu" not in machine.installed:
-        return ok(f"libtpu {libtpu or 'not needed'}, no tensorflow-tpu")
+        return _check_libtpu_of_jax(machine)
     build = f"tensorflow-tpu {machine.installed['tensorflow-tpu']}"
+    jax = machine.engine == "jax"
     mend = f"pip install libtpu=={_GOOD_LIBTPU}"
-    if libtpu is None:
-        return error(f"{build} is installed without libtpu", mend)
-    if numbers_of(libtpu) >= _FIRST_BAD_LIBTPU:
+    if jax:  # which needs the libtpu that it has
+        mend = (
+            f"pip uninstall -y tensorflow-tpu && pip install '{TENSORFLOW_CPU}'"
+        )
+    if libtpu and numbers_of(libtpu) >= _FIRST_BAD_LIBTPU:
         return error(
             f"libtpu {libtpu} makes `import tensorflow` of {build} abort", mend
         )
+    if jax:
+        return ok(f"{build} only reads the data")
+    if libtpu is None:
+        return error(f"{build} is installed without libtpu", mend)
     if numbers_of(libtpu) < _FIRST_LIBTPU:
         return error(
             f"{build} needs libtpu 0.0.14 or newer; {libtpu} is installed", mend
         )
     return ok(f"{build} with libtpu {libtpu}")
+
+
+def _check_libtpu_of_jax(machine: Machine) -> Finding:
+    libtpu = machine.installed.get("libtpu")
+    if libtpu is None or machine.has_tpu() or machine.engine != "jax":
+        return ok(f"libtpu {libtpu or 'not needed'}, no tensorflow-tpu")
+    if platforms := machine.environment.get("JAX_PLATFORMS"):
+        return ok(f"libtpu {libtpu}; JAX_PLATFORMS={platforms}")
+    if not machine.has_gpu():
+        return ok(f"libtpu {libtpu}, which the JAX engine ignores on CPUs")
+    return warning(
+        f"libtpu {libtpu} is installed, and this machine has no TPU; JAX may "
+        "look for one for minutes",
+        "export JAX_PLATFORMS=cuda,cpu, or: pip uninstall -y libtpu",
+    )
 
 
 def check_build_for_tpus(machine: Machine) -> Finding:
@@ -104,53 +132,55 @@ def check_build_for_tpus(machine: Machine) -> Finding:
             "export TPU_LOAD_LIBRARY=0, or in another environment: "
             "pip install -e .",
         )
-    variables = filter(machine.environment.get, TPU_VARIABLES)
-    signs = ", ".join([*machine.tpu_files, *variables])
+    signs = machine.tpu_signs()
+    if machine.engine == "jax":
+        return ok(f"a TPU ({signs}), which JAX drives")
     if for_tpus:
         return ok(f"a TPU ({signs}) and the build for it")
     return error(
         f"this machine has a TPU ({signs}), and "
         f"{' and '.join(machine.builds()) or 'no TensorFlow'} cannot use it",
-        f"pip uninstall -y tensorflow tensorflow-cpu && {_TPU_INSTALL}",
+        "train with --engine=jax; or, for TensorFlow: pip uninstall -y "
+        f"tensorflow tensorflow-cpu && {TPU_INSTALL}",
     )
+
+
+def check_jax(machine: Machine) -> Finding:
+    """Whether JAX computes on what this machine has."""
+    if machine.engine != "jax":
+        return ok("the TensorFlow engine does not need JAX")
+    if trouble := packages.jax_trouble(machine):
+        return error(
+            f"the engine is jax, and {trouble}",
+            f"pip install '{packages.jax_package(machine)}'",
+        )
+    have = machine.installed
+    platforms = machine.environment.get("JAX_PLATFORMS", "")
+    wanted = "tpu" if machine.has_tpu() else "cuda" if machine.has_gpu() else ""
+    if wanted and platforms and wanted not in platforms.replace("gpu", "cuda"):
+        return warning(
+            f"JAX_PLATFORMS={platforms} hides the {wanted.upper()} device",
+            "unset JAX_PLATFORMS",
+        )
+    parts = filter(have.get, ("libtpu", packages.cuda_plugin(machine) or ""))
+    names = ["jax", *(parts if wanted else ())]
+    return ok(" with ".join(f"{name} {have[name]}" for name in names))
 
 
 def check_requirements(machine: Machine) -> Finding:
     try:
-        from packaging.requirements import InvalidRequirement, Requirement
+        wrong = packages.unmet(machine)
     except ImportError:
         return error(
             "the package packaging, which Keras needs, is not installed",
             "pip install packaging",
         )
-    wrong: dict[str, str] = {}
-    for text in machine.requirements:
-        try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        name = normalise(wanted.name)
-        names = BUILDS if name == "tensorflow" else (name,)
-        found = [n for n in names if n in machine.installed]
-        if not any(
-            wanted.specifier.contains(machine.installed[n], prereleases=True)
-            for n in found
-        ):
-            wrong[str(wanted)] = (
-                f"{found[0]} {machine.installed[found[0]]}"
-                if found
-                else "not installed"
-            )
     if not wrong:
         return ok(f"{len(machine.requirements)} requirements are met")
     return error(
         "unmet requirements: "
         + ", ".join(f"{wanted} ({have})" for wanted, have in wrong.items()),
-        _TPU_INSTALL
-        if "tensorflow-tpu" in machine.installed
-        else "pip install " + " ".join(f"'{wanted}'" for wanted in wrong),
+        packages.pip_install(machine),
     )
 
 
@@ -158,10 +188,10 @@ def check_keras(machine: Machine) -> Finding:
     version = machine.installed.get("keras")
     if version is None:
         return error("Keras is not installed", "pip install -e .")
-    if numbers_of(version) < (3,):
+    if numbers_of(version) < _FIRST_KERAS:
         return error(
-            f"Keras {version} is installed; keras_mixer needs Keras 3",
-            "pip install 'keras>=3.15,<4'",
+            f"Keras {version} is installed; keras_mixer needs 3.13 or newer",
+            GOOD_KERAS,
         )
     core = machine.installed.get("keras-core")
     if not core:
@@ -172,18 +202,6 @@ def check_keras(machine: Machine) -> Finding:
         f"keras-core {core}, a preview of Keras 3, is installed; nothing "
         "needs it",
         "pip uninstall -y keras-core",
-    )
-
-
-def check_backend(machine: Machine) -> Finding:
-    named = machine.environment.get("KERAS_BACKEND")
-    backend = named or machine.keras_json or "tensorflow"
-    if backend == "tensorflow":
-        return ok("Keras' backend is tensorflow")
-    source = "KERAS_BACKEND" if named else "~/.keras/keras.json"
-    return error(
-        f"{source} selects {backend}: models work with it, training does not",
-        "export KERAS_BACKEND=tensorflow",
     )
 
 
@@ -216,6 +234,12 @@ def check_slice(machine: Machine) -> Finding:
     count = hosts.hosts_of_slice(machine.environment)
     if count == 1:
         return ok("no other machine of a TPU slice")
+    if machine.engine == "jax":
+        return ok(
+            f"one of {count} machines of a TPU slice; start the doctor, like "
+            "train.py, on all of them at the same time, because they wait for "
+            "one another"
+        )
     tpu = hosts.tpu_of_environment(machine.environment)
     served = machine.environment.get("TPU_LOAD_LIBRARY") == "0"
     if served and tpu not in (None, "local"):
@@ -224,8 +248,9 @@ def check_slice(machine: Machine) -> Finding:
         f"this is one of {count} machines of a TPU slice; one program drives "
         "all of them, through their TensorFlow servers, which --tpu=local "
         "cannot do",
-        "on the first machine: export TPU_NAME=<its name> TPU_LOAD_LIBRARY=0 "
-        "(README, TPUs)",
+        "train with --engine=jax on each machine; or, for TensorFlow on the "
+        "first one: export TPU_NAME=<its name> TPU_LOAD_LIBRARY=0 (README, "
+        "TPUs)",
     )
 
 
@@ -268,14 +293,29 @@ def check_disk(machine: Machine) -> Finding:
     )
 
 
+def judge_gpus(machine: Machine) -> list[Finding]:
+    """Returns findings on the compute capability of the GPUs."""
+    found = machine.visible_gpus
+    troubles = gpus.check_gpus(
+        found,
+        engine=machine.engine,
+        tensorflow_version=packages.tensorflow_for_gpus(machine),
+        precision="bfloat16",  # which some recipes and users ask for
+    )
+    names = [f"{g.name}, driver {g.driver}" for g in found]
+    return [Finding(*trouble) for trouble in troubles] or [
+        ok(", ".join(dict.fromkeys(names)) or "no NVIDIA GPU is visible")
+    ]
+
+
 INSTALLATION: tuple[Callable[[Machine], Finding], ...] = (
     check_python,
     check_tensorflow,
     check_libtpu,
     check_build_for_tpus,
+    check_jax,
     check_requirements,
     check_keras,
-    check_backend,
     check_legacy_keras,
     check_tf_config,
     check_slice,

@@ -5,6 +5,7 @@ from typing import Any
 
 from keras_mixer.doctor.checks import (
     Finding,
+    check_jax,
     check_libtpu,
     check_tensorflow,
     error,
@@ -36,24 +37,32 @@ def check_import(machine: Machine, answer: Answer) -> Finding:
 
 
 def check_reduction(machine: Machine, answer: Answer) -> Finding:
-    """`engines/optim.py` clips gradients inside a private method of Keras."""
+    """`engines/optim.py` clips gradients inside a private method of Keras.
+
+    The JAX engine does without it.
+    """
     keras = answer.said.get("keras")
     if keras is None:
         return error(
             f"import keras failed: {answer.said.get('keras_error')}",
-            "pip install --force-reinstall 'keras>=3.15,<4'",
+            check_jax(machine).way_out
+            or "pip install --force-reinstall 'keras>=3.13,<4'",
         )
+    if machine.engine == "jax":
+        return ok(f"Keras {keras} imports with the backend jax")
     if answer.said.get("reduces_gradients"):
         return ok(f"Keras {keras} has the method that clips gradients")
     return error(
         f"Keras {keras} with the backend {answer.said.get('backend')} has no "
         "Optimizer._all_reduce_sum_gradients, which keras_mixer needs to clip "
         "gradients",
-        "export KERAS_BACKEND=tensorflow; pip install 'keras>=3.15,<3.16'",
+        "export KERAS_BACKEND=tensorflow; pip install 'keras>=3.13,<3.16'",
     )
 
 
 def check_gpus(machine: Machine, answer: Answer) -> Finding:
+    if machine.engine == "jax":
+        return ok("the JAX engine hides the GPUs from TensorFlow")
     seen = answer.kinds().count("GPU")
     if seen:
         return ok(f"TensorFlow sees {seen} GPUs")
@@ -71,6 +80,8 @@ def check_gpus(machine: Machine, answer: Answer) -> Finding:
 
 
 def check_tpus(machine: Machine, answer: Answer) -> Finding:
+    if machine.engine == "jax":
+        return ok("the JAX engine does not use TensorFlow's devices")
     seen = answer.kinds().count("TPU")
     if seen:
         return ok(f"TensorFlow sees {seen} TPU devices")

@@ -14,14 +14,19 @@ import sys
 from collections.abc import Mapping
 
 from keras_mixer.engines import hosts
+from keras_mixer.engines.gpus import Gpu, read_gpus
 
 # The file that libtpu locks while a process has the chips.
 TPU_LOCK = pathlib.Path("/tmp/libtpu_lockfile")
 
 # Builds of TensorFlow. All of them write the same files.
 BUILDS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")
-# Variables by which Google's machines name a TPU.
-TPU_VARIABLES = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")
+# Variables by which Google's machines name a TPU. Colab sets COLAB_TPU_1VM to 1
+# or to nothing; the Dockerfile of Kaggle's image for TPUs sets ISTPUVM.
+TPU_VARIABLES = (
+    *("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"),
+    *("COLAB_TPU_1VM", "ISTPUVM"),
+)
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -31,6 +36,7 @@ class Machine:
     """What the checks judge."""
 
     python: tuple[int, ...] = sys.version_info[:3]
+    engine: str = "tensorflow"  # that is to train; see plan.py
     # Versions of the distributions, by normalised name.
     installed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     requirements: tuple[str, ...] = ()  # of keras_mixer, as in setup.cfg
@@ -39,6 +45,8 @@ class Machine:
     tpu_files: tuple[str, ...] = ()  # device files of TPUs
     nvidia_files: tuple[str, ...] = ()  # device files of NVIDIA's driver
     gpus: tuple[str, ...] = ()  # name and memory of each, from nvidia-smi
+    # Of those that CUDA_VISIBLE_DEVICES leaves, with compute capability.
+    visible_gpus: tuple[Gpu, ...] = ()
     tpu_lock: str = "absent"  # what `lock_state` returns for TPU_LOCK
     cores: int = 1  # that this process may use
     memory: int | None = None  # bytes; None where the system does not tell
@@ -58,6 +66,16 @@ class Machine:
         )
         return bool(files) or any(map(self.environment.get, TPU_VARIABLES))
 
+    def has_gpu(self) -> bool:
+        """Whether this machine has an NVIDIA GPU that is not hidden."""
+        hidden = self.environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+        return bool(self.nvidia_files or self.gpus) and not hidden
+
+    def tpu_signs(self) -> str:
+        """Returns the files and variables that speak of a TPU."""
+        variables = filter(self.environment.get, TPU_VARIABLES)
+        return ", ".join([*self.tpu_files, *variables])
+
 
 def look() -> Machine:
     """Returns what this machine has."""
@@ -74,6 +92,7 @@ def look() -> Machine:
             sorted(map(str, pathlib.Path("/dev").glob("nvidia[0-9c]*")))
         ),
         gpus=_gpus(),
+        visible_gpus=read_gpus(),
         tpu_lock=lock_state(TPU_LOCK),
         cores=len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

@@ -12,25 +12,39 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras_mixer
-from keras_mixer.doctor import checks, imported, machine as machine_lib, probe
+from keras_mixer.doctor import (
+    checks,
+    imported,
+    machine as machine_lib,
+    plan as plan_lib,
+    probe,
+)
 from keras_mixer.doctor.checks import Finding
-from keras_mixer.engines import hosts
+from keras_mixer.engines import choice, hosts
 from keras_mixer.run import files
 
-_DESCRIPTION = """Says what is installed and which devices there are, looks for
-combinations that are known not to work, and trains a step of a tiny Mixer on
-the strategy that train.py would take. The exit status is 0 if a run can start
-here and 1 if not; warnings do not count."""
+_DESCRIPTION = """Says what kind of machine this is, which engine works here and
+what to type, looks for combinations that are known not to work, and trains a
+step of a tiny Mixer with that engine, on the strategy that train.py would take.
+The exit status is 0 if a run can start here and 1 if not; warnings do not
+count."""
 
 _SHOWN = (
     *("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "libtpu", "keras"),
-    *("jax", "numpy", "tensorflow-datasets", "keras-cv", "tensorboard"),
+    *("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "numpy"),
+    *("tensorflow-datasets", "keras-cv", "tensorboard"),
 )
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m keras_mixer.doctor", description=_DESCRIPTION
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=choice.ENGINES,
+        help="as in train.py",
     )
     parser.add_argument(
         "--strategy",
@@ -95,49 +109,109 @@ def say_machine(machine: machine_lib.Machine) -> None:
         print(f"  {text}")
 
 
+def say_plan(plan: plan_lib.Plan) -> None:
+    """Prints what to type on this machine."""
+    print("How to train here")
+    print(f"  {'kind of machine':<15} {plan.kind}")
+    print(f"  {'engine':<15} {plan.engine}, because {plan.reason}")
+    if plan.install:
+        print(f"  {'install':<15} {plan.install}")
+    print(f"  {'train':<15} {plan.command}", flush=True)
+
+
+def flags_of_tensorflow(flags: argparse.Namespace) -> list[str]:
+    """Returns the flags that only the TensorFlow engine has."""
+    given = [] if flags.strategy == "auto" else [f"--strategy={flags.strategy}"]
+    return [*given, *([f"--tpu={flags.tpu}"] if flags.tpu else [])]
+
+
+def additional_variables(
+    machine: machine_lib.Machine, plan: plan_lib.Plan, virtual: bool
+) -> dict[str, str]:
+    """Returns the variables that the doctor's processes get in addition."""
+    before = dict(machine.environment)
+    if not machine.has_tpu():  # see checks.check_build_for_tpus
+        before["TPU_SKIP_MDS_QUERY"] = "1"
+    after = dict(before)
+    engine = choice.Choice(plan.engine, plan.reason)
+    choice.use_engine(engine, after, virtual=virtual)
+    return {k: v for k, v in after.items() if machine.environment.get(k) != v}
+
+
+class Findings:
+    """Collects findings and prints each."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, Finding]] = []
+
+    def add(self, name: str, *findings: Finding) -> None:
+        for finding in findings:
+            self.found.append((name, finding))
+            say(name, finding)
+
+    def count(self, level: str) -> int:
+        return sum(finding.level == level for _, finding in self.found)
+
+
+def train_step(
+    flags: argparse.Namespace,
+    plan: plan_lib.Plan,
+    environment: dict[str, str],
+    findings: Findings,
+) -> dict[str, Any]:
+    """Trains a step in a process of its own; returns what that says."""
+    print("A step of training", flush=True)
+    devices = {
+        "engine": plan.engine,
+        "strategy": flags.strategy,
+        "virtual_devices": flags.virtual_devices,
+        "tpu": flags.tpu,
+    }
+    trained = probe.ask_for_step(devices, flags.timeout, environment)
+    if "description" in trained.said:
+        said = trained.said
+        print(f"  {said['description']}, because {said['reason']}")
+    findings.add("step", *imported.judge_step(trained))
+    return trained.said
+
+
 def examine(flags: argparse.Namespace) -> dict[str, Any]:
     """Checks and tries everything, and prints it; returns what --json gets."""
     machine = machine_lib.look()
-    found: list[tuple[str, Finding]] = []
-
-    def add(name: str, finding: Finding) -> None:
-        found.append((name, finding))
-        say(name, finding)
-
+    plan = plan_lib.make_plan(machine, flags.engine, flags_of_tensorflow(flags))
+    machine = dataclasses.replace(machine, engine=plan.engine)
+    findings = Findings()
     say_machine(machine)
+    say_plan(plan)
     print("Installation", flush=True)
+    findings.add("engine", plan.finding)
     for check in checks.INSTALLATION:
-        add(checks.name_of(check), check(machine))
+        findings.add(checks.name_of(check), check(machine))
+    findings.add("capability", *checks.judge_gpus(machine))
     print("TensorFlow, imported by a process of its own", flush=True)
-    # See checks.check_build_for_tpus.
-    extra = {} if machine.has_tpu() else {"TPU_SKIP_MDS_QUERY": "1"}
-    answer = probe.ask_tensorflow(extra)
+    environment = additional_variables(
+        machine, plan, flags.virtual_devices is not None
+    )
+    answer = probe.ask_tensorflow(environment)
     for device in answer.said.get("devices", []):
         details = ", ".join(device["details"].values())
         print(f"  {device['name']} {details}".rstrip())
     for seen in imported.CHECKS:
         # Without an import the others have nothing to judge.
         if answer.ended is None or seen is imported.check_import:
-            add(checks.name_of(seen), seen(machine, answer))
+            findings.add(checks.name_of(seen), seen(machine, answer))
     step: dict[str, Any] = {}
     if answer.ended is None:
-        print("A step of training", flush=True)
-        devices = {
-            "strategy": flags.strategy,
-            "virtual_devices": flags.virtual_devices,
-            "tpu": flags.tpu,
-        }
-        trained = probe.ask_for_step(devices, flags.timeout, extra)
-        step = trained.said
-        if "description" in step:
-            print(f"  {step['description']}, because {step['reason']}")
-        for finding in imported.judge_step(trained):
-            add("step", finding)
-    levels = [finding.level for _, finding in found]
+        step = train_step(flags, plan, environment, findings)
     return {
-        "healthy": "error" not in levels,
-        "errors": levels.count("error"),
-        "warnings": levels.count("warning"),
+        "healthy": not findings.count("error"),
+        "errors": findings.count("error"),
+        "warnings": findings.count("warning"),
+        "kind": plan.kind,
+        "engine": plan.engine,
+        "reason": plan.reason,
+        "install": plan.install,
+        "command": plan.command,
         "versions": versions_of(machine),
         "devices": answer.said.get("devices", []),
         "cores": machine.cores,
@@ -146,7 +220,7 @@ def examine(flags: argparse.Namespace) -> dict[str, Any]:
         "step": step,
         "findings": [
             {"check": name, **dataclasses.asdict(finding)}
-            for name, finding in found
+            for name, finding in findings.found
         ],
     }
 

@@ -3,7 +3,8 @@
 import pytest
 
 from keras_mixer.doctor import checks
-from tests.doctor.machines import GIB, GOOD, TPU, on
+from tests.doctor import test_checks_of_jax
+from tests.doctor.machines import CPU, CUDA, GIB, GOOD, TPU, on
 
 
 @pytest.mark.parametrize("healthy", [GOOD, TPU], ids=["CPU", "TPU"])
@@ -61,6 +62,28 @@ BAD = [
         "pip install libtpu==0.0.20",
     ),
     (
+        "requirements",
+        on(CPU, without=["tensorflow"]),
+        "error",
+        "tensorflow<2.22,>=2.20 (not installed)",
+        "pip install 'tensorflow<2.22,>=2.20'",
+    ),
+    # A second build would overwrite the first one's files.
+    (
+        "requirements",
+        on(CPU, {"tensorflow-cpu": "2.19.0"}, ["tensorflow"]),
+        "error",
+        "tensorflow<2.22,>=2.20 (tensorflow-cpu 2.19.0)",
+        "pip install 'tensorflow-cpu==2.20.0'",
+    ),
+    (
+        "build_for_tpus",
+        on(GOOD, tpu_files=("/dev/accel0",)),
+        "error",
+        "a TPU (/dev/accel0), and tensorflow 2.21.0 cannot use it",
+        "train with --engine=jax",
+    ),
+    (
         "build_for_tpus",
         on(GOOD, tpu_files=("/dev/accel0",)),
         "error",
@@ -82,7 +105,10 @@ BAD = [
             name,
             "requirements-tpu.txt",
         )
-        for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")
+        for name in (
+            *("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"),
+            *("COLAB_TPU_1VM", "ISTPUVM"),
+        )
     ),
     (
         "build_for_tpus",
@@ -118,7 +144,14 @@ BAD = [
         on(GOOD, {"keras": "2.15.0"}),
         "error",
         "Keras 2.15.0",
-        "pip install 'keras>=3.15,<4'",
+        "pip install 'keras>=3.13,<4'",
+    ),
+    (
+        "keras",
+        on(GOOD, {"keras": "3.12.4"}),
+        "error",
+        "Keras 3.12.4 is installed; keras_mixer needs 3.13",
+        "pip install 'keras>=3.13,<4'",
     ),
     (
         "keras",
@@ -126,20 +159,6 @@ BAD = [
         "warning",
         "keras-core 0.1.7",
         "pip uninstall -y keras-core",
-    ),
-    (
-        "backend",
-        on(GOOD, environment={"KERAS_BACKEND": "jax"}),
-        "error",
-        "KERAS_BACKEND selects jax",
-        "export KERAS_BACKEND=tensorflow",
-    ),
-    (
-        "backend",
-        on(GOOD, keras_json="torch"),
-        "error",
-        "keras.json selects torch",
-        "export KERAS_BACKEND=tensorflow",
     ),
     (
         "legacy_keras",
@@ -218,7 +237,7 @@ def test_every_check_of_an_installation_can_fail():
         checks.name_of(check).replace(" ", "_")
         for (check,) in zip(checks.INSTALLATION, strict=True)
     }
-    assert names == {name for name, *_ in BAD}
+    assert names == {name for name, *_ in (*BAD, *test_checks_of_jax.BAD)}
 
 
 @pytest.mark.parametrize(
@@ -226,11 +245,11 @@ def test_every_check_of_an_installation_can_fail():
     [
         ("libtpu", on(TPU, {"libtpu": "0.0.31"})),
         ("libtpu", on(GOOD, {"libtpu": "0.0.52"})),  # JAX's
+        ("libtpu", on(CUDA, {"libtpu": "0.0.42.1"})),
+        ("keras", on(GOOD, {"keras": "3.13.2"})),
         ("build_for_tpus", on(GOOD, tpu_files=("/dev/vfio/7",),
                               nvidia_files=("/dev/nvidia0",))),
         ("tpu_lock", on(GOOD, tpu_lock="held")),
-        ("backend", on(GOOD, environment={"KERAS_BACKEND": "tensorflow"},
-                       keras_json="jax")),
         ("slice", on(TPU, environment={"TPU_WORKER_HOSTNAMES": "a,b",
                                        "TPU_NAME": "pod",
                                        "TPU_LOAD_LIBRARY": "0"})),

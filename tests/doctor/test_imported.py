@@ -4,7 +4,16 @@ import pytest
 
 from keras_mixer.doctor import imported
 from keras_mixer.doctor.probe import Answer
-from tests.doctor.machines import GOOD, SEEN, STEP, TPU, on, seeing
+from tests.doctor.machines import (
+    COLAB_TPU,
+    CUDA,
+    GOOD,
+    SEEN,
+    STEP,
+    TPU,
+    on,
+    seeing,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +57,14 @@ def test_a_good_machine(healthy, kinds):
             GOOD,
             seeing(reduces_gradients=False),
             "no Optimizer._all_reduce_sum_gradients",
-            "keras>=3.15",
+            "keras>=3.13",
         ),
         (
             "reduction",
             GOOD,
             Answer({"tensorflow": "2.21.0", "keras_error": "ImportError: x"}),
             "ImportError: x",
-            "--force-reinstall 'keras>=3.15,<4'",
+            "--force-reinstall 'keras>=3.13,<4'",
         ),
         (
             "gpus",
@@ -90,6 +99,34 @@ def test_hidden_devices_are_no_error():
     assert imported.check_gpus(hidden, SEEN).level == "ok"
     served = on(TPU, environment={"TPU_LOAD_LIBRARY": "0"})
     assert imported.check_tpus(served, SEEN).level == "ok"
+
+
+def under_jax(**changes):
+    return on(
+        CUDA, {"jax": "0.7.2", "jaxlib": "0.7.2"}, engine="jax", **changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "answer"),
+    [
+        # Neither the GPUs nor the TPU are TensorFlow's.
+        (under_jax(), seeing("CPU", reduces_gradients=False)),
+        (on(COLAB_TPU, engine="jax"), seeing("CPU")),
+        (on(TPU, engine="jax"), seeing("CPU")),
+    ],
+    ids=["GPU", "Colab", "tensorflow-tpu"],
+)
+def test_what_tensorflow_need_not_see_under_jax(machine, answer):
+    for check in imported.CHECKS:
+        assert check(machine, answer).level == "ok", check
+
+
+def test_keras_without_jax():
+    said = Answer({"tensorflow": "2.21.0", "keras_error": "no jax"})
+    finding = imported.check_reduction(on(CUDA, engine="jax"), said)
+    assert finding.level == "error" and "no jax" in finding.text
+    assert finding.way_out == "pip install 'jax[cuda12]'"
 
 
 def test_a_step():

@@ -9,9 +9,18 @@ import pytest
 
 from keras_mixer.doctor import machine, probe
 from keras_mixer.doctor.probe import Answer
+from keras_mixer.engines import hosts
 from keras_mixer.programs import doctor as program
 from tests.conftest import ROOT
-from tests.doctor.machines import GOOD, SEEN, STEP, on
+from tests.doctor.machines import (
+    BLACKWELL,
+    COLAB_CPU,
+    COLAB_TPU,
+    GOOD,
+    SEEN,
+    STEP,
+    on,
+)
 
 
 @pytest.fixture
@@ -40,9 +49,17 @@ def test_a_healthy_machine(fake, tmp_path, capsys):
     flags = ["--virtual_devices=2", "--timeout=5", f"--json={file}"]
     assert program.main(flags) == 0
     [(devices, timeout, variables)] = asked
-    assert devices == {"strategy": "auto", "virtual_devices": 2, "tpu": None}
+    assert devices == {
+        "engine": "tensorflow",
+        "strategy": "auto",
+        "virtual_devices": 2,
+        "tpu": None,
+    }
     assert timeout == 5
-    assert variables == {"TPU_SKIP_MDS_QUERY": "1"}  # no TPU here
+    assert variables == {
+        "TPU_SKIP_MDS_QUERY": "1",  # no TPU here
+        "KERAS_BACKEND": "tensorflow",
+    }
     report = json.loads(file.read_text())
     assert report["healthy"] and report["errors"] == report["warnings"] == 0
     assert report["step"] == said
@@ -51,6 +68,105 @@ def test_a_healthy_machine(fake, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 replicas, because so it is" in out
     assert "Healthy: training can start here (0 errors, 0 warnings)" in out
+
+
+@pytest.fixture
+def with_tpu(monkeypatch):
+    """Gives this machine a TPU, and this process no Keras."""
+    monkeypatch.setattr(hosts, "tpu_files", lambda: ("/dev/vfio/0",))
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+
+
+def test_a_tpu_of_colab(fake, with_tpu, tmp_path, capsys):
+    said = {"steps": [STEP], "description": "1 device", "reason": "a TPU"}
+    packages = {"keras-cv": "0.9.0", "tensorflow-cpu": "2.20.0"}
+    ready = on(COLAB_TPU, packages, environment=COLAB_TPU.environment)
+    asked = fake(ready, trained=Answer(said))
+    file = tmp_path / "report.json"
+    assert program.main([f"--json={file}"]) == 0
+    [(devices, _, variables)] = asked
+    assert devices["engine"] == "jax"
+    assert variables == {"KERAS_BACKEND": "jax"}
+    report = json.loads(file.read_text())
+    assert report["kind"] == "Colab TPU"
+    assert report["engine"] == "jax"
+    assert report["reason"] == "there is a TPU (/dev/vfio/0)"
+    assert report["install"] == ""
+    assert report["command"] == "python train.py --engine=jax"
+    assert {f["level"] for f in report["findings"]} == {"ok"}
+    out = capsys.readouterr().out
+    assert "kind of machine Colab TPU" in out
+    assert "jax, because there is a TPU (/dev/vfio/0)" in out
+    assert "train           python train.py --engine=jax" in out
+    assert "install  " not in out
+
+
+def test_a_tpu_of_colab_as_it_is(fake, with_tpu, tmp_path, capsys):
+    """TensorFlow is absent: one command installs it and removes nothing."""
+    fake(COLAB_TPU, Answer({}, "fails (exit status 1)"))
+    file = tmp_path / "report.json"
+    assert program.main([f"--json={file}"]) == 1
+    report = json.loads(file.read_text())
+    install = "pip install 'keras-cv>=0.9' 'tensorflow-cpu==2.20.0'"
+    assert report["install"] == install
+    assert f"install         {install}" in capsys.readouterr().out
+    # What the first error names is what the import needs.
+    ways_out = [f["way_out"] for f in report["findings"] if f["way_out"]]
+    assert ways_out == [
+        "pip install 'tensorflow-cpu==2.20.0'",
+        install,
+        "pip install 'tensorflow-cpu==2.20.0'",
+    ]
+
+
+def test_an_engine_on_virtual_devices(fake, monkeypatch):
+    """The variables that choose the platform reach the step's process."""
+    monkeypatch.delitem(sys.modules, "keras", raising=False)
+    asked = fake(COLAB_CPU, trained=Answer({"steps": [STEP]}))
+    program.main(["--engine=jax", "--virtual_devices=2"])
+    [(devices, _, variables)] = asked
+    assert (devices["engine"], devices["virtual_devices"]) == ("jax", 2)
+    assert variables == {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "KERAS_BACKEND": "jax",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+def test_virtual_devices_leave_a_tpu_alone(fake, with_tpu):
+    asked = fake(COLAB_TPU, trained=Answer({"steps": [STEP]}))
+    program.main(["--virtual_devices=2"])
+    [(_, _, variables)] = asked
+    assert variables == {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+
+
+def test_a_flag_of_tensorflow_chooses_it(fake):
+    asked = fake(COLAB_TPU, trained=Answer({"steps": [STEP]}))
+    program.main(["--strategy=tpu", "--tpu=local"])
+    [(devices, *_)] = asked
+    assert devices["engine"] == "tensorflow"
+    flags = program.parse(["--strategy=tpu", "--tpu=local"])
+    assert program.flags_of_tensorflow(flags) == [
+        "--strategy=tpu",
+        "--tpu=local",
+    ]
+    assert program.flags_of_tensorflow(program.parse([])) == []
+
+
+def test_a_wrong_mix(fake, capsys):
+    mixed = on(COLAB_CPU, environment={"KERAS_BACKEND": "jax"})
+    fake(mixed, trained=Answer({"steps": [STEP]}))
+    assert program.main(["--engine=tensorflow"]) == 1
+    out = capsys.readouterr().out
+    assert "--engine=tensorflow contradicts KERAS_BACKEND=jax" in out
+    assert "way out: unset KERAS_BACKEND" in out
+
+
+def test_a_gpu_that_tensorflow_fails_on(fake, capsys):
+    fake(BLACKWELL, trained=Answer({"steps": [STEP]}))
+    assert program.main(["--engine=tensorflow"]) == 1
+    out = capsys.readouterr().out
+    assert "error    capability" in out and "PTX 8.5" in out
 
 
 def test_a_warning_leaves_a_machine_healthy(fake, capsys):
@@ -80,6 +196,9 @@ def test_unknown_flags_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         program.parse(["--strategy=tpus"])
     assert "invalid choice: 'tpus'" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        program.parse(["--engine=torch"])
+    assert "invalid choice: 'torch'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         program.parse(["--help"])
     assert "python -m keras_mixer.doctor" in capsys.readouterr().out
