@@ -97,8 +97,6 @@ def make_plan(
       flags: As in `choice.choose_engine`.
     """
     best = best_engine(machine)
-    # Keras writes "tensorflow" into its file when it is first imported,
-    # whatever the backend. That is nobody's choice.
     free = (
         asked == "auto"
         and not flags

@@ -37,7 +37,8 @@ def is_installed(module: str) -> bool:
 def configured_backend(environment: Mapping[str, str]) -> tuple[str, str]:
     """Returns Keras' backend and what chose it; both "" if nothing did.
 
-    Keras reads KERAS_BACKEND, then its file keras.json.
+    Keras reads KERAS_BACKEND, then its file keras.json. It writes "tensorflow"
+    into a new file, whatever it runs on, so there this is no choice.
     """
     if backend := environment.get("KERAS_BACKEND"):
         return backend, "KERAS_BACKEND"
@@ -46,6 +47,8 @@ def configured_backend(environment: Mapping[str, str]) -> tuple[str, str]:
     try:
         found = json.loads((folder / "keras.json").read_text())["backend"]
     except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+    if found == "tensorflow":
         return "", ""
     return str(found), str(folder / "keras.json")
 

@@ -133,6 +133,14 @@ class Engine(abc.ABC):
         """Turns the failure of another host into a WorkerLostError."""
 
     @abc.abstractmethod
+    def check_precision(self, precision: str) -> None:
+        """Prints if a precision is slow on the devices.
+
+        Raises:
+          EngineError: The engine is known to fail on them.
+        """
+
+    @abc.abstractmethod
     def describe(self) -> str:
         """Returns for example "JAX, 8 replicas on TPU v5 lite, 2 hosts"."""
 

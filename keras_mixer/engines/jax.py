@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_mixer.engines import distribute, hosts, step as step_lib
+from keras_mixer.engines import distribute, gpus, hosts, step as step_lib
 from keras_mixer.engines.engine import (
     Batch,
     Engine,
@@ -265,6 +265,15 @@ class JaxEngine(Engine):
                 "says why. Start all workers again with the same command: they "
                 "go on from the newest checkpoint."
             ) from error
+
+    def check_precision(self, precision: str) -> None:
+        if self._devices[0].platform == "gpu":
+            gpus.refuse_bad_gpus(
+                gpus.read_gpus(),
+                engine=self.name,
+                tensorflow_version=None,
+                precision=precision,
+            )
 
     def describe(self) -> str:
         noun = "replicas" if self.replicas > 1 else "replica"

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.engines import distribute, step as step_lib
+from keras_mixer.engines import distribute, gpus, step as step_lib
 from keras_mixer.engines.engine import (
     Batch,
     Engine,
@@ -186,6 +186,16 @@ class TensorFlowEngine(Engine):
             if self.is_alone or not lost:
                 raise
             raise _lost_worker(self.strategy, message) from error
+
+    def check_precision(self, precision: str) -> None:
+        devices = self.strategy.extended.worker_devices
+        if any("GPU" in device.upper() for device in devices):
+            gpus.refuse_bad_gpus(
+                gpus.read_gpus(),
+                engine=self.name,
+                tensorflow_version=tf.__version__,
+                precision=precision,
+            )
 
     def describe(self) -> str:
         return distribute.describe(self.strategy)

@@ -87,6 +87,7 @@ class Run:
         fewshot_sets: Sequence[data.FewshotData] = ()
         policy = None
         if result is None:
+            engine.check_precision(config.model.precision)
             policy = _parse_policies(config, splits, engine)
             if config.fewshot.data:
                 fewshot_sets = data.open_fewshot(config)

@@ -11,7 +11,9 @@ def test_a_step(monkeypatch):
     # One block compiles sooner; the slow test of the program has all four.
     shallow = config.override(recipes.digits(), ["model.num_blocks=1"])
     monkeypatch.setattr(recipes, "digits", lambda: shallow)
-    said = smoke.main(strategy="one_device", virtual_devices=None, tpu=None)
+    said = smoke.main(
+        engine="auto", strategy="one_device", virtual_devices=None, tpu=None
+    )
     assert said["strategy"] == "one_device"
     assert said["reason"] == "--strategy=one_device asks for it"
     assert "1 replica" in said["description"]
@@ -30,4 +32,9 @@ def test_a_strategy_that_is_not_there(monkeypatch):
     for name in ("TF_CONFIG", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(hosts.EngineError, match="finds no other host"):
-        smoke.main(strategy="multi_worker", virtual_devices=None, tpu=None)
+        smoke.main(
+            engine="auto",
+            strategy="multi_worker",
+            virtual_devices=None,
+            tpu=None,
+        )

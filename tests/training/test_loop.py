@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 
 from keras_mixer import data
@@ -103,7 +104,7 @@ def test_bfloat16_keeps_float32_weights(tmp_path, engine_of):
     assert {w.dtype for w in model.weights} == {"float32"}
     assert model.output.dtype == "float32"
     losses = [e["loss"] for e in lines_of(tmp_path) if e["kind"] == "train"]
-    assert losses[-1] < 0.9 * losses[0]
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, engine_of):
