@@ -87,11 +87,10 @@ def first_images(
         mixup=config.mixup,
         broken=data.BrokenImages(split, limit=config.data.max_broken),
     )
-    batch = step_lib.split_partners(next(iter(batches)))
+    batch = step_lib.split_partners(next(batches.as_numpy_iterator()))
     image, _ = step_lib.make_inputs(batch, split.num_classes, 0.0)
-    values = {key: np.asarray(value) for key, value in batch.items()}
     return np.asarray(image)[:count], [
-        _caption(_labels({k: v[i] for k, v in values.items()}), split)
+        _caption(_labels({k: v[i] for k, v in batch.items()}), split)
         for i in range(min(len(image), count))
     ]
 

@@ -412,7 +412,7 @@ def test_traced_once(engine_of):
     assert len(calls) == traced
 
 
-def test_batch_size_for_small_splits(engine_of):
-    assert passes.padded_batch_size(4096, 10, engine_of(4)) == 12
-    assert passes.padded_batch_size(9, 100, engine_of(4)) == 8
-    assert passes.padded_batch_size(1, 100, engine_of(4)) == 4
+def test_batch_size_for_small_splits():
+    assert passes.padded_batch_size(4096, 10, 4) == 12
+    assert passes.padded_batch_size(9, 100, 4) == 8
+    assert passes.padded_batch_size(1, 100, 4) == 4

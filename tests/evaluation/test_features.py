@@ -55,7 +55,7 @@ def all_features(model, split):
         pixels.append(image)
         labels.append(record["label"])
     x = to_value_range(np.stack(pixels))
-    return inner(x, training=False).numpy(), np.array(labels)
+    return np.asarray(inner(x, training=False)), np.array(labels)
 
 
 def evaluator_of(model, config, engine):
