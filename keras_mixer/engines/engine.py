@@ -21,8 +21,21 @@ TrainSteps = Callable[[Any, int, bool], tuple[np.ndarray, np.ndarray, bool]]
 MakeBatches = Callable[[int, range], Any]
 
 
+# EX_TEMPFAIL of sysexits.h: the same command may succeed later.
+EXIT_CODE = 75
+
+
 class WorkerLostError(RuntimeError):
     """Another worker died or is unreachable; start all workers again."""
+
+
+def lost_worker(lost: str, own: str) -> WorkerLostError:
+    """Returns the error that names the lost worker and this one."""
+    return WorkerLostError(
+        f"{lost} died or cannot be reached, so {own} stops too. Its own output "
+        "says why. Start all workers again with the same command: they go on "
+        "from the newest checkpoint."
+    )
 
 
 class Engine(abc.ABC):
@@ -127,6 +140,10 @@ class Engine(abc.ABC):
     def any_host(self, value: bool) -> bool:
         """Whether the value of any host is true; every host must call it."""
         return value if self.is_alone else self.sum_over_hosts(value) > 0
+
+    def part(self) -> None:
+        """Waits for the other hosts, which may end from then on."""
+        self.sum_over_hosts(0)
 
     @abc.abstractmethod
     def watch(self) -> contextlib.AbstractContextManager[None]:

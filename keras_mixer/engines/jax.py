@@ -22,9 +22,9 @@ from keras_mixer.engines.engine import (
     Engine,
     MakeBatches,
     TrainSteps,
-    WorkerLostError,
 )
 from keras_mixer.engines.hosts import EngineError
+from keras_mixer.engines.peers import Peers
 from keras_mixer.run.config import Config
 
 _AXIS = "batch"
@@ -65,6 +65,11 @@ class JaxEngine(Engine):
         ]
         self._mine = range(mine[0], mine[-1] + 1)
         self._devices = found
+        self._peers: Peers | None = None
+        if self.hosts > 1:
+            self._peers = Peers(
+                jax.process_index(), self.hosts, _broadcast_first
+            )
 
     def batches(self, make: MakeBatches) -> Iterator[Batch]:
         dataset = make(self.replicas, self._mine)
@@ -256,15 +261,14 @@ class JaxEngine(Engine):
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if self.is_alone:
+            if self._peers is None:
                 raise
-            raise WorkerLostError(
-                "Another worker died or cannot be reached, so worker "
-                f"{jax.process_index()} stops too "
-                f"({str(error).splitlines()[0][:200]}). The other's own output "
-                "says why. Start all workers again with the same command: they "
-                "go on from the newest checkpoint."
-            ) from error
+            raise self._peers.failed(error) from error
+
+    def part(self) -> None:
+        super().part()
+        if self._peers is not None:
+            self._peers.part()
 
     def check_precision(self, precision: str) -> None:
         if self._devices[0].platform == "gpu":
@@ -280,6 +284,13 @@ class JaxEngine(Engine):
         kind = self._devices[0].device_kind
         where = f", {self.hosts} hosts" if self.hosts > 1 else ""
         return f"JAX, {self.replicas} {noun} on {kind.upper()}{where}"
+
+
+def _broadcast_first(values: np.ndarray) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    every = multihost_utils.process_allgather(values.astype(np.int32))
+    return np.asarray(every)[0]
 
 
 def make_replica_step(

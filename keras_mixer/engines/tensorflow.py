@@ -17,6 +17,7 @@ from keras_mixer.engines.engine import (
     MakeBatches,
     TrainSteps,
     WorkerLostError,
+    lost_worker,
 )
 from keras_mixer.run.config import Config
 
@@ -327,9 +328,4 @@ def _lost_worker(
         for kind, task in named
         if task < len(cluster.get(kind, []))
     )
-    return WorkerLostError(
-        f"{who or 'Another worker'} died or cannot be reached, so "
-        f"{own[0]} {own[1]} stops too. Its own output says why. Start all "
-        "workers again with the same command: they go on from the newest "
-        "checkpoint."
-    )
+    return lost_worker(who or "Another worker", f"{own[0]} {own[1]}")

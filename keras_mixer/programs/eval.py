@@ -301,6 +301,7 @@ def main(argv: list[str]) -> None:
             with engine.scope():
                 trained, origin = _load(argv[1:])
             results, table, write_details = task(trained, engine)
+            engine.part()
     if not engine.is_chief:
         return
     print(f"{trained.source}:\n{table}", file=sys.stderr)

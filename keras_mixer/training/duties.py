@@ -222,7 +222,7 @@ class Duties:
     def _leave(self) -> None:
         """Waits until all is written, on every worker."""
         self._checkpoints.wait()
-        self._run.engine.sum_over_hosts(0)
+        self._run.engine.part()
         self._report.close()
 
     def abandon(self) -> None:

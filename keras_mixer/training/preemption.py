@@ -6,8 +6,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-# EX_TEMPFAIL of sysexits.h: the same command may succeed later.
-EXIT_CODE = 75
+from keras_mixer.engines.engine import EXIT_CODE as EXIT_CODE
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
