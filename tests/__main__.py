@@ -1,10 +1,12 @@
 """Runs the tests: `python -m tests`, with one pytest process per room.
 
-When a room ends, TensorFlow's memory returns to the system. Three rooms run
+When a room ends, TensorFlow's memory returns to the system. Some rooms run a
+second time with Keras on JAX. Three rooms run
 at a time on two cores. `--slow` runs the slow tests instead of the daily ones.
 """
 
 import argparse
+import importlib.util
 import os
 import pathlib
 import re
@@ -18,21 +20,36 @@ TESTS = pathlib.Path(__file__).resolve().parent
 # The longest rooms start first; the others follow by name.
 LONGEST = (
     "training",
+    "training jax",
     "data",
     "export",
     "data/augment",
     "evaluation",
     "engines",
 )
+# These rooms run with JAX, too: the tests marked `jax` in the daily run, and
+# all others in the slow one.
+WITH_JAX = ("training", "evaluation")
+ONLY_JAX = ("preflight",)
 COUNTS = ("passed", "failed", "skipped")
 NOTHING_RAN = 5  # pytest's exit status
 
 
 class Room:
-    """A folder of tests and the pytest process that runs them."""
+    """A folder of tests and the pytest process that runs them.
 
-    def __init__(self, name: str, options: list[str]):
+    The name of one that runs with JAX ends in " jax".
+    """
+
+    def __init__(self, name: str, options: list[str], *, slow: bool):
         self.name = name
+        name, _, second = name.partition(" ")
+        environment = dict(os.environ)
+        if second or name in ONLY_JAX:
+            environment["KERAS_BACKEND"] = "jax"
+        marker = "slow" if slow else "not slow"
+        if second:
+            marker = "slow or not jax" if slow else "jax and not slow"
         self.counts = dict.fromkeys(COUNTS, 0)
         # A folder of tests inside this one is a room of its own.
         inner = [r for r in all_rooms() if r.startswith(f"{name}/")]
@@ -46,11 +63,14 @@ class Room:
                 "-q",
                 TESTS / name,
                 *ignored,
+                "-m",
+                marker,
                 *options,
             ],
             stdout=self.output,
             stderr=subprocess.STDOUT,
             cwd=TESTS.parent,
+            env=environment,
             start_new_session=True,  # so that `kill` reaches its children
         )
 
@@ -101,18 +121,24 @@ def choose_rooms(names: list[str]) -> list[str]:
             )
     if folders:
         rooms = {r for r in rooms if f"{r}/".startswith(tuple(folders))}
+    if importlib.util.find_spec("jax"):
+        rooms |= {f"{r} jax" for r in rooms if r in WITH_JAX}
+    else:
+        print("JAX is not installed: its rooms are left out")
     return sorted(
         rooms, key=lambda r: (r not in LONGEST, (*LONGEST, r).index(r), r)
     )
 
 
-def run_rooms(names: list[str], options: list[str], jobs: int, **rules):
+def run_rooms(
+    names: list[str], options: list[str], jobs: int, slow: bool, **rules
+):
     """Runs rooms, `jobs` at a time, and prints how each one ended."""
     waiting, running, ended = list(names), [], []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(Room(waiting.pop(0), options))
+                running.append(Room(waiting.pop(0), options, slow=slow))
             time.sleep(0.05)
             for room in [r for r in running if r.ended(**rules)]:
                 running.remove(room)
@@ -151,14 +177,17 @@ def main(arguments: list[str]) -> int:
     add("--jobs", type=int, default=min(3, cores + 1), help="rooms at a time")
     add("--limit", type=float, help="seconds after which a room is killed")
     flags = parser.parse_args(arguments[:cut])
-    marker = "slow" if flags.slow else "not slow"
+    begun = time.monotonic()
     ended = run_rooms(
         choose_rooms(flags.rooms),
-        ["-m", marker, *arguments[cut + 1 :]],
+        arguments[cut + 1 :],
         jobs=flags.jobs,
+        slow=flags.slow,
         limit=flags.limit or (2700 if flags.slow else 600),
         may_be_empty=flags.slow or cut < len(arguments),
     )
+    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+    print(f"{minutes} min {seconds} s, {flags.jobs} rooms at a time")
     print_table(ended)
     totals = {name: sum(r.counts[name] for r in ended) for name in COUNTS}
     print(", ".join(f"{number} {name}" for name, number in totals.items()))

@@ -14,27 +14,6 @@ from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.files import WorkdirError
 
-HELP = """Draws the curves of two or more runs in one picture.
-
-  python -m keras_mixer.analysis compare runs/a runs/b --output=compare.png
-  python -m keras_mixer.analysis compare runs/*/ --names=one,two,three \\
-      --output=compare.svg
-
-Draws training loss and evaluation accuracy over the updates, and few-shot
-accuracies where the runs have any, from their metrics.jsonl. A run may still
-be training. --evaluations adds what eval.py measured of the runs:
-
-  python eval.py --workdir=runs/a --task=fewshot --output=a.json \\
-      fewshot.shots=1,5,10
-  python eval.py --workdir=runs/b --task=fewshot --output=b.json \\
-      fewshot.shots=1,5,10
-  python -m keras_mixer.analysis compare runs/a runs/b \\
-      --evaluations=a.json,b.json --output=compare.png
-
-A table lists the fields in which their configs differ. compare.csv holds the
-curves, compare.json the differences and the last values.
-"""
-
 _STYLES = ("-", "--", ":", "-.")
 
 

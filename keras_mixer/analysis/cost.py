@@ -28,32 +28,6 @@ from keras_mixer.evaluation import paper, report
 from keras_mixer.run import files, progress
 from keras_mixer.run.config import ConfigError
 
-HELP = """Reports what the variants cost, and draws accuracy against cost.
-
-  python -m keras_mixer.analysis cost --output=cost.png
-  python -m keras_mixer.analysis cost --variants=S/16,B/16,L/16 \\
-      --image_sizes=224,448 --measure=none --output=cost.png
-  python -m keras_mixer.analysis cost --variants=S/32,S/16 --batch=16 \\
-      --seconds=20 --time_limit=300 --output=cost.png
-
-For every variant and size, parameters and FLOPs of the forward pass are counted
-in the traced graph and compared with the formula. Then the peak memory and the
-images per second of inference and of training (one update with AdamW in
-float32) are measured, each in a process of its own. The paper's images per
-second and core-days (TPUv3) stand beside them. At K times 224 pixels the
-token-mixing MLPs are K^2 times wider, as in fine-tuning (paper, App. C), unless
---noexpand.
-
-The picture shows the paper's accuracies against core-days and FLOPs, and its
-speeds. What was measured here is in a second row.
-
-cost.csv and cost.json hold the numbers. The same command reuses what was
-measured with the same settings on the same machine, with the same TensorFlow
-and Keras; --fresh measures again (after a change of keras_mixer, say). A
-measurement that takes longer than --time_limit is "not run". If the weights,
-gradients and moments alone exceed the free memory, the model "does not fit".
-"""
-
 MODES = ("inference", "training")
 _COPIES = {"inference": 1, "training": 4}  # weights, gradients, two moments
 _NOT_RUN = {"status": "not run"}

@@ -120,13 +120,15 @@ def measure(
             f"train.xla={str(xla).lower()}",
         ],
     )
+    from keras_mixer.engines import make
+
     chosen = choice.choose_engine("auto", os.environ)
     choice.use_engine(chosen)
-    engine = choice.make_engine(chosen.name, one_device=True)
+    engine = make.make_engine(chosen.name, one_device=True)
     engine.sum_over_hosts(0.0)  # the backend starts
     baseline = psutil.Process().memory_info().rss
-    make = {"training": _training, "inference": _inference}[mode]
-    call = make(engine, config, batch)
+    subject = {"training": _training, "inference": _inference}[mode]
+    call = subject(engine, config, batch)
     begun = time.perf_counter()
     call()
     compiled = time.perf_counter() - begun

@@ -22,27 +22,6 @@ from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 
-HELP = """Trains a Mixer and a small ResNet on permuted images (paper, Fig. 4).
-
-  python -m keras_mixer.analysis permutation --workdir=runs/permutation \\
-      --output=permutation.png
-  python -m keras_mixer.analysis permutation --workdir=runs/permutation \\
-      --recipe=cifar10_scratch --seeds=0,1 --output=permutation.svg \\
-      data.data_dir=~/tensorflow_datasets train.epochs=8
-
-Three inputs. Each is a fixed transform after all augmentation, the same for
-all images, in training and in evaluation:
-  original   the recipe's images
-  patches    patches change places, and so do the pixels inside each patch, in
-             the same way in all patches: |shuffle_patches(patch, seed)
-  pixels     all pixels change places: |shuffle_pixels(seed)
-They are steps of a policy, which train.py takes as well. The permutation has
-the seed of its run.
-
-Every run has a workdir inside --workdir, and a log beside it. Repeat the
-command after an interruption: it continues and reuses finished runs.
-"""
-
 # Input -> what it is, for people.
 _NAMES = {
     "original": "original",

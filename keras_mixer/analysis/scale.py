@@ -21,23 +21,6 @@ from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 
-HELP = """Trains models of several sizes on shares of the data.
-
-  python -m keras_mixer.analysis scale --workdir=runs/scale --output=scale.png
-  python -m keras_mixer.analysis scale --workdir=runs/scale_c10 \\
-      --recipe=cifar10_scratch --widths=0.5,1,2 --fractions=0.1,0.3,1 \\
-      --seeds=0,1 --output=scale.png data.data_dir=~/tensorflow_datasets
-
---widths multiply hidden_dim, tokens_mlp_dim and channels_mlp_dim of the
-recipe's model. --fractions take the first examples of its training split. All
-runs take the same number of updates: the recipe's number on all data.
-
-Every run has a workdir inside --workdir, and a log beside it. Repeat the
-command after an interruption: it continues and reuses finished runs. With more
-widths, fractions or seeds it adds their runs. scale.csv and scale.json hold
-the numbers.
-"""
-
 _WIDTHS = ("hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
 
 

@@ -12,29 +12,6 @@ from keras_mixer.run import files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.weights import Parameters
 
-HELP = """Draws the weights of a Mixer (paper, Fig. 5 and 6).
-
-  python -m keras_mixer.analysis weights --workdir=runs/cifar10_scratch \\
-      --output=weights.png
-  python -m keras_mixer.analysis weights --weights=imagenet21k --model=B/16 \\
-      --layers=0,1,2 --output=weights.png
-  python -m keras_mixer.analysis weights --weights=wide.npz --grid=7x14 \\
-      --output=weights.svg
-
-weights.png shows the hidden units of the token-mixing MLPs as images over the
-patch grid: one weight for each patch. Units are paired by opposite phase
-(greedily, the most negative correlation first), and the pairs are sorted by
-frequency. weights_stem.png shows the stem's kernels as RGB tiles. Both are also
-written as SVG. weights.json and weights.csv hold the numbers.
-
-The frequency of a unit is the mean radial frequency of its power spectrum, in
-cycles per patch. Its concentration is the largest share of the power at one
-frequency. An untrained network has those of white noise. Smooth units are
-opposite by chance more often than white noise is. Therefore the correlation in
-a pair stands beside that of units with the same power spectra and random
-phases: if it is well below, there are pairs; if it is close, there may be.
-"""
-
 _PERCENTILE = 99.5  # of the absolute weights: the end of the colour scale
 _COLORS = "RdBu_r"
 

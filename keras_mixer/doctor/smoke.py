@@ -81,7 +81,9 @@ def main(
     virtual = virtual_devices is not None
     name = choice.choose_engine(engine, os.environ, flags=flags)
     choice.use_engine(name, virtual=virtual)
-    made = choice.make_engine(
+    from keras_mixer.engines import make
+
+    made = make.make_engine(
         name.name, virtual_devices=virtual_devices, strategy=strategy, tpu=tpu
     )
     chosen, xla = choice.Choice("", ""), True

@@ -10,14 +10,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from keras_mixer.engines import hosts
 from keras_mixer.engines.hosts import EngineError
 from keras_mixer.run import suggest
-
-if TYPE_CHECKING:
-    from keras_mixer.engines.engine import Engine
 
 ENGINES = ("auto", "tensorflow", "jax")
 
@@ -144,48 +141,3 @@ def use_engine(
     has_no_accelerator = not (hosts.tpu_files() or hosts.nvidia_files())
     if chosen.name == "jax" and (virtual or has_no_accelerator):
         environment.setdefault("JAX_PLATFORMS", "cpu")
-
-
-def make_engine(
-    name: str,
-    *,
-    one_device: bool = False,
-    virtual_devices: int | None = None,
-    strategy: str = "auto",
-    tpu: str | None = None,
-    coordinator: str | None = None,
-    num_hosts: int | None = None,
-    host: int | None = None,
-) -> "Engine":
-    """Returns the engine of this name, after `use_engine`.
-
-    Args:
-      name: "tensorflow" or "jax".
-      one_device: Takes the first device alone.
-      virtual_devices: Splits the CPU into so many devices.
-      strategy: Of TensorFlow, see `distribute.make_strategy`, like `tpu`.
-      coordinator: Of JAX, see `jax.make_engine`, like `num_hosts` and `host`.
-
-    Raises:
-      EngineError: What is asked for is not there.
-    """
-    if name == "jax":
-        from keras_mixer.engines import jax
-
-        return jax.make_engine(
-            one_device=one_device,
-            virtual_devices=virtual_devices,
-            coordinator=coordinator,
-            num_hosts=num_hosts,
-            host=host,
-        )
-    from keras_mixer.engines import distribute, tensorflow
-
-    if virtual_devices is not None:
-        distribute.split_cpu(virtual_devices)
-    strategy = "one_device" if one_device else strategy
-    return tensorflow.TensorFlowEngine(
-        distribute.make_strategy(
-            strategy, cpu=virtual_devices is not None, tpu=tpu
-        )
-    )

@@ -7,24 +7,17 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from keras_mixer.analysis import (
-    compare,
-    cost,
-    cost_figure,
-    permutation,
-    scale,
-    sweep,
-    units,
-    weights_figures,
-)
-from keras_mixer.programs import flags as shared
+from keras_mixer.programs import analysis_help, flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import files, suggest
 from keras_mixer.run.config import Config, ConfigError
+
+if TYPE_CHECKING:  # it imports Keras, for which no engine is chosen yet
+    from keras_mixer.analysis import sweep
 
 FLAGS = flags.FLAGS
 
@@ -89,6 +82,7 @@ def _define_weights() -> None:
 
 def _weights(arguments: list[str], output: pathlib.Path) -> Files:
     from keras_mixer import models, weights as weights_lib
+    from keras_mixer.analysis import units, weights_figures
 
     _take_nothing(arguments)
     shared.check_source_flags(file_needs_model=False)
@@ -134,7 +128,7 @@ def _define_permutation() -> None:
 def _train(
     arguments: list[str],
     output: pathlib.Path,
-    plan: Callable[..., list[sweep.Trial]],
+    plan: "Callable[..., list[sweep.Trial]]",
 ) -> tuple[list[dict[str, Any]], str]:
     """Runs a sweep and writes its rows; returns them, and a title.
 
@@ -143,6 +137,7 @@ def _train(
     """
     import tensorflow as tf
 
+    from keras_mixer.analysis import sweep
     from keras_mixer.training import loop as trainer, preemption
 
     workdir = sweep.check_workdir(FLAGS.workdir)
@@ -178,6 +173,8 @@ def _title(config: Config, seeds: tuple[int, ...]) -> str:
 
 
 def _permutation(arguments: list[str], output: pathlib.Path) -> Files:
+    from keras_mixer.analysis import permutation, sweep
+
     names = sweep.parse_list(
         FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
     )
@@ -194,6 +191,8 @@ def _define_scale() -> None:
 
 
 def _scale(arguments: list[str], output: pathlib.Path) -> Files:
+    from keras_mixer.analysis import scale, sweep
+
     plan = functools.partial(
         scale.plan,
         widths=sweep.parse_list(
@@ -239,6 +238,8 @@ def _define_cost() -> None:
 
 
 def _cost(arguments: list[str], output: pathlib.Path) -> Files:
+    from keras_mixer.analysis import cost, cost_figure, sweep
+
     _take_nothing(arguments)
     variants = cost.parse_variants(FLAGS.variants)
     sizes = sweep.parse_list(
@@ -278,6 +279,8 @@ def _define_compare() -> None:
 
 
 def _compare(arguments: list[str], output: pathlib.Path) -> Files:
+    from keras_mixer.analysis import compare
+
     runs = compare.read(arguments, FLAGS.names, FLAGS.evaluations)
     drawn = compare.draw(output, runs)
     compare.write_csv(output.with_suffix(".csv"), runs)
@@ -295,13 +298,13 @@ class _Command(NamedTuple):
 
 
 COMMANDS = {
-    "weights": _Command(_weights, _define_weights, weights_figures.HELP),
+    "weights": _Command(_weights, _define_weights, analysis_help.WEIGHTS),
     "permutation": _Command(
-        _permutation, _define_permutation, permutation.HELP
+        _permutation, _define_permutation, analysis_help.PERMUTATION
     ),
-    "cost": _Command(_cost, _define_cost, cost.HELP),
-    "scale": _Command(_scale, _define_scale, scale.HELP),
-    "compare": _Command(_compare, _define_compare, compare.HELP),
+    "cost": _Command(_cost, _define_cost, analysis_help.COST),
+    "scale": _Command(_scale, _define_scale, analysis_help.SCALE),
+    "compare": _Command(_compare, _define_compare, analysis_help.COMPARE),
 }
 
 

@@ -84,11 +84,16 @@ def use_engine() -> None:
 
 def make_engine() -> Any:
     """Returns the engine that `use_engine` has chosen."""
-    names = ("virtual_devices", "strategy", "tpu")
-    of_jax = ("coordinator", "num_hosts", "host")
-    return choice.make_engine(
+    from keras_mixer.engines import make
+
+    return make.make_engine(
         os.environ["KERAS_BACKEND"],
-        **{name: FLAGS[name].value for name in (*names, *of_jax)},
+        virtual_devices=FLAGS.virtual_devices,
+        strategy=FLAGS.strategy,
+        tpu=FLAGS.tpu,
+        coordinator=FLAGS.coordinator,
+        num_hosts=FLAGS.num_hosts,
+        host=FLAGS.host,
     )
 
 

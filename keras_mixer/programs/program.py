@@ -18,11 +18,15 @@ def run_program(
     *,
     define_flags: Callable[[], None],
     help_text: str,
+    backend: str = "tensorflow",
 ) -> None:
     """Runs `main` under absl, with its errors as one line.
 
-    `main` takes the command line without the flags. --help shows `help_text`
-    above the flags.
+    Args:
+      main: Takes the command line without the flags.
+      define_flags: Defines the flags.
+      help_text: --help shows it above the flags.
+      backend: Of Keras, for a program without --engine.
     """
     others = set(FLAGS)
     define_flags()
@@ -42,6 +46,8 @@ def run_program(
         try:
             if "engine" in FLAGS:
                 shared.use_engine()
+            else:
+                os.environ["KERAS_BACKEND"] = backend
             main(argv)
         except Exception as error:
             _end(error)

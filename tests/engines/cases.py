@@ -57,11 +57,11 @@ def train(engine, overrides):
 
 
 def main(output, replicas, *cases):
-    from keras_mixer.engines import choice
+    from keras_mixer.engines import choice, make
 
     name = os.environ["KERAS_BACKEND"]
     choice.use_engine(choice.Choice(name, "the test says so"), virtual=True)
-    engine = choice.make_engine(name, virtual_devices=int(replicas))
+    engine = make.make_engine(name, virtual_devices=int(replicas))
     assert (engine.name, engine.replicas) == (name, int(replicas))
     arrays = {}
     for i, case in enumerate(cases):

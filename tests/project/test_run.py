@@ -33,7 +33,9 @@ def rooms(tmp_path, monkeypatch):
     """Returns a function that makes rooms of test files and runs them."""
     tests = tmp_path / "tests"
     tests.mkdir()
-    (tmp_path / "setup.cfg").write_text("[tool:pytest]\nmarkers = slow: s\n")
+    (tmp_path / "setup.cfg").write_text(
+        "[tool:pytest]\nmarkers =\n  slow: s\n  jax: j\n"
+    )
     monkeypatch.setattr(runner, "TESTS", tests)
 
     def run(*arguments, **files):
@@ -129,7 +131,8 @@ def test_all_rooms_of_the_package_have_tests():
     package = runner.TESTS.parent / "keras_mixer"
     rooms = {path.parent.name for path in package.glob("*/__init__.py")}
     assert rooms <= runner.all_rooms()
-    assert {*runner.LONGEST} <= runner.all_rooms()
+    names = {*runner.LONGEST, *runner.WITH_JAX, *runner.ONLY_JAX}
+    assert {name.removesuffix(" jax") for name in names} <= runner.all_rooms()
 
 
 def test_a_room_that_needs_no_tensorflow_does_not_wait_for_it():
@@ -143,3 +146,26 @@ def test_a_room_that_needs_no_tensorflow_does_not_wait_for_it():
         check=True,
     )
     assert done.stdout == "False\n"
+
+
+def test_some_rooms_run_with_jax_as_well(rooms, monkeypatch, capfd):
+    monkeypatch.setattr(runner, "WITH_JAX", ("a",))
+    monkeypatch.setattr(runner, "ONLY_JAX", ("c",))
+    monkeypatch.delenv("KERAS_BACKEND")
+    text = """
+import os, pytest
+BACKEND = os.environ.get("KERAS_BACKEND", "none")
+@pytest.mark.jax
+def test_daily(): print("daily", BACKEND, flush=True)
+def test_other(): print("other", BACKEND, flush=True)
+@pytest.mark.slow
+def test_slow(): print("slow", BACKEND, flush=True)
+"""
+    for flags, expected in (
+        ((), {"a": 2, "a jax": 1, "b": 2, "c": 2}),
+        (("--slow",), {"a": 1, "a jax": 2, "b": 1, "c": 1}),
+    ):
+        assert rooms(*flags, "--", "-s", a=text, b=text, c=text) == 0
+        table = capfd.readouterr().out.split("peak MiB")[1]
+        for room, passed in expected.items():
+            assert f"{room:16}{passed:>10}" in table
