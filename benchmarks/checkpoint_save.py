@@ -25,10 +25,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer.engines import memory, optim
+from keras_mixer.engines import distribute, memory, optim, tensorflow
 from keras_mixer.run import checkpoint
 from keras_mixer.run.fields import OptimConfig
-from keras_mixer.training import state as state_lib
 
 
 def main() -> None:
@@ -41,6 +40,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     memory.keep_freed_memory()
+    engine = tensorflow.TensorFlowEngine(distribute.make_strategy("one_device"))
     output = pathlib.Path(options.output)
     model = keras_mixer.Mixer(options.model)
     config = OptimConfig(clip_norm=None)
@@ -68,7 +68,7 @@ def main() -> None:
         checkpoints.save(
             i,
             {
-                part: {k: state_lib._value(v) for k, v in variables.items()}
+                part: engine.snapshot(variables)
                 for part, variables in state.items()
             },
         )

@@ -87,6 +87,7 @@ def grid(chosen, rows):
     ]
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     ("replicas", "examples", "batch_size", "xla"),
     grid(

@@ -72,6 +72,7 @@ def resolved(*overrides):
     return dataclasses.replace(config, model=model)
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize(
     ("replicas", "precision"),
     [
