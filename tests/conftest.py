@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # The tests are for CPUs. Only one process at a time can hold libtpu, and
 # tensorflow-tpu asks for Google's metadata where there is no TPU.
 os.environ.setdefault("TPU_LOAD_LIBRARY", "0")

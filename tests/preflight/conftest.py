@@ -1,7 +1,8 @@
+import importlib.util
+
 import pytest
 
-from keras_mixer.engines import distribute
-from keras_mixer.preflight import lowering
+from keras_mixer.preflight import chips, compiler, lowering, report
 from tests.preflight.subjects import tiny
 
 
@@ -12,8 +13,20 @@ def subject() -> lowering.Subject:
 
 
 @pytest.fixture(scope="session")
-def lowered(subject) -> lowering.Step:
-    """Its step, for the 8 examples that a device of v5e:2x4 gets."""
-    if not distribute.compiles():
-        pytest.skip("this TensorFlow has no XLA for CPUs")
-    return lowering.lower_train_step(subject, size=8)
+def programs(subject):
+    """Compiles its step for a topology, once; the figures and the program."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install -e '.[preflight]'")
+    found = {}
+
+    def compiled(name):
+        if name not in found:
+            topology = chips.parse_topology(name)
+            devices = compiler.get_devices(topology)
+            step = lowering.lower_train_step(subject, devices)
+            program = compiler.compile_lowered(step.lowered)
+            figures = report.figures_of(subject, topology, step, program)
+            found[name] = figures, program
+        return found[name]
+
+    return compiled

@@ -1,4 +1,4 @@
-"""The compiler's words and versions; test_tpu.py compiles."""
+"""The compiler's words, and where it is missing; test_tpu.py compiles."""
 
 import pytest
 
@@ -31,31 +31,17 @@ def test_other_errors_are_not_about_memory():
     assert compiler.read_out_of_memory("INVALID_ARGUMENT: no such op") is None
 
 
-@pytest.fixture
-def versions(monkeypatch):
-    """Installs other versions of the packages; None: not installed."""
-    found = {"jax": "0.10.2", "jaxlib": "0.10.2", "libtpu": "0.0.42.1"}
+@pytest.mark.parametrize("package", ["jax", "jaxlib", "libtpu"])
+def test_a_missing_compiler_is_named(monkeypatch, package):
+    missing = compiler.importlib.metadata.PackageNotFoundError
 
     def version(name):
-        if found[name] is None:
-            raise compiler.importlib.metadata.PackageNotFoundError(name)
-        return found[name]
+        if name == package:
+            raise missing(name)
+        return "1.0"
 
     monkeypatch.setattr(compiler.importlib.metadata, "version", version)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("package", "version", "message"),
-    [
-        ("jax", "0.0.1", r"0\.10\.2.*Installed: jax 0\.0\.1"),
-        ("jaxlib", "0.0.1", r"0\.10\.2.*Installed.*jaxlib 0\.0\.1"),
-        ("libtpu", "0.0.20", r"0\.0\.42.*Installed.*libtpu 0\.0\.20"),
-        ("libtpu", None, "libtpu is not installed: pip install"),
-    ],
-)
-def test_another_compiler_is_refused(versions, package, version, message):
-    compiler.require()
-    versions[package] = version
-    with pytest.raises(compiler.PreflightError, match=message):
+    with pytest.raises(
+        compiler.PreflightError, match=f"{package} is not installed: pip"
+    ):
         compiler.require()
