@@ -13,6 +13,9 @@ from typing import Any
 from keras_mixer.preflight.chips import Topology
 
 INSTALL = "pip install 'keras-mixer[preflight]' (jax and libtpu)"
+# Measured: jax 0.7.2 with libtpu 0.0.21.1 compiles for a TPU that is not there
+# and then crashes; jax 0.10.2 with libtpu 0.0.42.1 works.
+_FIRST_JAX = (0, 10)
 
 # libtpu would otherwise ask for Google's metadata, and JAX take the machine's
 # chips.
@@ -53,14 +56,21 @@ class Program:
 
 def require() -> None:
     """Raises PreflightError unless the compiler is installed."""
+    found = {}
     for package in ("jax", "jaxlib", "libtpu"):
         try:
-            importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             raise PreflightError(
                 f"Preflight needs the TPU compiler, and {package} is not "
                 f"installed: {INSTALL}"
             ) from None
+    if tuple(map(int, re.findall(r"\d+", found["jax"])[:2])) < _FIRST_JAX:
+        raise PreflightError(
+            f"Preflight needs jax {'.'.join(map(str, _FIRST_JAX))} or newer; "
+            f"{found['jax']} is installed. In an environment of its own: "
+            f"{INSTALL}"
+        )
 
 
 def get_devices(topology: Topology) -> list[Any]:
