@@ -2,21 +2,26 @@ import importlib.util
 
 import pytest
 
-from keras_mixer.preflight import chips, compiler, lowering, report
 from tests.preflight.subjects import tiny
+
+if importlib.util.find_spec("jax") is None:
+    # The others need no JAX.
+    collect_ignore = ["test_lowering.py", "test_report.py", "test_tpu.py"]
 
 
 @pytest.fixture(scope="session")
-def subject() -> lowering.Subject:
+def subject():
     """A small run."""
+    from keras_mixer.preflight import lowering
+
     return lowering.resolve(tiny(), classes=10, examples=6400)
 
 
 @pytest.fixture(scope="session")
 def programs(subject):
     """Compiles its step for a topology, once; the figures and the program."""
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU compiler: pip install -e '.[preflight]'")
+    from keras_mixer.preflight import chips, compiler, lowering, report
+
     found = {}
 
     def compiled(name):

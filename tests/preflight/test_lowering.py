@@ -1,11 +1,13 @@
 """Configs without their data, and the step that becomes a program."""
 
 import jax
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_mixer import data
+from keras_mixer.engines.hosts import EngineError
 from keras_mixer.engines.jax import JaxEngine
 from keras_mixer.preflight import lowering
 from keras_mixer.run import config as config_lib, recipes
@@ -148,3 +150,9 @@ def a_batch(replicas, mine):
         "share": np.ones([size], np.float32),
     }
     return tf.data.Dataset.from_tensors(part).repeat(len(mine))
+
+
+def test_another_backend_is_refused(subject, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(EngineError, match="'torch'.*KERAS_BACKEND=jax"):
+        lowering.lower_train_step(subject, jax.devices())

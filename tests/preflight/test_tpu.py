@@ -154,20 +154,21 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert largest["hbm_used_bytes"] < largest["hbm_capacity_bytes"]
 
 
-# FLOPs of a plain Keras step (benchmarks/tpu_step.py).
+# FLOPs of a plain Keras step (benchmarks/README.md).
 PLAIN = {"S/16": 2.92e12, "B/16": 9.76e12}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "remat", "traffic", "temp", "extra"),
+    ("model", "remat", "traffic", "temp", "extra", "seconds"),
     [
-        ("S/16", "tokens", 12e9, 1.5e9, 1.025),
-        ("B/16", "none", 32e9, 4.1e9, 1.005),
-        ("B/16", "tokens", 32e9, 3.5e9, 1.02),
+        ("S/16", "tokens", 12e9, 1.5e9, 1.025, 0.040),
+        ("B/16", "none", 34e9, 4.1e9, 1.005, 0.115),
+        # Without the barrier in fused.py 0.113 seconds.
+        ("B/16", "tokens", 32e9, 3.5e9, 1.02, 0.110),
     ],
 )
-def test_the_targets(model, remat, traffic, temp, extra):
+def test_the_targets(model, remat, traffic, temp, extra, seconds):
     """128 images per chip of a v5e, where arithmetic is to be the bound."""
     config = config_lib.override(
         recipes.get_recipe("imagenet_b"),
@@ -181,6 +182,7 @@ def test_the_targets(model, remat, traffic, temp, extra):
     assert figures.cost.hbm_traffic_bytes <= traffic
     assert figures.cost.temp_bytes <= temp
     assert figures.cost.flops <= extra * PLAIN[model]
+    assert figures.cost.estimated_seconds <= seconds
     assert figures.cost.arithmetic_seconds > figures.cost.memory_seconds
 
 
