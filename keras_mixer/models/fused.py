@@ -39,6 +39,18 @@ def supports(dense: Any) -> bool:
     )
 
 
+def _barrier(x: Any) -> Any:
+    """Returns x, across which XLA fuses nothing and merges no sums.
+
+    JAX alone has it; elsewhere it changes nothing.
+    """
+    if keras.backend.backend() != "jax":
+        return x
+    import jax
+
+    return jax.lax.optimization_barrier(x)
+
+
 def _weights(norm: Any, dense: Any) -> list[Any]:
     """Returns gamma, beta, kernel and bias in float32."""
     variables = norm.gamma, norm.beta, dense.kernel, dense.bias
@@ -148,7 +160,8 @@ def norm_tokens(x: Any, norm: Any, dense: Any) -> Any:
             again = x32 * (scale * gamma) + (beta - mean * scale * gamma)
             again = ops.cast(again, dtype)
             dkernel = ops.einsum("bsc,bcd->sd", again, dh)
-            over_batch = ops.sum(ops.cast(dh, "float32"), axis=0)  # [c, d]
+            # Otherwise the sum over the channels is a second pass over dh.
+            over_batch = _barrier(ops.sum(ops.cast(dh, "float32"), axis=0))
             dbias = ops.sum(over_batch, axis=0)
             dbeta = ops.sum(over_batch * ops.sum(kernel, axis=0), axis=1)
             dy = ops.einsum("bcd,sd->bsc", dh, w)

@@ -1,8 +1,8 @@
 """The TPUs' figures that a compiler does not tell.
 
 Sources: cloud.google.com/tpu/docs, system architecture of each version, read
-2026-11. Peaks are of dense bfloat16 products. A "device" is what TensorFlow
-sees and a replica computes on: a chip of v5e, v5p and v6e; a core of v2, v3
+2026-11. Peaks are of dense bfloat16 products. A "device" is what JAX sees
+and a replica computes on: a chip of v5e, v5p and v6e; a core of v2, v3
 and v4, which have two per chip.
 """
 

@@ -1,29 +1,26 @@
 """The TPU compiler, on a machine without a TPU.
 
-JAX's `jax.experimental.topologies` describes TPUs that are not there, and the
-libtpu package has the compiler for them. The way from the HLO text of a
-TensorFlow program to that compiler is private to jaxlib. All of it is in this
-file, and was tried with the versions below only.
+JAX's `jax.experimental.topologies` describes TPUs that are not there, of any
+number of hosts, and the libtpu package has the compiler for them.
 """
 
 import dataclasses
-import importlib
 import importlib.metadata
 import os
 import re
 from typing import Any
 
-import numpy as np
-
 from keras_mixer.preflight.chips import Topology
 
-JAX_VERSION = "0.10.2"
-LIBTPU_VERSION = "0.0.42"
 INSTALL = "pip install 'keras-mixer[preflight]' (jax and libtpu)"
+# Measured: jax 0.7.2 with libtpu 0.0.21.1 compiles for a TPU that is not there
+# and then crashes; jax 0.10.2 with libtpu 0.0.42.1 works.
+_FIRST_JAX = (0, 10)
 
-# What libtpu would otherwise read from a TPU or from the cloud's metadata.
+# libtpu would otherwise ask for Google's metadata, and JAX take the machine's
+# chips.
 _ENVIRONMENT = {
-    "TPU_LOAD_LIBRARY": "1",
+    "TPU_LOAD_LIBRARY": "1",  # 0 goes with TensorFlow on a pod
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -45,7 +42,7 @@ class OutOfMemory:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program for one device."""
+    """A compiled program, as it runs on each device."""
 
     text: str  # the scheduled HLO module
     flops: float  # as the compiler counts them: the body of a loop once
@@ -58,7 +55,7 @@ class Program:
 
 
 def require() -> None:
-    """Raises PreflightError unless the compiler is installed as tried."""
+    """Raises PreflightError unless the compiler is installed."""
     found = {}
     for package in ("jax", "jaxlib", "libtpu"):
         try:
@@ -68,26 +65,26 @@ def require() -> None:
                 f"Preflight needs the TPU compiler, and {package} is not "
                 f"installed: {INSTALL}"
             ) from None
-    if {found["jax"], found["jaxlib"]} != {JAX_VERSION} or not (
-        found["libtpu"].startswith(LIBTPU_VERSION)
-    ):
+    if tuple(map(int, re.findall(r"\d+", found["jax"])[:2])) < _FIRST_JAX:
         raise PreflightError(
-            "Preflight reaches the TPU compiler through private parts of "
-            f"jaxlib {JAX_VERSION}, which belongs to libtpu {LIBTPU_VERSION}. "
-            f"Installed: jax {found['jax']}, jaxlib {found['jaxlib']}, libtpu "
-            f"{found['libtpu']}. In an environment that is not for a TPU: "
+            f"Preflight needs jax {'.'.join(map(str, _FIRST_JAX))} or newer; "
+            f"{found['jax']} is installed. In an environment of its own: "
             f"{INSTALL}"
         )
 
 
-def get_device(topology: Topology) -> Any:
-    """Returns one device of a topology, to compile for."""
+def get_devices(topology: Topology) -> list[Any]:
+    """Returns the devices of a topology, to compile for.
+
+    Raises:
+      PreflightError: The compiler is not installed, or does not know it.
+    """
     require()
     os.environ.update(_ENVIRONMENT)
     import jax
     from jax.experimental import topologies
 
-    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")  # if JAX was imported before
     bounds = [2, 2, 1]  # chips of a host
     for i, side in enumerate(topology.shape):
         if side % bounds[i]:
@@ -98,28 +95,11 @@ def get_device(topology: Topology) -> Any:
             topology_name=str(topology),
             chips_per_host_bounds=tuple(bounds),
         )
-    except Exception as error:  # jaxlib's own classes
+    except jax.errors.JaxRuntimeError as error:
         raise PreflightError(
             f"The TPU compiler does not know {topology}: {str(error)[:300]}"
         ) from error
-    return description.devices[0]
-
-
-def _to_module(text: str) -> tuple[Any, Any]:
-    """Turns HLO text into an MLIR module and its context."""
-    from jax._src.interpreters import mlir
-    from jaxlib import _jax
-    from jaxlib.mlir import ir
-
-    hlo = importlib.import_module("jaxlib._hlo")  # has no stubs
-
-    # The conversion to StableHLO does not know `copy`; a reshape to the same
-    # shape does the same.
-    module = hlo.hlo_module_from_text(text.replace(" copy(", " reshape("))
-    stable = _jax.mlir.hlo_to_stablehlo(module.as_serialized_hlo_module_proto())
-    context = mlir.make_ir_context()
-    with context:
-        return ir.Module.parse(stable), context
+    return list(description.devices)
 
 
 # The compiler's words after it has tried, and when it does not even try.
@@ -138,50 +118,27 @@ def read_out_of_memory(message: str) -> OutOfMemory | None:
     return OutOfMemory(None) if "RESOURCE_EXHAUSTED" in message else None
 
 
-def compile_hlo(text: str, topology: Topology) -> Program | OutOfMemory:
-    """Compiles HLO that TensorFlow did not optimise for one device of a TPU.
+def compile_lowered(lowered: Any) -> Program | OutOfMemory:
+    """Compiles what `jax.jit(...).lower(...)` returns.
 
     Raises:
-      PreflightError: The compiler is not installed, or refuses the program for
-        another reason than its size.
+      PreflightError: The compiler refuses the program for another reason than
+        its size.
     """
-    device = get_device(topology)
-    from jaxlib import _jax, xla_client
+    import jax
 
-    module, context = _to_module(text)
-    options = xla_client.CompileOptions()
-    options.num_replicas = 1
-    options.num_partitions = 1
-    options.device_assignment = xla_client.DeviceAssignment.create(
-        np.array([[device.id]], np.int32)
-    )
     try:
-        with context:
-            executable = device.client.compile(
-                module,
-                executable_devices=_jax.DeviceList((device,)),
-                compile_options=options,
-            )
-    except Exception as error:  # jaxlib's own classes
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
         exhausted = read_out_of_memory(str(error))
         if exhausted:
             return exhausted
         raise PreflightError(
             f"The TPU compiler refuses this step: {str(error)[:1000]}"
         ) from error
-    return read(executable)
-
-
-def read(executable: Any) -> Program:
-    """Reads the figures of an executable of the compiler, or of jax."""
-    costs = executable.cost_analysis()
-    if hasattr(executable, "memory_analysis"):  # jax's own class
-        memory, text = executable.memory_analysis(), executable.as_text()
-    else:
-        memory = executable.get_compiled_memory_stats()
-        text = executable.hlo_modules()[0].to_string()
+    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return Program(
-        text=text,
+        text=compiled.as_text(),
         flops=costs["flops"],
         bytes_accessed=costs["bytes accessed"],
         hbm_bytes=memory.argument_size_in_bytes

@@ -1,17 +1,18 @@
 """The trainer's own step, as a program that a compiler can read."""
 
-import concurrent.futures
-import concurrent.futures.process
 import dataclasses
 import math
-import multiprocessing
 import re
+from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_mixer import data, models
-from keras_mixer.engines import step as step_lib
+from keras_mixer.engines import choice
+from keras_mixer.engines.jax import JaxEngine
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
@@ -119,76 +120,85 @@ def split_batch(config: Config, devices: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One update of one replica, ready to be compiled."""
+    """One update of the weights, ready to be compiled."""
 
-    text: str  # the HLO module, before any optimisation
+    lowered: Any  # jax.stages.Lowered
     parameters: int  # number of the weights that are trained
     weights_bytes: int  # of all weights
     optimizer_bytes: int
     gradient_bytes: int  # what the replicas sum
 
 
-def _bytes_of(variables: Any) -> int:
-    return int(
-        sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+def _bytes_of(variables: Sequence[Any]) -> int:
+    return sum(
+        math.prod(v.shape) * jnp.dtype(v.dtype).itemsize for v in variables
     )
 
 
-def lower_train_step(subject: Subject, *, size: int) -> Step:
-    """Lowers one update of one replica of `size` examples.
+def _build(subject: Subject) -> assembly.Training:
+    """Builds model and optimizer without memory for the optimizer's state.
 
-    It is the function that the trainer gives to each replica: mixup, forward
-    and backward pass, clipping, optimizer. The sum over the replicas is the
-    sum over one.
+    The variables have a shape and no value.
     """
-    config = subject.config
-    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
-    with strategy.scope():
-        model, optimizer, _ = assembly.build_training(
-            config, subject.num_classes
+    built: list[assembly.Training] = []
+
+    def build() -> None:
+        built.append(
+            assembly.build_training(subject.config, subject.num_classes)
         )
+
+    jax.eval_shape(build)
+    return built[0]
+
+
+def lower_train_step(subject: Subject, devices: Sequence[Any]) -> Step:
+    """Lowers the update that the JAX engine makes on these devices.
+
+    No array is put on a device.
+
+    Raises:
+      ConfigError: The batch does not divide into the devices.
+      EngineError: Keras runs on another backend than JAX.
+    """
+    choice.use_engine(choice.Choice("jax", "preflight"))
+    config = subject.config
+    engine = JaxEngine(devices)
     spec = data.train_batch_spec(
         config.augment.policy,
-        size=size,
+        size=split_batch(config, engine.replicas),
         image_size=config.model.side,
         num_classes=subject.num_classes,
         mixup=config.mixup,
     )
-    # xla=False: `program` compiles all of the step already.
-    replica_step = step_lib.make_replica_step(
-        model, optimizer, config, xla=False
-    )
+    everywhere = NamedSharding(engine.mesh, PartitionSpec())
+    divided = NamedSharding(engine.mesh, PartitionSpec(*engine.mesh.axis_names))
 
-    @tf.function(jit_compile=True)
-    def program(*values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return replica_step(dict(zip(spec, values, strict=True)))
+    def state_of(variables: Sequence[Any]) -> list[Any]:
+        return [
+            jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere)
+            for v in variables
+        ]
 
-    text = program.experimental_get_compiler_ir(*spec.values())(stage="hlo")
+    batch = {
+        key: jax.ShapeDtypeStruct(
+            (engine.replicas * part.shape[0], *part.shape[1:]),
+            part.dtype.as_numpy_dtype,
+            sharding=divided,
+        )
+        for key, part in spec.items()
+    }
+    model, optimizer, _ = _build(subject)
     trained = model.trainable_variables
+    update = engine.make_update(model, optimizer, config)
     return Step(
-        text=text,
+        lowered=update.lower(
+            state_of(trained),
+            state_of(optimizer.variables),
+            state_of(model.non_trainable_variables),
+            batch,
+        ),
         parameters=sum(math.prod(v.shape) for v in trained),
         weights_bytes=_bytes_of(model.weights),
         optimizer_bytes=_bytes_of(optimizer.variables),
         gradient_bytes=_bytes_of(trained),
     )
-
-
-def lower_apart(subject: Subject, *, size: int) -> Step:
-    """Calls `lower_train_step` in a process of its own.
-
-    The end of the process frees the weights and the optimizer, 5 GB for H/14,
-    which TensorFlow would keep while the next batch is tried.
-
-    Raises:
-      ConfigError: The process was killed, for example for lack of memory.
-    """
-    context = multiprocessing.get_context("spawn")
-    try:
-        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(lower_train_step, subject, size=size).result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise ConfigError(
-            "The process that traces the step was killed. Make sure that "
-            "about 16 bytes of memory are free per parameter of the model."
-        ) from error

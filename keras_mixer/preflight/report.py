@@ -20,7 +20,12 @@ class Cost:
     hbm_traffic_bytes: int  # to and from HBM alone (traffic.py)
     arithmetic_seconds: float  # FLOPs at the chip's peak
     memory_seconds: float  # traffic at the bandwidth of HBM
-    estimated_seconds: float  # the compiler's own estimate
+    # The compiler's own estimate, without the collectives.
+    estimated_seconds: float
+    # What the device sends through all-reduces and the like: the bytes of
+    # their operands, and how many of each kind run in a step.
+    collective_bytes: int
+    collectives: dict[str, int]
     # What the longer of arithmetic and memory allows a device.
     images_per_second_per_chip_bound: float
 
@@ -58,23 +63,29 @@ class Figures:
         return {**content, "fits": self.fits, **(cost or unknown)}
 
 
-def measure(
-    subject: lowering.Subject, topology: chips.Topology, *, apart: bool = False
-) -> Figures:
+def measure(subject: lowering.Subject, topology: chips.Topology) -> Figures:
     """Lowers, compiles and counts the training step of a run.
-
-    `apart` traces the step in a process of its own.
 
     Raises:
       ConfigError: The batch does not divide into the devices.
       PreflightError: The compiler is not installed, or refuses the step.
     """
+    lowering.split_batch(subject.config, topology.devices)
+    devices = compiler.get_devices(topology)
+    step = lowering.lower_train_step(subject, devices)
+    program = compiler.compile_lowered(step.lowered)
+    return figures_of(subject, topology, step, program)
+
+
+def figures_of(
+    subject: lowering.Subject,
+    topology: chips.Topology,
+    step: lowering.Step,
+    program: compiler.Program | compiler.OutOfMemory,
+) -> Figures:
+    """Returns the figures of a step that was compiled."""
     config = subject.config
     size = lowering.split_batch(config, topology.devices)
-    compiler.require()
-    lower = lowering.lower_apart if apart else lowering.lower_train_step
-    step = lower(subject, size=size)
-    program = compiler.compile_hlo(step.text, topology)
     return Figures(
         model=f"{config.model.variant} at {config.model.image_size} px",
         topology=str(topology),
@@ -112,6 +123,8 @@ def _cost_of(program: compiler.Program, chip: chips.Chip, size: int) -> Cost:
         arithmetic_seconds=arithmetic,
         memory_seconds=memory,
         estimated_seconds=counted.estimated_cycles / chip.clock,
+        collective_bytes=counted.collective_bytes,
+        collectives=counted.collectives,
         images_per_second_per_chip_bound=size / max(arithmetic, memory),
     )
 
@@ -213,6 +226,13 @@ def _duration(seconds: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
+def _collectives(cost: Cost) -> str:
+    if not cost.collectives:
+        return "none"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in cost.collectives.items())
+    return f"{kinds}: {_gb(cost.collective_bytes)}"
+
+
 def _rows(figures: Figures, subject: lowering.Subject) -> list[tuple[str, str]]:
     """Returns the lines of the table: what, and how much."""
     f, cost = figures, figures.cost
@@ -239,6 +259,7 @@ def _rows(figures: Figures, subject: lowering.Subject) -> list[tuple[str, str]]:
             f"{_ms(cost.estimated_seconds)}, "
             f"{f.batch_per_chip / cost.estimated_seconds:,.0f} images/s",
         ),
+        ("collectives", _collectives(cost)),
         ("all-reduce, by formula", _ms(f.all_reduce_seconds)),
         (
             "bound",

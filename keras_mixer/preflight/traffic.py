@@ -11,6 +11,7 @@ of an operand, the whole operand counts.
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 # Bits of an element.
@@ -30,6 +31,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _BODY = re.compile(r"(?:body|to_apply)=%?([\w.\-]+)")
+_CALLED = re.compile(r"calls=%?([\w.\-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -39,6 +41,12 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _FREE = re.compile(
     "parameter|constant|tuple|get-tuple-element|bitcast|after-all|opt-barrier|"
     "partition-id|replica-id|while|call|.*-done"
+)
+# Between devices; the end of one that runs beside others ("-done") is not
+# counted again.
+_COLLECTIVE = re.compile(
+    "(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
+    "collective-broadcast|ragged-all-to-all)(?:-start)?"
 )
 
 
@@ -87,6 +95,10 @@ class Traffic:
     # some, such as copies that run beside others.
     estimated_cycles: int
     longest_loop: int  # how often its body runs; 1 without loops
+    # What is sent to other devices: bytes of the operands, and how often each
+    # kind of collective runs.
+    collective_bytes: int
+    collectives: dict[str, int]
 
 
 def _buffers(text: str) -> tuple[Buffer, ...]:
@@ -168,7 +180,8 @@ def _move(
             source, destination = results[0], results[len(operands)]
         size = destination.size
         return (0 if source.space else size), destination.hbm
-    if kind.endswith("-start"):  # (operands, results, ...)
+    # The others return (operands, results, ...).
+    if kind.endswith("-start") and kind != "all-reduce-start":
         results = results[len(operands) :]
     if kind in ("dynamic-slice", "slice"):
         size = sum(b.size for b in results)
@@ -223,6 +236,17 @@ def _walk(
             yield from _walk(body, computations, times * trips)
 
 
+def _collectives_of(
+    instruction: Instruction, computations: dict[str, list[Instruction]]
+) -> Iterator[tuple[str, Instruction]]:
+    """Yields an instruction if it is a collective, or those fused into it."""
+    if found := _COLLECTIVE.fullmatch(instruction.opcode):
+        yield found[1], instruction
+    for name in _CALLED.findall(instruction.attributes):
+        for inner in computations.get(name, ()):
+            yield from _collectives_of(inner, computations)
+
+
 def count(text: str) -> Traffic:
     """Counts what a scheduled HLO module does, loops as often as they run.
 
@@ -234,10 +258,16 @@ def count(text: str) -> Traffic:
     """
     entry, computations = _parse(text)
     shapes = {i.name: i.results for body in computations.values() for i in body}
-    moved = cycles = longest = 0
+    moved = cycles = sent = 0
+    longest = 1
+    collectives: Counter[str] = Counter()
     for instruction, times in _walk(entry, computations, 1):
         moved += sum(_move(instruction, shapes)) * times
         if estimate := _CYCLES.search(instruction.attributes):
             cycles += int(estimate[1]) * times
         longest = max(longest, times)
-    return Traffic(moved, cycles, longest)
+        for kind, collective in _collectives_of(instruction, computations):
+            collectives[kind] += times
+            operands = [b for n in collective.operands for b in shapes[n]]
+            sent += sum(b.size for b in operands) * times
+    return Traffic(moved, cycles, longest, sent, dict(collectives))

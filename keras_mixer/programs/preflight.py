@@ -1,13 +1,13 @@
 """Will it fit, and how fast: `python -m keras_mixer.preflight`."""
 
-import functools
 import pathlib
 import sys
 import time
 
 from absl import flags
 
-from keras_mixer.preflight import chips
+from keras_mixer.engines import choice
+from keras_mixer.preflight import chips, compiler
 from keras_mixer.programs.flags import define_config_flags, read_config
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import files
@@ -23,11 +23,12 @@ _HELP = """Compiles a training step for a TPU that is not here, and reports.
   python -m keras_mixer.preflight --model=H/14 --topology=v5e:1x1 \\
       --batch=4096 model.remat=block --json=h14.json
 
-It is the step that train.py would run: model, loss, mixup, clipping and
-optimizer of the recipe ({recipe} by default), in its precision. The TPU's own
-compiler compiles it (pip install '.[preflight]'); this needs no TPU. Small
-models take a minute, H/14 takes several. If the batch does not fit, the program
-looks for the largest that does.
+It is the step that train.py --engine=jax would run on all devices of the
+topology: model, loss, mixup, sum over the devices, clipping and optimizer of
+the recipe ({recipe} by default), in its precision. The TPU's own compiler
+compiles it (pip install '.[preflight]'); this needs no TPU. Small models take a
+minute, large ones several. If the batch does not fit, the program looks for the
+largest that does.
 
 Topologies: {chips}, as v5e:2x4 or v4:2x2x1. On v2, v3 and v4 a device is one of
 a chip's two cores, on the others a chip.
@@ -75,11 +76,13 @@ def _check_json(path: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Compiles, counts and prints."""
-    from keras_mixer.preflight import lowering, report
-
     if FLAGS.json is not None:
         _check_json(FLAGS.json)
     topology = chips.parse_topology(FLAGS.topology)
+    compiler.require()
+    choice.use_engine(choice.Choice("jax", "preflight compiles its step"))
+    from keras_mixer.preflight import lowering, report
+
     subject = lowering.resolve(
         read_run(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
     )
@@ -90,14 +93,11 @@ def main(argv: list[str]) -> None:
         print(f"[{seconds:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     say(f"Compiling for {topology}; a large model takes minutes ...")
-    measure = functools.partial(report.measure, apart=True)
-    figures = measure(subject, topology)
+    figures = report.measure(subject, topology)
     print(report.to_text(figures, subject))
     content = figures.to_json()
     if FLAGS.largest or not figures.fits:
-        largest = report.find_largest(
-            subject, topology, figures, say, measure=measure
-        )
+        largest = report.find_largest(subject, topology, figures, say)
         if largest is None:
             print("No batch fits, not even the smallest that divides.")
         else:

@@ -29,6 +29,8 @@ FIGURES = report.Figures(
         arithmetic_seconds=0.1,
         memory_seconds=0.05,
         estimated_seconds=0.3,
+        collective_bytes=5 * 10**6,
+        collectives={"all-reduce": 2},
         images_per_second_per_chip_bound=640.0,
     ),
 )
@@ -103,6 +105,7 @@ def test_the_table_says_how_long_the_run_takes():
         "2.00 T",
         "640 images/s per device, by arithmetic",
         "300.0 ms, 213 images/s",
+        "2 all-reduce: 0.01 GB",
         "the run of 36,000 steps         2.0 hours at least, 4.0 hours by",
         "1,384 images/s per TPU v3 core",
     ):

@@ -80,3 +80,37 @@ def test_what_cannot_be_counted_is_said(change, message):
 def test_bytes_of_buffers(text, size):
     [buffer] = traffic._buffers(text)
     assert buffer.size == size
+
+
+SENDS = """HloModule sends, is_scheduled=true
+
+%fused (p: f32[800]) -> f32[100] {
+  %p = f32[800]{0} parameter(0)
+  %sum = f32[800]{0} all-reduce(%p), replica_groups={}, to_apply=%add
+  ROOT %mine = f32[100]{0} slice(%sum), slice={[0:100]}
+}
+
+ENTRY %main (a: f32[800], b: bf16[100]) -> f32[800] {
+  %a = f32[800]{0} parameter(0)
+  %b = bf16[100]{0} parameter(1)
+  %f = f32[100]{0} fusion(%a), kind=kCustom, calls=%fused
+  %all = f32[800]{0} all-gather(%f), dimensions={0}
+  %s = (f32[800]{0}, bf16[100]{0}) all-reduce-start(%all, %b), to_apply=%add
+  %d = (f32[800]{0}, bf16[100]{0}) all-reduce-done(%s)
+  ROOT %out = f32[800]{0} get-tuple-element(%d), index=0
+}
+"""
+
+
+def test_what_goes_between_devices():
+    """The operands count, once, whether fused or beside other work."""
+    counted = traffic.count(SENDS)
+    assert counted.collectives == {"all-reduce": 2, "all-gather": 1}
+    assert counted.collective_bytes == 3200 + 400 + (3200 + 200)
+    # The fusion, the gathering, the sum: what each reads and writes.
+    assert counted.hbm_bytes == (3200 + 400) + (400 + 3200) + 2 * (3200 + 200)
+
+
+def test_a_program_on_one_device_sends_nothing():
+    counted = traffic.count(HLO)
+    assert (counted.collectives, counted.collective_bytes) == ({}, 0)
