@@ -1,7 +1,10 @@
-"""The notebook runs from top to bottom and is saved with its outputs."""
+"""The notebook runs from top to bottom on JAX, and is saved with outputs."""
 
+import ast
+import configparser
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -38,7 +41,10 @@ def text_of(path):
 
 
 def assert_whole(path):
-    """Every cell ran, in order and without an error, and drew its pictures."""
+    """Every cell ran, in order and without an error, and drew its pictures.
+
+    Keras ran on JAX.
+    """
     cells = code_cells(path)
     numbers = [cell["execution_count"] for cell in cells]
     assert numbers == list(range(1, len(cells) + 1))
@@ -49,6 +55,7 @@ def assert_whole(path):
     for picture in pictures:
         assert len(picture["data"]["image/png"]) > 5000, "it is blank"
     assert LAST in text_of(path)
+    assert "JAX, 1 replica on CPU" in text_of(path)
 
 
 def run(output, *values, fails=False):
@@ -63,6 +70,7 @@ def run(output, *values, fails=False):
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    pytest.importorskip("jax")
     before = SAVED.read_bytes()
     output, workdir = tmp_path / "ran.ipynb", tmp_path / "run"
     run(output, "EPOCHS=10", f"WORKDIR={str(workdir)!r}")
@@ -108,7 +116,43 @@ def test_what_is_saved_is_what_ran():
         assert "execution" not in cell["metadata"], "times change every run"
 
 
-@pytest.mark.parametrize("name", ["requirements-tpu.txt"])
-def test_files_that_the_notebook_installs_are_there(name):
-    assert name in SAVED.read_text()
-    assert (ROOT / name).exists()
+def code_of(path):
+    """Returns the code of all cells, without lines for IPython."""
+    cells = ["".join(cell["source"]) for cell in code_cells(path)]
+    return re.sub(r"^%.*\n", "", "\n".join(cells), flags=re.MULTILINE)
+
+
+def test_the_backend_is_set_before_anything_imports_keras():
+    nodes = list(ast.walk(ast.parse(code_of(SAVED))))
+    setting = 'os.environ["KERAS_BACKEND"] = "jax"'
+    [at] = (
+        node.lineno
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node).replace("'", '"') == setting
+    )
+    imports = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            root = name.partition(".")[0]
+            imports[root] = min(node.lineno, imports.get(root, node.lineno))
+    for name in ("keras", "keras_mixer", "jax", "tensorflow"):
+        assert imports[name] > at, f"{name} is imported too early"
+
+
+def test_what_the_notebook_installs():
+    """Extras that there are; nothing is removed and no file is needed."""
+    code = code_of(SAVED)
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    [extras] = re.findall(r'"\.\[([\w,]+)\]"', code)
+    assert set(extras.split(",")) <= set(setup["options.extras_require"])
+    assert "jax" in extras.split(",")
+    assert "uninstall" not in code
+    assert "requirements" not in code
