@@ -78,6 +78,8 @@ def choose_engine(
     suggest.check_choice("engine", asked, ENGINES)
     backend, source = configured_backend(environment)
     tpus = hosts.tpu_files() if tpus is None else tpus
+    if not tpus and hosts.announces_tpu(environment):
+        tpus = ("the environment says so",)
     if asked != "auto":
         chosen = Choice(asked, f"--engine={asked} asks for it")
         if source == "KERAS_BACKEND" and backend != asked:
@@ -138,6 +140,10 @@ def use_engine(
     environment["KERAS_BACKEND"] = chosen.name
     # JAX tries each platform that is installed. libtpu without a TPU takes
     # minutes to give up.
-    has_no_accelerator = not (hosts.tpu_files() or hosts.nvidia_files())
+    has_no_accelerator = not (
+        hosts.tpu_files()
+        or hosts.nvidia_files()
+        or hosts.announces_tpu(environment)
+    )
     if chosen.name == "jax" and (virtual or has_no_accelerator):
         environment.setdefault("JAX_PLATFORMS", "cpu")

@@ -8,7 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_mixer.engines.hosts import EngineError
+from keras_mixer.engines.hosts import (
+    EXIT_CODE as EXIT_CODE,
+    EngineError,
+    WorkerLostError as WorkerLostError,
+    lost_worker as lost_worker,
+)
 from keras_mixer.run.config import Config
 
 # Tensors by name, each with one row per example.
@@ -19,23 +24,6 @@ TrainSteps = Callable[[Any, int, bool], tuple[np.ndarray, np.ndarray, bool]]
 # (replicas of all hosts, those of this host) -> its batches, one for each of
 # its replicas in turn.
 MakeBatches = Callable[[int, range], Any]
-
-
-# EX_TEMPFAIL of sysexits.h: the same command may succeed later.
-EXIT_CODE = 75
-
-
-class WorkerLostError(RuntimeError):
-    """Another worker died or is unreachable; start all workers again."""
-
-
-def lost_worker(lost: str, own: str) -> WorkerLostError:
-    """Returns the error that names the lost worker and this one."""
-    return WorkerLostError(
-        f"{lost} died or cannot be reached, so {own} stops too. Its own output "
-        "says why. Start all workers again with the same command: they go on "
-        "from the newest checkpoint."
-    )
 
 
 class Engine(abc.ABC):

@@ -18,6 +18,23 @@ class EngineError(ValueError):
     """The machine or the batch does not fit the engine or its strategy."""
 
 
+# EX_TEMPFAIL of sysexits.h: the same command may succeed later.
+EXIT_CODE = 75
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker died or is unreachable; start all workers again."""
+
+
+def lost_worker(lost: str, own: str) -> WorkerLostError:
+    """Returns the error that names the lost worker and this one."""
+    return WorkerLostError(
+        f"{lost} died or cannot be reached, so {own} stops too. Its own output "
+        "says why. Start all workers again with the same command: they go on "
+        "from the newest checkpoint."
+    )
+
+
 TF_CONFIG_HELP = (
     'It should be {"cluster": {"worker": ["host:port", ...]}, "task": '
     '{"type": "worker", "index": 0}}, with an index of its own on each host.'
@@ -71,6 +88,15 @@ def tpu_files() -> tuple[str, ...]:
         if not vendors or _GOOGLE in vendors:
             found.append(file)
     return tuple(sorted(map(str, found)))
+
+
+def announces_tpu(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says that this machine has a TPU of its own.
+
+    Colab and Kaggle set such variables, also where no device file is visible.
+    """
+    names = ("COLAB_TPU_1VM", "ISTPUVM", "TPU_ACCELERATOR_TYPE")
+    return any(environment.get(name) for name in names)
 
 
 def nvidia_files() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_mixer.engines.engine import EXIT_CODE, WorkerLostError, lost_worker
+from keras_mixer.engines.hosts import EXIT_CODE, WorkerLostError, lost_worker
 
 _JOIN_SECONDS = 30
 _BYE = b"bye"

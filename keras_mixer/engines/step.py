@@ -115,6 +115,6 @@ def clip(
     squares = [ops.sum(ops.square(g)) for g in gradients]
     norm = ops.sqrt(ops.sum(ops.stack(squares)))
     if clip_norm is not None:
-        scale = clip_norm / ops.maximum(norm, clip_norm)
+        scale = clip_norm * ops.minimum(1.0 / norm, 1.0 / clip_norm)
         gradients = [g * scale for g in gradients]
     return list(gradients), norm

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import sys
 from typing import Any
 
 from absl import flags
@@ -12,6 +11,7 @@ from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
+_chosen: list[choice.Choice] = []  # by `use_engine`
 
 
 def define_device_flags() -> None:
@@ -79,15 +79,16 @@ def use_engine() -> None:
             f"{chosen.name} ({chosen.reason})."
         )
     choice.use_engine(chosen, virtual=FLAGS.virtual_devices is not None)
-    print(f"Engine: {chosen.name} ({chosen.reason})", file=sys.stderr)
+    _chosen.append(chosen)
 
 
 def make_engine() -> Any:
-    """Returns the engine that `use_engine` has chosen."""
+    """Returns the engine that `use_engine` has chosen, and prints why."""
     from keras_mixer.engines import make
 
+    print(f"Engine: {_chosen[-1].name} ({_chosen[-1].reason})", flush=True)
     return make.make_engine(
-        os.environ["KERAS_BACKEND"],
+        _chosen[-1].name,
         virtual_devices=FLAGS.virtual_devices,
         strategy=FLAGS.strategy,
         tpu=FLAGS.tpu,

@@ -242,14 +242,11 @@ def test_the_signs_of_a_kind(machine, kind):
             on(machines.CPU, environment={"TPU_NAME": "pod"}),
             "auto", [], "tensorflow", "ok", "tensorflow", "",
         ),
-        # Without a device file train.py cannot know of the TPU.
+        # Colab says so, and no device file is visible.
         (
             on(machines.COLAB_TPU, tpu_files=(),
                environment={"COLAB_TPU_1VM": "1"}),
-            "auto", [], "jax", "warning",
-            "train.py without --engine takes tensorflow (there is no TPU), "
-            "and jax works here: there is a TPU (COLAB_TPU_1VM)",
-            "--engine=jax",
+            "auto", [], "jax", "ok", "jax: there is a TPU (COLAB_TPU_1VM)", "",
         ),
     ],
 )  # fmt: skip

@@ -1,0 +1,164 @@
+"""The JAX engine's devices, hosts and watch over other hosts."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("jax")
+
+
+def run_python(code, **environment):
+    """Runs code in a process of its own, with Keras on JAX."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            **environment,
+        },
+    )
+
+
+def test_tensorflow_sees_no_accelerator_and_the_cpu_is_split():
+    """Otherwise TensorFlow would take all memory of a GPU."""
+    code = """
+import tensorflow as tf
+hidden = []
+original = tf.config.set_visible_devices
+tf.config.set_visible_devices = lambda devices, kind: (
+    hidden.append((list(devices), kind)), original(devices, kind))
+from keras_mixer.engines import make
+engine = make.make_engine("jax", virtual_devices=3)
+print(hidden, [d.device_type for d in tf.config.get_visible_devices()])
+print(engine.replicas, engine.hosts, engine.is_chief, engine.describe())
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == [
+        "[([], 'GPU'), ([], 'TPU')] ['CPU']",
+        "3 1 True JAX, 3 replicas on CPU",
+    ]
+
+
+def test_tensorflow_that_holds_a_gpu_is_an_error():
+    code = """
+import tensorflow as tf
+def refuse(*_):
+    raise RuntimeError("Visible devices cannot be modified")
+tf.config.set_visible_devices = refuse
+from keras_mixer.engines import make
+make.make_engine("jax")
+"""
+    assert "holds the memory of the GPU" in run_python(code).stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("make_engine('jax', virtual_devices=0)", "positive. Received: 0"),
+        (
+            "make_engine('jax', coordinator='localhost:1')",
+            "--coordinator, --num_hosts, --host; --num_hosts is missing",
+        ),
+        (
+            "make_engine('jax', num_hosts=2, host=0)",
+            "--coordinator is missing",
+        ),
+    ],
+)
+def test_what_cannot_be_made(code, message):
+    done = run_python(f"from keras_mixer.engines.make import *\n{code}")
+    assert message in done.stderr
+    assert "EngineError" in done.stderr
+
+
+def test_the_environment_names_hosts_as_flags_do():
+    code = "from keras_mixer.engines.make import *\nmake_engine('jax')"
+    done = run_python(code, JAX_NUM_PROCESSES="two")
+    assert "JAX_NUM_PROCESSES replaces --num_hosts" in done.stderr
+    assert "Received: 'two'" in done.stderr
+
+
+WATCHED = """
+import os, sys, time
+import numpy as np
+from keras_mixer.engines import peers
+index, path = int(sys.argv[1]), sys.argv[2]
+def broadcast(values):  # by a file, in place of JAX
+    if index == 0:
+        np.save(path + ".part.npy", values)
+        os.rename(path + ".part.npy", path)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return np.load(path)
+watch = peers.Peers(index, 3, broadcast)
+print("joined", flush=True)
+sys.stdin.readline()
+if sys.argv[3] == "parts":
+    watch.part()
+"""
+
+
+def start(tmp_path, how):
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED, str(i), tmp_path / "a.npy", how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for i in range(3)
+    ]
+
+
+def joined(processes):
+    for process in processes:
+        assert process.stdout.readline() == "joined\n"
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_host_that_ends_is_named_by_the_others(tmp_path, victim):
+    processes = start(tmp_path, "fails")
+    joined(processes)
+    processes[victim].send_signal(signal.SIGKILL)
+    for i, process in enumerate(processes):
+        code = process.wait(timeout=60)  # its stdin stays open
+        error = process.communicate()[1]
+        if i != victim:
+            assert code == 75, error
+            assert f"worker {victim} (" in error
+            assert f"so worker {i} stops too" in error
+            assert "Start all workers again" in error
+
+
+def test_hosts_that_part_end_one_by_one(tmp_path):
+    processes = start(tmp_path, "parts")
+    joined(processes)
+    for process in processes:
+        _, error = process.communicate("\n", timeout=60)
+        assert process.returncode == 0, error
+        assert error == ""
+
+
+def test_a_host_that_fails_ends_with_its_own_status(tmp_path):
+    processes = start(tmp_path, "fails")
+    joined(processes)
+    _, error = processes[1].communicate("\n", timeout=60)
+    assert processes[1].returncode == 1, error
+    for i in (0, 2):
+        code = processes[i].wait(timeout=60)  # its stdin stays open
+        error = processes[i].communicate()[1]
+        assert code == 75, error
+        assert "worker 1 (" in error
