@@ -60,7 +60,7 @@ class JaxEngine(Engine):
         self._mine = range(mine[0], mine[-1] + 1)
         self._devices = found
         self._peers: Peers | None = None
-        if self.hosts > 1:
+        if jax.process_count() > 1:  # a topology's hosts are not there
             self._peers = Peers(
                 jax.process_index(), self.hosts, _broadcast_first
             )

@@ -286,10 +286,6 @@ def test_wrong_limits(value):
         config_lib.override(recipes.digits(), [f"data.max_broken={value}"])
 
 
-def test_a_run_without_broken_images_lists_none(digits_workdir):
-    assert not list(digits_workdir.glob("broken_*"))
-
-
 def test_a_list_that_cannot_be_written_does_not_stop(zoo, tmp_path, capsys):
     root, broken = zoo
     split = data.open_split(f"folder:{root}", "train")
@@ -333,8 +329,8 @@ def test_the_size_of_the_batch_changes_no_example(zoo):
             np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_taking_a_pipeline_down_breaks_no_image(zoo, times):
+@pytest.mark.slow
+def test_taking_a_pipeline_down_breaks_no_image(zoo):
     """What is cancelled fails, and is whole."""
     root, broken = zoo
     split = data.open_split(f"folder:{root}", "train")
@@ -347,7 +343,7 @@ def test_taking_a_pipeline_down_breaks_no_image(zoo, times):
         seed=0,
         broken=dropped,
     )
-    for _ in range(times):
+    for _ in range(20):
         next(iter(batches))
     assert dropped.names <= broken
 

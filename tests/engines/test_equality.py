@@ -34,10 +34,7 @@ def case(optimizer, loss, mixup, accumulate, dropped=DROPPED):
     )
 
 
-DAILY = [
-    case("adamw", SOFTMAX, MIXED, 4),
-    case("sgd", SIGMOID, PLAIN, 1),
-]
+DAILY = [case("adamw", SOFTMAX, MIXED, 4)]
 GRID = [
     case(optimizer, loss, mixup, accumulate, dropped)
     for optimizer in ("adamw", "sgd")

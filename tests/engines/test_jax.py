@@ -50,43 +50,46 @@ print(engine.replicas, engine.hosts, engine.is_chief, engine.describe())
     ]
 
 
-def test_tensorflow_that_holds_a_gpu_is_an_error():
+def test_what_cannot_be_made():
+    """All in one process: each would import TensorFlow, Keras and JAX."""
     code = """
+import os
 import tensorflow as tf
+from keras_mixer.engines.hosts import EngineError
+from keras_mixer.engines.make import make_engine
+
+def told(**options):
+    try:
+        make_engine("jax", **options)
+    except EngineError as error:
+        print(error)
+
+told(virtual_devices=0)
+told(coordinator="localhost:1")
+told(num_hosts=2, host=0)
+os.environ["JAX_NUM_PROCESSES"] = "two"
+told()
+
 def refuse(*_):
     raise RuntimeError("Visible devices cannot be modified")
+
 tf.config.set_visible_devices = refuse
-from keras_mixer.engines import make
-make.make_engine("jax")
+told()
 """
-    assert "holds the memory of the GPU" in run_python(code).stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("make_engine('jax', virtual_devices=0)", "positive. Received: 0"),
+    done = run_python(code)
+    found = done.stdout.splitlines()
+    for line, expected in zip(
+        found,
         (
-            "make_engine('jax', coordinator='localhost:1')",
+            "virtual_devices must be positive. Received: 0",
             "--coordinator, --num_hosts, --host; --num_hosts is missing",
-        ),
-        (
-            "make_engine('jax', num_hosts=2, host=0)",
             "--coordinator is missing",
+            "JAX_NUM_PROCESSES replaces --num_hosts and must be a number",
+            "holds the memory of the GPU. Start a new process",
         ),
-    ],
-)
-def test_what_cannot_be_made(code, message):
-    done = run_python(f"from keras_mixer.engines.make import *\n{code}")
-    assert message in done.stderr
-    assert "EngineError" in done.stderr
-
-
-def test_the_environment_names_hosts_as_flags_do():
-    code = "from keras_mixer.engines.make import *\nmake_engine('jax')"
-    done = run_python(code, JAX_NUM_PROCESSES="two")
-    assert "JAX_NUM_PROCESSES replaces --num_hosts" in done.stderr
-    assert "Received: 'two'" in done.stderr
+        strict=True,
+    ):
+        assert expected in line, done.stderr
 
 
 WATCHED = """

@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     ("source", "replicas"),
     [
         ("workdir", 2),
-        ("npz", 1),
+        pytest.param("npz", 1, marks=pytest.mark.slow),
         pytest.param("workdir", 1, marks=pytest.mark.slow),
         pytest.param("npz", 2, marks=pytest.mark.slow),
     ],
