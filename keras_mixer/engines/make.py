@@ -1,6 +1,9 @@
 """Makes the engine that was chosen."""
 
-from keras_mixer.engines.engine import Engine
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it imports Keras, whose backend may not be chosen yet
+    from keras_mixer.engines.engine import Engine
 
 
 def make_engine(
@@ -13,7 +16,7 @@ def make_engine(
     coordinator: str | None = None,
     num_hosts: int | None = None,
     host: int | None = None,
-) -> Engine:
+) -> "Engine":
     """Returns the engine of this name, after `use_engine`.
 
     Args:
