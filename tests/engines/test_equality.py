@@ -99,6 +99,16 @@ def test_both_engines_train_the_same(cases, replicas, tmp_path):
 
 
 @pytest.mark.slow
+def test_both_engines_train_a_wide_model_the_same(tmp_path):
+    """JAX computes its products by another library than a small model's."""
+    wide = "model.hidden_dim=512,model.channels_mlp_dim=1024,optim.lr=1e-4"
+    cases = [f"{DAILY[0]},{wide}"]
+    theirs = train("tensorflow", 1, cases, tmp_path)
+    ours = train("jax", 1, cases, tmp_path)
+    assert_same(theirs, ours, cases)
+
+
+@pytest.mark.slow
 def test_1_2_and_4_devices_of_jax_train_the_same(tmp_path):
     alone = train("jax", 1, GRID[::3], tmp_path)
     for replicas in (2, 4):
