@@ -62,10 +62,10 @@ def chi_square(values, bins):
         lambda: draw(index=range(40_000), shape=()),
         lambda: draw(index=[5], shape=(200, 200)),
         lambda: np.stack(
-            [draw(step=s, index=[3], shape=()) for s in range(600)]
+            [draw(step=s, index=[3], shape=()) for s in range(400)]
         ),
         lambda: np.stack(
-            [draw(seed=s, index=[3], shape=()) for s in range(600)]
+            [draw(seed=s, index=[3], shape=()) for s in range(400)]
         ),
     ],
     ids=["examples", "elements", "steps", "seeds"],

@@ -72,7 +72,6 @@ def resolved(*overrides):
     return dataclasses.replace(config, model=model)
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize(
     ("replicas", "precision"),
     [
@@ -280,7 +279,7 @@ def test_while_training(measured, tmp_path, engine_of, capsys):
 
 
 @pytest.mark.parametrize(
-    "killed_at", [12, pytest.param(6, marks=pytest.mark.slow)]
+    "killed_at", [pytest.param(12, marks=pytest.mark.slow), 6]
 )
 def test_a_failing_few_shot_evaluation_loses_nothing(
     killed_at, measured, tmp_path, engine_of, monkeypatch

@@ -14,6 +14,7 @@ from keras_mixer.training import assembly, loop as trainer
 from tests.training.common import RANDOM, assert_same_weights, lines_of, small
 
 
+@pytest.mark.jax
 def test_a_run_leaves_what_others_rely_on(finished, engine_of, capsys):
     workdir, result, shown = finished
     saved = json.loads((workdir / "result.json").read_text())

@@ -41,7 +41,6 @@ def uninterrupted(tmp_path_factory):
     return train
 
 
-@pytest.mark.jax
 @pytest.mark.parametrize(
     ("killed_at", "xla"),
     [
