@@ -1,8 +1,8 @@
 """Runs the tests: `python -m tests`, with one pytest process per room.
 
 When a room ends, TensorFlow's memory returns to the system. Some rooms run a
-second time with Keras on JAX. Three rooms run
-at a time on two cores. `--slow` runs the slow tests instead of the daily ones.
+second time with Keras on JAX. Three rooms run at a time on two cores, of the
+slow tests two. `--slow` runs the slow tests instead of the daily ones.
 """
 
 import argparse
@@ -174,20 +174,22 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("rooms", nargs="*", help="folders of tests/")
     add("--slow", action="store_true", help="run the slow tests")
-    add("--jobs", type=int, default=min(3, cores + 1), help="rooms at a time")
+    add("--jobs", type=int, help="rooms at a time: 3 daily, 2 slow")
     add("--limit", type=float, help="seconds after which a room is killed")
     flags = parser.parse_args(arguments[:cut])
     begun = time.monotonic()
+    # The slow tests start processes of their own.
+    jobs = flags.jobs or min(2 if flags.slow else 3, cores + 1)
     ended = run_rooms(
         choose_rooms(flags.rooms),
         arguments[cut + 1 :],
-        jobs=flags.jobs,
+        jobs=jobs,
         slow=flags.slow,
-        limit=flags.limit or (2700 if flags.slow else 600),
+        limit=flags.limit or (3000 if flags.slow else 900),
         may_be_empty=flags.slow or cut < len(arguments),
     )
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
-    print(f"{minutes} min {seconds} s, {flags.jobs} rooms at a time")
+    print(f"{minutes} min {seconds} s, {jobs} rooms at a time")
     print_table(ended)
     totals = {name: sum(r.counts[name] for r in ended) for name in COUNTS}
     print(", ".join(f"{number} {name}" for name, number in totals.items()))
