@@ -170,7 +170,8 @@ def train_step(
     trained = probe.ask_for_step(devices, flags.timeout, environment)
     if "description" in trained.said:
         said = trained.said
-        print(f"  {said['description']}, because {said['reason']}")
+        reason = f", because {said['reason']}" if said["reason"] else ""
+        print(f"  {said['description']}{reason}")
     findings.add("step", *imported.judge_step(trained))
     return trained.said
 

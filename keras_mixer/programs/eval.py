@@ -17,7 +17,7 @@ from absl import flags
 
 from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, fields, files
+from keras_mixer.run import config as config_lib, fields, files, suites
 from keras_mixer.run.config import Config, ConfigError
 
 if TYPE_CHECKING:  # they import Keras, for which no engine is chosen yet
@@ -76,8 +76,6 @@ Evaluated = tuple[list[Any], str, Callable[[], None]]
 
 def help_text() -> str:
     """Returns what --help prints above the flags."""
-    from keras_mixer.data import suites
-
     lines = [
         f"  {name:<11} ({task}) {', '.join('@'.join(s) for s in sets.values())}"
         for task, known in (

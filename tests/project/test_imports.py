@@ -198,3 +198,14 @@ def test_programs_are_quiet_and_libraries_change_no_environment():
         ("keras_mixer", ("None", "1")),
     ):
         assert run_python(code.format(module) + show) in levels
+
+
+@pytest.mark.parametrize("program", ["train", "eval", "analysis"])
+def test_programs_choose_the_engine_before_keras_is_imported(program):
+    """Keras reads its backend once; their help is made at every start."""
+    code = (
+        f"import sys; from keras_mixer.programs import {program} as program;"
+        "getattr(program, 'help_text', str)();"
+        "print('keras' in sys.modules)"
+    )
+    assert run_python(code) == "False"
