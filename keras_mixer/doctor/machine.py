@@ -21,12 +21,8 @@ TPU_LOCK = pathlib.Path("/tmp/libtpu_lockfile")
 
 # Builds of TensorFlow. All of them write the same files.
 BUILDS = ("tensorflow", "tensorflow-cpu", "tensorflow-tpu", "tf-nightly")
-# Variables by which Google's machines name a TPU. Colab sets COLAB_TPU_1VM to 1
-# or to nothing; the Dockerfile of Kaggle's image for TPUs sets ISTPUVM.
-TPU_VARIABLES = (
-    *("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"),
-    *("COLAB_TPU_1VM", "ISTPUVM"),
-)
+# Variables by which Google's machines name a TPU.
+TPU_VARIABLES = ("TPU_NAME", "COLAB_TPU_ADDR", *hosts.OWN_TPU_VARIABLES)
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 

@@ -10,13 +10,6 @@ from keras_mixer.doctor.machine import Machine
 from keras_mixer.engines import choice, gpus, hosts
 from keras_mixer.engines.choice import Choice
 
-# Variables that the service sets in its images. Kaggle comes first, because
-# its images are built from Colab's and may inherit variables
-# (github.com/Kaggle/docker-python, pull request 1444).
-_PLACES = {
-    "Kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
-    "Colab": ("COLAB_RELEASE_TAG", "COLAB_BACKEND_VERSION"),
-}
 SLICE = "host of a TPU slice"
 
 
@@ -38,11 +31,7 @@ def kind_of(machine: Machine) -> str:
     It is "Colab" or "Kaggle" with "TPU", "GPU" or "CPU"; elsewhere "TPU VM",
     "host of a TPU slice", "CUDA machine" or "CPU".
     """
-    place = ""
-    for name, variables in _PLACES.items():
-        if any(map(machine.environment.get, variables)):
-            place = name
-            break
+    place = hosts.notebook_service(machine.environment)
     if machine.has_tpu():
         if hosts.hosts_of_slice(machine.environment) > 1:
             return SLICE

@@ -12,6 +12,7 @@ from keras_mixer.engines.hosts import (
     STRATEGIES as STRATEGIES,
     TF_CONFIG_HELP,
     EngineError as EngineError,
+    check_virtual_devices,
     cluster_of_tf_config,
     hosts_of_slice,
     tpu_files,
@@ -25,10 +26,7 @@ def split_cpu(count: int) -> None:
     Raises:
       EngineError: TensorFlow has initialised its devices already.
     """
-    if count < 1:
-        raise EngineError(
-            f"virtual_devices must be positive. Received: {count}"
-        )
+    check_virtual_devices(count)
     cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(

@@ -7,13 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_mixer.engines.hosts import (
-    EXIT_CODE as EXIT_CODE,
-    EngineError,
-    WorkerLostError as WorkerLostError,
-    lost_worker as lost_worker,
-)
+from keras_mixer.engines import gpus
+from keras_mixer.engines.hosts import EngineError
 from keras_mixer.run.config import Config
 
 # Tensors by name, each with one row per example.
@@ -39,6 +36,7 @@ class Engine(abc.ABC):
       hosts: Number of processes.
       is_chief: Whether this process writes files: the first host, or alone.
       is_tpu: Whether the replicas are TPU cores.
+      is_gpu: Whether they are GPUs.
     """
 
     name: str
@@ -46,6 +44,7 @@ class Engine(abc.ABC):
     hosts: int
     is_chief: bool
     is_tpu: bool
+    is_gpu: bool
 
     @property
     def is_alone(self) -> bool:
@@ -137,13 +136,19 @@ class Engine(abc.ABC):
     def watch(self) -> contextlib.AbstractContextManager[None]:
         """Turns the failure of another host into a WorkerLostError."""
 
-    @abc.abstractmethod
     def check_precision(self, precision: str) -> None:
         """Prints if a precision is slow on the devices.
 
         Raises:
           EngineError: The engine is known to fail on them.
         """
+        if self.is_gpu:
+            gpus.refuse_bad_gpus(
+                gpus.read_gpus(),
+                engine=self.name,
+                tensorflow_version=tf.__version__,
+                precision=precision,
+            )
 
     @abc.abstractmethod
     def describe(self) -> str:

@@ -10,6 +10,17 @@ import pathlib
 from collections.abc import Mapping
 
 _GOOGLE = "0x1ae0"  # as a vendor of PCI devices
+# By these, machines say that they have a TPU of their own. Colab sets
+# COLAB_TPU_1VM to 1 or to nothing; the Dockerfile of Kaggle's image for TPUs
+# sets ISTPUVM.
+OWN_TPU_VARIABLES = ("TPU_ACCELERATOR_TYPE", "COLAB_TPU_1VM", "ISTPUVM")
+# Variables that a service sets in its images. Kaggle comes first, because its
+# images are built from Colab's and may inherit variables
+# (github.com/Kaggle/docker-python, pull request 1444).
+_SERVICES = {
+    "Kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
+    "Colab": ("COLAB_RELEASE_TAG", "COLAB_BACKEND_VERSION"),
+}
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -24,6 +35,14 @@ EXIT_CODE = 75
 
 class WorkerLostError(RuntimeError):
     """Another worker died or is unreachable; start all workers again."""
+
+
+def check_virtual_devices(count: int) -> None:
+    """Raises EngineError unless the CPU can be split into so many devices."""
+    if count < 1:
+        raise EngineError(
+            f"virtual_devices must be positive. Received: {count}"
+        )
 
 
 def lost_worker(lost: str, own: str) -> WorkerLostError:
@@ -95,8 +114,15 @@ def announces_tpu(environment: Mapping[str, str]) -> bool:
 
     Colab and Kaggle set such variables, also where no device file is visible.
     """
-    names = ("COLAB_TPU_1VM", "ISTPUVM", "TPU_ACCELERATOR_TYPE")
-    return any(environment.get(name) for name in names)
+    return any(map(environment.get, OWN_TPU_VARIABLES))
+
+
+def notebook_service(environment: Mapping[str, str]) -> str:
+    """Returns "Kaggle" or "Colab" in a machine of theirs, else ""."""
+    for name, variables in _SERVICES.items():
+        if any(map(environment.get, variables)):
+            return name
+    return ""
 
 
 def nvidia_files() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_mixer.engines import distribute, gpus, step as step_lib
+from keras_mixer.engines import distribute, step as step_lib
 from keras_mixer.engines.engine import (
     Batch,
     Engine,
@@ -54,6 +54,7 @@ class JaxEngine(Engine):
         self.hosts = len({d.process_index for d in found})
         self.is_chief = jax.process_index() == 0
         self.is_tpu = found[0].platform == "tpu"
+        self.is_gpu = found[0].platform == "gpu"
         mine = [
             i
             for i, d in enumerate(found)
@@ -274,15 +275,6 @@ class JaxEngine(Engine):
         super().part()
         if self._peers is not None:
             self._peers.part()
-
-    def check_precision(self, precision: str) -> None:
-        if self._devices[0].platform == "gpu":
-            gpus.refuse_bad_gpus(
-                gpus.read_gpus(),
-                engine=self.name,
-                tensorflow_version=None,
-                precision=precision,
-            )
 
     def describe(self) -> str:
         noun = "replicas" if self.replicas > 1 else "replica"

@@ -72,10 +72,7 @@ def split_cpu(count: int) -> None:
     Raises:
       EngineError: JAX has initialised its devices already.
     """
-    if count < 1:
-        raise EngineError(
-            f"virtual_devices must be positive. Received: {count}"
-        )
+    hosts.check_virtual_devices(count)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
@@ -90,7 +87,7 @@ def join_hosts(
 ) -> None:
     """Joins the other hosts, if there are any.
 
-    See `make_engine`. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    See `make_jax_engine`. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID replace the arguments.
 
     Raises:
@@ -153,5 +150,4 @@ def _names_hosts(environment: Mapping[str, str]) -> bool:
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1:
         return True
-    notebook = {"COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"}
-    return bool(hosts.tpu_files()) and not notebook & set(environment)
+    return bool(hosts.tpu_files()) and not hosts.notebook_service(environment)

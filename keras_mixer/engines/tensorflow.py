@@ -10,15 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.engines import distribute, gpus, step as step_lib
+from keras_mixer.engines import distribute, step as step_lib
 from keras_mixer.engines.engine import (
     Batch,
     Engine,
     MakeBatches,
     TrainSteps,
-    WorkerLostError,
-    lost_worker,
 )
+from keras_mixer.engines.hosts import WorkerLostError, lost_worker
 from keras_mixer.run.config import Config
 
 # (part of a batch, step) -> its share of the mean loss and of its gradients.
@@ -42,6 +41,8 @@ class TensorFlowEngine(Engine):
         self.hosts = distribute.num_workers(strategy)
         self.is_chief = distribute.is_chief(strategy)
         self.is_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+        devices = strategy.extended.worker_devices
+        self.is_gpu = any("GPU" in device.upper() for device in devices)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return self.strategy.scope()
@@ -80,7 +81,7 @@ class TensorFlowEngine(Engine):
         replica_step = make_replica_step(model, optimizer, config, xla=xla)
         # XLA refuses the collective of several CPUs or GPUs. With one replica
         # there is none, and the whole update is compiled.
-        step_fn = maybe_compile(replica_step, xla and self.replicas == 1)
+        step_fn = self._compile(replica_step, xla)
 
         @tf.function
         def train_steps(
@@ -187,16 +188,6 @@ class TensorFlowEngine(Engine):
             if self.is_alone or not lost:
                 raise
             raise _lost_worker(self.strategy, message) from error
-
-    def check_precision(self, precision: str) -> None:
-        devices = self.strategy.extended.worker_devices
-        if any("GPU" in device.upper() for device in devices):
-            gpus.refuse_bad_gpus(
-                gpus.read_gpus(),
-                engine=self.name,
-                tensorflow_version=tf.__version__,
-                precision=precision,
-            )
 
     def describe(self) -> str:
         return distribute.describe(self.strategy)

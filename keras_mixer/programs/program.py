@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from keras_mixer.engines import memory
+from keras_mixer.engines import hosts, memory
 from keras_mixer.programs import flags as shared
 
 FLAGS = flags.FLAGS
@@ -57,23 +57,21 @@ def run_program(
 
 def _end(error: Exception) -> NoReturn:
     """Ends the program with the error as one line, if it is no bug."""
-    import tensorflow as tf
-
-    from keras_mixer.engines.engine import WorkerLostError
-    from keras_mixer.training import loop as trainer, preemption
-
-    if isinstance(error, WorkerLostError):
+    if isinstance(error, hosts.WorkerLostError):
         print(error, file=sys.stderr, flush=True)
-        sys.exit(preemption.EXIT_CODE)
-    expected = (
-        ValueError,
-        OSError,
-        trainer.NonFiniteError,
-        tf.errors.OpError,
-    )
-    if not isinstance(error, expected) or os.environ.get(
-        "KERAS_MIXER_TRACEBACK"
-    ):
+        sys.exit(hosts.EXIT_CODE)
+    if os.environ.get("KERAS_MIXER_TRACEBACK") or not _is_expected(error):
         raise error
     lines = str(error).strip().splitlines() or [repr(error)]
     sys.exit(f"error: {lines[0]}\n(KERAS_MIXER_TRACEBACK=1 shows where)")
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether the error is about the input or the machine, and no bug."""
+    if isinstance(error, (ValueError, OSError)):
+        return True  # without the seconds that the imports take
+    import tensorflow as tf
+
+    from keras_mixer.training import loop as trainer
+
+    return isinstance(error, (trainer.NonFiniteError, tf.errors.OpError))

@@ -55,7 +55,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
-    from keras_mixer.engines.engine import WorkerLostError
+    from keras_mixer.engines.hosts import WorkerLostError
     from keras_mixer.training import loop as trainer, preemption
 
     config = shared.read_config(argv[1:])

@@ -6,7 +6,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from keras_mixer.engines.engine import EXIT_CODE as EXIT_CODE
+from keras_mixer.engines.hosts import EXIT_CODE as EXIT_CODE
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

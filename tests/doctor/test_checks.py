@@ -220,10 +220,13 @@ BAD = [
 ]
 
 
+EVERY_BAD = [*BAD, *test_checks_of_jax.BAD]
+
+
 @pytest.mark.parametrize(
     ("name", "bad", "level", "text", "way_out"),
-    BAD,
-    ids=[f"{row[0]}-{i}" for i, row in enumerate(BAD)],
+    EVERY_BAD,
+    ids=[f"{row[0]}-{i}" for i, row in enumerate(EVERY_BAD)],
 )
 def test_a_bad_machine(name, bad, level, text, way_out):
     finding = getattr(checks, f"check_{name}")(bad)
@@ -237,7 +240,7 @@ def test_every_check_of_an_installation_can_fail():
         checks.name_of(check).replace(" ", "_")
         for (check,) in zip(checks.INSTALLATION, strict=True)
     }
-    assert names == {name for name, *_ in (*BAD, *test_checks_of_jax.BAD)}
+    assert names == {name for name, *_ in EVERY_BAD}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +260,7 @@ def test_every_check_of_an_installation_can_fail():
         ("tf_config", on(GOOD, environment={
             "TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'})),
         ("memory", on(GOOD, free_memory=None)),
+        *test_checks_of_jax.LOOKS_BAD,
     ],
 )  # fmt: skip
 def test_what_looks_bad_and_is_not(name, good):
