@@ -163,7 +163,6 @@ PLAIN = {"S/16": 2.92e12, "B/16": 9.76e12}
     ("model", "remat", "traffic", "temp", "extra", "seconds"),
     [
         ("S/16", "tokens", 12e9, 1.5e9, 1.025, 0.040),
-        ("B/16", "none", 34e9, 4.1e9, 1.005, 0.115),
         # Without the barrier in fused.py 0.113 seconds.
         ("B/16", "tokens", 32e9, 3.5e9, 1.02, 0.110),
     ],

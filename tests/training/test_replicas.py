@@ -17,31 +17,30 @@ from tests.training.common import (
 
 SOFTMAX = ("train.loss=softmax", "train.label_smoothing=0.1")
 SIGMOID = ("train.loss=sigmoid", "train.head_bias_init=-2")
-ALL = [(1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]  # replicas, parts
+# Of JAX tests/engines/test_equality.py has the grid.
+slow_with_tensorflow = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ["KERAS_BACKEND"] == "jax", reason="TensorFlow's grid"
+    ),
+]
 
 
 @pytest.mark.parametrize(
     ("optimizer", "loss", "random", "others"),
     [
-        # TensorFlow traces each replica on its own, so that four take twice as
-        # long as two: they are slow.
         ("adamw", SOFTMAX, RANDOM, [(2, 4)]),
         ("sgd", SIGMOID, NOT_RANDOM, [(2, 1)]),
+        # Every pair of optimizer, loss and random is in one row. TensorFlow
+        # traces each replica on its own: four take twice as long as two.
         *(
-            pytest.param(
-                *(optimizer, loss, random, ALL),
-                marks=[
-                    pytest.mark.slow,
-                    # Of JAX tests/engines/test_equality.py has the grid.
-                    pytest.mark.skipif(
-                        os.environ["KERAS_BACKEND"] == "jax",
-                        reason="TensorFlow's grid",
-                    ),
-                ],
+            pytest.param(*row, marks=slow_with_tensorflow)
+            for row in (
+                ("adamw", SOFTMAX, NOT_RANDOM, [(2, 1), (4, 4)]),
+                ("adamw", SIGMOID, RANDOM, [(1, 4), (4, 1)]),
+                ("sgd", SOFTMAX, RANDOM, [(2, 1), (4, 4)]),
+                ("sgd", SIGMOID, NOT_RANDOM, [(2, 4), (4, 1)]),
             )
-            for optimizer in ("adamw", "sgd")
-            for loss in (SOFTMAX, SIGMOID)
-            for random in (NOT_RANDOM, RANDOM)
         ),
     ],
 )
@@ -50,8 +49,8 @@ def test_1_2_and_4_replicas_train_the_same(
 ):
     """With clipping active and a partial last batch of the evaluation.
 
-    The run that the others must equal is that of one device and one part. The
-    whole grid is slow.
+    The run that the others (replicas, parts) must equal is that of one device
+    and one part.
     """
     config = small(
         "optim.clip_norm=0.2",
