@@ -1,4 +1,4 @@
-"""The curves of several runs in one picture, and how their configs differ."""
+"""The curves of runs in one picture, and how the configs of several differ."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.files import WorkdirError
 
 _STYLES = ("-", "--", ":", "-.")
+_FEW = 20  # points of a line that each get a marker
 
 
 class Evaluation(NamedTuple):
@@ -73,24 +74,33 @@ def read(
         )
     outputs = evaluations.split(",") if evaluations else []
     measured = _read_evaluations(paths, outputs)
-    runs = []
-    for name, path in zip(called, paths, strict=True):
-        if not (path / "config.json").exists():
-            raise WorkdirError(
-                f"{path} is not the workdir of a run: it has no config.json."
-            )
-        result = path / "result.json"
-        runs.append(
-            Compared(
-                name,
-                config_lib.load(path / "config.json"),
-                files.read_other_model(path),
-                curves.read(path),
-                json.loads(result.read_text()) if result.exists() else None,
-                measured[path],
-            )
+    return [
+        read_run(path, name, measured[path])
+        for name, path in zip(called, paths, strict=True)
+    ]
+
+
+def read_run(
+    workdir: pathlib.Path, name: str, evaluations: Sequence[Evaluation] = ()
+) -> Compared:
+    """Reads one run, which `name` names for people.
+
+    Raises:
+      WorkdirError: It is not the workdir of a run that trained.
+    """
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(
+            f"{workdir} is not the workdir of a run: it has no config.json."
         )
-    return runs
+    result = workdir / "result.json"
+    return Compared(
+        name,
+        config_lib.load(workdir / "config.json"),
+        files.read_other_model(workdir),
+        curves.read(workdir),
+        json.loads(result.read_text()) if result.exists() else None,
+        evaluations,
+    )
 
 
 def _read_evaluations(
@@ -259,48 +269,86 @@ def write_csv(path: pathlib.Path, runs: Sequence[Compared]) -> None:
 def draw(output: pathlib.Path, runs: Sequence[Compared]) -> list[pathlib.Path]:
     """Draws loss, accuracy and few-shot accuracy; returns the files.
 
-    Few-shot accuracies are drawn over the updates, where the runs measured any
-    while they trained, and over the shots, where eval.py measured any.
+    Each data set has a row of its own: losses and accuracies on different ones
+    do not compare. Few-shot accuracies are drawn over the updates, where the
+    runs measured any while they trained, and over the shots, where eval.py
+    measured any.
     """
-    splits = list(dict.fromkeys(s for run in runs for s in run.curves.accuracy))
-    fewshot = [run.curves.fewshot for run in runs]
-    shots = [_over_shots(run) for run in runs]
-    count = 2 + any(fewshot) + any(shots)
-    figure = pictures.new_figure(figsize=(4.6 * count, 4.2))
-    loss, accuracy, *others = figure.subplots(1, count)
-    _draw_lines(loss, runs, [{"": run.curves.loss} for run in runs])
-    loss.set(xlabel="updates", ylabel="training loss")
-    # The label of the axis names a single split, the legend names several.
-    on = f" on {splits[0]}" if len(splits) == 1 else ""
-    accuracies = [run.curves.accuracy for run in runs]
-    named = len(splits) > 1
-    _draw_lines(accuracy, runs, accuracies, named=named, marker="o", ms=3)
-    accuracy.set(xlabel="updates", ylabel=f"accuracy{on}")
-    if any(fewshot):
-        _draw_lines(others[0], runs, fewshot, named=True, marker="o", ms=3)
-        others[0].set(xlabel="updates", ylabel="few-shot accuracy")
-    if any(shots):
-        axes = others[-1]
-        _draw_lines(axes, runs, shots, named=True, marker="o", ms=3)
-        label = "examples of each class (shots)"
-        axes.set(xlabel=label, ylabel="few-shot accuracy", xscale="log")
-        ticks = {one.shots for run in runs for one in run.evaluations} - {0}
-        axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
-        axes.minorticks_off()
-    for axes in (loss, accuracy, *others):
-        pictures.style(axes)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+    by_data: dict[str, list[Compared]] = {}
+    for run in runs:
+        by_data.setdefault(run.config.data.name, []).append(run)
+    columns = [_draw_losses, _draw_accuracies]
+    if any(run.curves.fewshot for run in runs):
+        columns.append(_draw_fewshot)
+    if any(one.shots for run in runs for one in run.evaluations):
+        columns.append(_draw_shots)
+    size = (4.6 * len(columns), 3.9 * len(by_data) + 0.3)
+    figure = pictures.new_figure(figsize=size)
+    figure.suptitle(", ".join(run.name for run in runs), fontsize=10)
+    grid = figure.subplots(len(by_data), len(columns), squeeze=False)
+    # A run keeps its colour in all rows.
+    colors = {run.name: f"C{i % 10}" for i, run in enumerate(runs)}
+    for row, (data, of_data) in zip(grid, by_data.items(), strict=True):
+        row[0].set_title(f"trained on {data}", fontsize=9)
+        for axes, draw_one in zip(row, columns, strict=True):
+            draw_one(axes, of_data, colors)
+            pictures.style(axes)
+            lines = len(axes.get_legend_handles_labels()[0])
+            if lines > 1 or (lines and len(runs) > 1):
+                axes.legend(fontsize=7)
+            elif not lines:
+                axes.text(0.5, 0.5, "nothing measured", ha="center")
     return pictures.save_all(figure, output)
+
+
+def _draw_losses(
+    axes: Any, runs: Sequence[Compared], colors: Mapping[str, str]
+) -> None:
+    _draw_lines(axes, runs, colors, [{"": run.curves.loss} for run in runs])
+    axes.set(xlabel="updates", ylabel="training loss")
+    axes.set_xlim(left=0)
+
+
+def _draw_accuracies(
+    axes: Any, runs: Sequence[Compared], colors: Mapping[str, str]
+) -> None:
+    """The label of the axis names a single split, the legend several."""
+    accuracies = [run.curves.accuracy for run in runs]
+    splits = list(dict.fromkeys(s for splits in accuracies for s in splits))
+    _draw_lines(axes, runs, colors, accuracies, named=len(splits) > 1)
+    on = f" on {splits[0]}" if len(splits) == 1 else ""
+    axes.set(xlabel="updates", ylabel=f"accuracy{on}")
+    axes.set_xlim(left=0)
+
+
+def _draw_fewshot(
+    axes: Any, runs: Sequence[Compared], colors: Mapping[str, str]
+) -> None:
+    fewshot = [run.curves.fewshot for run in runs]
+    _draw_lines(axes, runs, colors, fewshot, named=True)
+    axes.set(xlabel="updates", ylabel="few-shot accuracy")
+    axes.set_xlim(left=0)
+
+
+def _draw_shots(
+    axes: Any, runs: Sequence[Compared], colors: Mapping[str, str]
+) -> None:
+    shots = [_over_shots(run) for run in runs]
+    _draw_lines(axes, runs, colors, shots, named=True)
+    label = "examples of each class (shots), log scale"
+    axes.set(xlabel=label, ylabel="few-shot accuracy", xscale="log")
+    ticks = {one.shots for run in runs for one in run.evaluations} - {0}
+    axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+    axes.minorticks_off()
 
 
 def _draw_lines(
     axes: Any,
     runs: Sequence[Compared],
+    colors: Mapping[str, str],
     several: Sequence[Mapping[str, Sequence[Any]]],
     *,
     named: bool = False,
-    **looks: Any,
 ) -> None:
     """Draws lines: a colour for each run, a line style for each kind.
 
@@ -308,17 +356,21 @@ def _draw_lines(
     `named` lines have their kind in the legend.
     """
     kinds = list(dict.fromkeys(kind for lines in several for kind in lines))
-    for i, (run, lines) in enumerate(zip(runs, several, strict=True)):
+    for run, lines in zip(runs, several, strict=True):
         for kind, line in lines.items():
-            style = {
+            if not len(line[0]):
+                continue
+            looks = {
                 "linestyle": _STYLES[kinds.index(kind) % len(_STYLES)],
-                "color": f"C{i % 10}",
+                "color": colors[run.name],
                 "label": f"{run.name}: {kind}" if named else run.name,
+                "marker": "o" if len(line[0]) <= _FEW else None,
+                "markersize": 3,
             }
             if len(line) > 2:
-                axes.errorbar(*line, capsize=2, **style, **looks)
+                axes.errorbar(*line, capsize=2, **looks)
             else:
-                axes.plot(*line, **style, **looks)
+                axes.plot(*line, **looks)
 
 
 def _over_shots(run: Compared) -> dict[str, tuple[Any, Any, Any]]:

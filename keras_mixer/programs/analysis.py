@@ -29,6 +29,7 @@ _HELP = """The paper's analyses, a command for each:
   permutation  Mixer and a ResNet on permuted images (Fig. 4)
   cost         parameters, FLOPs, memory and speed of the variants (Fig. 2, 3)
   scale        accuracy against the amount of data and the size of the model
+  curves       loss and accuracy of a run over its updates
   compare      the curves of several runs, and how their configs differ
 
   python -m keras_mixer.analysis COMMAND --help
@@ -289,12 +290,35 @@ def _compare(arguments: list[str], output: pathlib.Path) -> Files:
     return drawn
 
 
+def _define_curves() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+
+def _curves_output() -> pathlib.Path:
+    """Returns --output, or curves.png in the workdir."""
+    if FLAGS.output is not None:
+        return _check_output()
+    return pathlib.Path(FLAGS.workdir) / "curves.png"
+
+
+def _curves(arguments: list[str], output: pathlib.Path) -> Files:
+    from keras_mixer.analysis import compare
+
+    _take_nothing(arguments)
+    workdir = pathlib.Path(FLAGS.workdir)
+    run = compare.read_run(workdir, workdir.absolute().name)
+    compare.write_csv(output.with_suffix(".csv"), [run])
+    print(compare.summary([run]))
+    return compare.draw(output, [run])
+
+
 class _Command(NamedTuple):
     """Takes its arguments and the picture's file; returns what it drew."""
 
     draw: Callable[[list[str], pathlib.Path], Files]
     define_flags: Callable[[], None]
     help_text: str
+    output: Callable[[], pathlib.Path] = _check_output
 
 
 COMMANDS = {
@@ -304,6 +328,9 @@ COMMANDS = {
     ),
     "cost": _Command(_cost, _define_cost, analysis_help.COST),
     "scale": _Command(_scale, _define_scale, analysis_help.SCALE),
+    "curves": _Command(
+        _curves, _define_curves, analysis_help.CURVES, _curves_output
+    ),
     "compare": _Command(_compare, _define_compare, analysis_help.COMPARE),
 }
 
@@ -331,11 +358,11 @@ def run() -> None:
             None,
             "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
             "written, and the numbers beside them.",
-            required=True,
+            required=command.output is _check_output,
         )
 
     def main(argv: list[str]) -> None:
-        output = _check_output()
+        output = command.output()
         drawn = ", ".join(map(str, command.draw(argv[1:], output)))
         numbers = [output.with_suffix(suffix) for suffix in (".json", ".csv")]
         told = " and ".join(str(file) for file in numbers if file.exists())

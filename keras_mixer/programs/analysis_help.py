@@ -88,6 +88,19 @@ widths, fractions or seeds it adds their runs. scale.csv and scale.json hold
 the numbers.
 """
 
+CURVES = """Draws the curves of a run.
+
+  python -m keras_mixer.analysis curves --workdir=runs/digits
+  python -m keras_mixer.analysis curves --workdir=runs/digits \\
+      --output=pictures/digits.svg
+
+Draws training loss and evaluation accuracy over the updates, and few-shot
+accuracies where the run has any. The run may still be training. Without
+--output the picture is curves.png in the workdir, with curves.svg and
+curves.csv beside it. train.py draws it at the end of a run if matplotlib is
+installed.
+"""
+
 COMPARE = """Draws the curves of two or more runs in one picture.
 
   python -m keras_mixer.analysis compare runs/a runs/b --output=compare.png
@@ -105,6 +118,7 @@ be training. --evaluations adds what eval.py measured of the runs:
   python -m keras_mixer.analysis compare runs/a runs/b \\
       --evaluations=a.json,b.json --output=compare.png
 
-A table lists the fields in which their configs differ. compare.csv holds the
-curves, compare.json the differences and the last values.
+Runs on different data sets have a row each: their losses and accuracies do not
+compare. A table lists the fields in which their configs differ. compare.csv
+holds the curves, compare.json the differences and the last values.
 """

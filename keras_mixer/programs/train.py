@@ -3,6 +3,7 @@
 The program behind train.py and `keras-mixer-train`.
 """
 
+import importlib.util
 import pathlib
 import sys
 
@@ -60,13 +61,10 @@ def main(argv: list[str]) -> None:
 
     config = shared.read_config(argv[1:])
     name = config.recipe or pathlib.Path(FLAGS.config).stem
+    workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
     engine = shared.make_engine()
     try:
-        result = trainer.fit(
-            config,
-            workdir=FLAGS.workdir or pathlib.Path("runs", name),
-            engine=engine,
-        )
+        result = trainer.fit(config, workdir=workdir, engine=engine)
     except (trainer.Stopped, WorkerLostError) as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)
@@ -74,6 +72,19 @@ def main(argv: list[str]) -> None:
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"
     )
+    if engine.is_chief:
+        _draw_curves(workdir)
+
+
+def _draw_curves(workdir: pathlib.Path) -> None:
+    """Draws curves.png into the workdir, if matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from keras_mixer.analysis import compare
+
+    run = compare.read_run(workdir, workdir.absolute().name)
+    picture, *_ = compare.draw(workdir / "curves.png", [run])
+    print(f"Curves of the run: {picture}")
 
 
 def run() -> None:

@@ -1,6 +1,7 @@
 """The curves of several runs, and how their configs differ."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -73,6 +74,49 @@ def test_runs_are_compared(tmp_path):
     np.testing.assert_array_equal(steps, [1, 2])
     np.testing.assert_allclose(mean, [0.15, 0.35])
     np.testing.assert_allclose((low, high), [[0.1, 0.3], [0.2, 0.4]])
+
+
+def axes_of(monkeypatch, tmp_path, runs):
+    """Draws; returns the axes of the picture by row."""
+    figures = []
+    monkeypatch.setattr(
+        compare.pictures, "save_all", lambda figure, _: figures.append(figure)
+    )
+    compare.draw(tmp_path / "c.png", runs)
+    rows = {}
+    for axes in figures[0].axes:
+        rows.setdefault(axes.get_subplotspec().rowspan.start, []).append(axes)
+    return list(rows.values())
+
+
+def test_the_curves_of_one_run(tmp_path, monkeypatch):
+    few = write_run(tmp_path / "few", lr=0.001, accuracies=[0.1, 0.4])
+    many = write_run(tmp_path / "many", lr=0.001, accuracies=[0.1] * 21)
+    markers = {}
+    for path in (few, many):
+        run = compare.read_run(pathlib.Path(path), "name")
+        [[loss, accuracy]] = axes_of(monkeypatch, tmp_path, [run])
+        assert accuracy.get_ylabel() == "accuracy on test"
+        markers[path] = {x.lines[0].get_marker() for x in (loss, accuracy)}
+    assert markers == {few: {"o"}, many: {"None"}}
+
+
+def test_runs_on_different_data_share_no_axis(tmp_path, monkeypatch):
+    paths = [
+        write_run(tmp_path / name, lr=0.001, accuracies=[0.1, 0.4])
+        for name in "abc"
+    ]
+    config = config_lib.override(small(), ["data.name=cifar10"])
+    config_lib.save(config, tmp_path / "b" / "config.json")
+    rows = axes_of(monkeypatch, tmp_path, compare.read(paths))
+    drawn = [[[x.get_label() for x in a.lines] for a in row] for row in rows]
+    assert drawn == [[["a", "c"]] * 2, [["b"]] * 2]
+    assert [row[0].get_title() for row in rows] == [
+        "trained on digits",
+        "trained on cifar10",
+    ]
+    colors = {x.get_label(): x.get_color() for r in rows for x in r[0].lines}
+    assert len(set(colors.values())) == 3
 
 
 def write_evaluation(path, workdir, *, task="fewshot", shots=(1, 5), **more):

@@ -32,6 +32,15 @@ def test_the_program(tmp_path):
         assert output.with_suffix(suffix).exists(), suffix
 
 
+def test_curves_are_drawn_into_the_workdir(tmp_path):
+    workdir = write_run(tmp_path / "a", lr=0.001, accuracies=[0.1, 0.2])
+    done = program("curves", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy on test" in done.stdout
+    for name in ("curves.png", "curves.svg", "curves.csv"):
+        assert (tmp_path / "a" / name).exists(), name
+
+
 def test_the_command_is_checked_first(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["analysis", "weight"])
     with pytest.raises(SystemExit, match="Did you mean 'weights'?"):

@@ -230,6 +230,11 @@ def asked(monkeypatch):
         return {"split": "test", "step": 2245, "accuracy": 0.98765}
 
     monkeypatch.setattr(loop, "fit", fit)
+    monkeypatch.setattr(
+        train_program,
+        "_draw_curves",
+        lambda workdir: asked.update(drawn=workdir),
+    )
     return asked
 
 
@@ -240,6 +245,7 @@ def test_no_arguments_train_the_default(run_here, asked):
     assert asked["config"] == recipes.digits()
     assert asked["config"].recipe == recipes.DEFAULT_RECIPE == "digits"
     assert asked["workdir"] == pathlib.Path("runs", "digits")
+    assert asked["drawn"] == asked["workdir"]
 
 
 def test_a_config_file_in_place_of_a_recipe(trained, run_here, asked):
@@ -248,7 +254,7 @@ def test_a_config_file_in_place_of_a_recipe(trained, run_here, asked):
     config = config_lib.load(file)
     assert config.train.steps == 12
     assert asked["config"] == config_lib.override(config, ["optim.lr=1"])
-    assert asked["workdir"] == "b"
+    assert asked["workdir"] == pathlib.Path("b")
     both = ("train.py", f"--config={file}", "--recipe=digits")
     assert "not both" in run_here(*both, fails=True).stderr
 
