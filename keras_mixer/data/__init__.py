@@ -22,6 +22,7 @@ from keras_mixer.data.broken import (
 )
 from keras_mixer.data.runs import (
     Splits as Splits,
+    check_eval_policy as check_eval_policy,
     open_splits as open_splits,
     resolve as resolve,
 )

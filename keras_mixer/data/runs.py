@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import Split, require_same_classes
 from keras_mixer.run import config as config_lib
@@ -50,6 +51,21 @@ def open_splits(config: Config) -> Splits:
                     "data.train_split=train[:98%] data.val_split=train[98%:]"
                 )
     return Splits(train, validations[0] if validations else None, evaluation)
+
+
+def check_eval_policy(config: Config, splits: Splits) -> None:
+    """Raises ValueError if `augment.eval_policy` cannot be used, or draws.
+
+    The config is resolved.
+    """
+    for split in (splits.evaluation, splits.validation):
+        if split is not None:
+            policy_lib.parse(
+                config.augment.eval_policy,
+                config.model.side,
+                split.image_size,
+                evaluation=True,
+            )
 
 
 def resolve(config: Config, split: Split) -> Config:

@@ -9,7 +9,6 @@ import numpy as np
 from keras import ops
 
 from keras_mixer import data
-from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.engines.engine import Batch, Engine
 from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
@@ -189,15 +188,11 @@ def make_fewshot_evaluators(
       config: A resolved config: `fewshot`, the preprocessing, the batch size.
 
     Raises:
-      ValueError: A policy does not fit the images.
+      ValueError: A policy does not fit the images, or draws.
     """
     features_of_next = make_features(
         feature_model(model), engine, xla=config.train.xla
     )
-    for found in sets:  # before the labels of any are read
-        for split in (found.train, found.test):
-            policy = data.fewshot_policy(config, split)
-            policy_lib.parse(policy, config.model.side, split.image_size)
     return {
         found.name: _DataSet(config, found, features_of_next, engine).scores
         for found in sets

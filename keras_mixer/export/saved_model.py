@@ -117,7 +117,9 @@ def _check(
     tflite: bool,
 ) -> None:
     """Raises ValueError for options that cannot be used together."""
-    policy_lib.parse(options.eval_policy, classifier.image_size)
+    policy_lib.parse(
+        options.eval_policy, classifier.image_size, evaluation=True
+    )
     classes = classifier.num_classes
     names = options.class_names
     if names is not None and len(names) != classes:

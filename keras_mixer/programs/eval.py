@@ -222,7 +222,10 @@ def _classify(trained: "Trained", engine: "Engine") -> Evaluated:
     for split in splits:  # before any is evaluated
         _check_classes(split, trained)
         policy_lib.parse(
-            config.augment.eval_policy, config.model.side, split.image_size
+            config.augment.eval_policy,
+            config.model.side,
+            split.image_size,
+            evaluation=True,
         )
     details = FLAGS.per_class or FLAGS.confusion
     if details and (len(splits) > 1 or splits[0].is_multi_label):

@@ -174,7 +174,8 @@ class AugmentConfig(_Section):
         "flip|keras_cv.RandAugment(magnitude=0.5)|keras_cv.CutMix(alpha=1.0)",
     )
     eval_policy: str = _doc(
-        "resize", "evaluation, for example resize_small(256)|central_crop"
+        "resize",
+        "evaluation, without random steps: resize_small(256)|central_crop",
     )
 
 

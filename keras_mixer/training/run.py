@@ -215,11 +215,7 @@ def _parse_policies(
     engine_lib.check_batch_size(
         config.train.batch_size, engine.replicas, config.train.accumulate
     )
-    policy_lib.parse(
-        config.augment.eval_policy,
-        config.model.side,
-        splits.evaluation.image_size,
-    )
+    data.check_eval_policy(config, splits)
     return data.parse_train_policy(
         config.augment.policy,
         splits.train,

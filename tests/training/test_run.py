@@ -19,6 +19,12 @@ from tests.training.common import small
         (("train.batch_size=25",), distribute.EngineError, "24 and 26"),
         (("augment.policy=spin",), ValueError, "Unknown step 'spin'"),
         (("augment.eval_policy=spin",), ValueError, "Unknown step 'spin'"),
+        (("augment.eval_policy=flip",), ValueError, "'flip' in the evaluation"),
+        (
+            ("fewshot.data=digits", "fewshot.policy=resize|pad_crop"),
+            ValueError,
+            "'pad_crop' in the evaluation policy",
+        ),
         (("data.name=",), config_lib.ConfigError, "asks for a data set"),
         (("data.eval_split=dev",), data.DataError, "train, test"),
         (
