@@ -25,6 +25,8 @@ from keras_mixer.data.runs import (
     check_eval_policy as check_eval_policy,
     open_splits as open_splits,
     resolve as resolve,
+    training_split as training_split,
+    warned as warned,
 )
 from keras_mixer.data.sources import open_split as open_split
 from keras_mixer.data.splits import (

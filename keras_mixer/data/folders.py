@@ -172,7 +172,10 @@ def open_folder(path: str, split: str) -> Split:
         name=f"folder:{path} {split}",
         class_names=class_names,
         image_size=None,
-        ranges=[(key, begin, end)],
+        # A link to the folder of another split leads to the same images.
+        ranges=[
+            (top if _is_remote(top) else os.path.realpath(top), begin, end)
+        ],
         load=lambda record: tf.io.read_file(path_of(record)),
         name_of=path_of,
         num_bytes=num_bytes,

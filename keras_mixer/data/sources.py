@@ -164,7 +164,7 @@ def _digits(split: str) -> Split:
         name=f"digits {split}",
         class_names=tuple(str(i) for i in range(10)),
         image_size=8,
-        ranges=[(key, begin, end)],
+        ranges=[(f"digits/{key}", begin, end)],
         num_bytes=lambda: pixels.nbytes,
         **table_of({"image": pixels, "label": labels}),
     )
@@ -269,7 +269,10 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         image_size=height if height == width else None,
         records=lambda: read(decoders=decoders).map(record),
         labels=labels,
-        ranges=ranges,
+        ranges=[
+            (f"{builder.info.full_name}/{key}", begin, end)
+            for key, begin, end in ranges
+        ],
         shuffled=shuffled if is_tfrecord else None,
         num_bytes=lambda: int(info.num_examples / max(whole, 1) * num_bytes),
         is_multi_label=is_multi_label,

@@ -14,9 +14,13 @@ Entry = tuple[str, tuple[str, ...]]
 
 
 class FewshotData(NamedTuple):
-    """A data set: support sets are drawn from `train`, `test` is classified."""
+    """A data set: support sets are drawn from `train`, `test` is classified.
+
+    `name` is for people, `dataset` for `open_split`.
+    """
 
     name: str
+    dataset: str
     train: Split
     test: Split
 
@@ -139,7 +143,7 @@ def open_fewshot(config: Config) -> list[FewshotData]:
                 part.image_size,
                 evaluation=True,
             )
-        found.append(FewshotData(name, train, test))
+        found.append(FewshotData(name, dataset, train, test))
     return found
 
 

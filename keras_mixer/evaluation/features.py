@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import keras
 import numpy as np
@@ -36,6 +36,7 @@ class FewshotScore(TypedDict):
     accuracy: float
     accuracies: list[float]
     count: int
+    warning: NotRequired[str]  # that of the test split
 
 
 def feature_model(model: keras.Model) -> keras.Model:
@@ -152,18 +153,19 @@ class _DataSet:
                 )
             by_strength = np.transpose(by_seed).tolist()
             for l2_reg, accuracies in zip(l2_regs, by_strength, strict=True):
-                found.append(
-                    {
-                        "data": self.found.name,
-                        "train_split": self.found.train.name,
-                        "test_split": self.found.test.name,
-                        "shots": shots,
-                        "l2_reg": l2_reg,
-                        "accuracy": float(np.mean(accuracies)),
-                        "accuracies": accuracies,
-                        "count": len(test["label"]),
-                    }
-                )
+                score: FewshotScore = {
+                    "data": self.found.name,
+                    "train_split": self.found.train.name,
+                    "test_split": self.found.test.name,
+                    "shots": shots,
+                    "l2_reg": l2_reg,
+                    "accuracy": float(np.mean(accuracies)),
+                    "accuracies": accuracies,
+                    "count": len(test["label"]),
+                }
+                if self.found.test.warning:
+                    score["warning"] = self.found.test.warning
+                found.append(score)
         return found
 
 

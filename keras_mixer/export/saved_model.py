@@ -201,7 +201,8 @@ def _measure(
     )
     after = accuracy.of_version(folder, split, loss=loss)
     accuracy.require_same(before, after, same_precision=same_precision)
-    return {"split": split.name, "before": before, "after": after}
+    measured = {"split": split.name, "before": before, "after": after}
+    return measured | ({"warning": split.warning} if split.warning else {})
 
 
 def _try_tflite(folder: pathlib.Path, classifier: Classifier) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"
     )
+    if "warning" in result:
+        print(f"Warning: {result['warning']}.")
 
 
 def run() -> None:

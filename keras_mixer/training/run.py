@@ -90,7 +90,7 @@ class Run:
             engine.check_precision(config.model.precision)
             policy = _parse_policies(config, splits, engine)
             if config.fewshot.data:
-                fewshot_sets = data.open_fewshot(config)
+                fewshot_sets = _open_fewshot(config, splits.train)
         return cls(
             config,
             path,
@@ -202,6 +202,24 @@ class Run:
             f"{model.count_params():,} parameters; "
             f"{self.engine.describe()}; workdir {self.workdir}"
         )
+
+
+def _open_fewshot(
+    config: Config, train: data.Split
+) -> Sequence[data.FewshotData]:
+    """Opens `fewshot.data`; ConfigError if a test split is trained on."""
+    found = [
+        x._replace(test=data.warned(x.test, train))
+        for x in data.open_fewshot(config)
+    ]
+    for x in found:
+        if x.test.warning and not config.data.allow_overlap:
+            raise config_lib.ConfigError(
+                f"fewshot.data: the test split {x.test.name} shares images "
+                f"with the run's training split {train.name}. Take another "
+                "split, NAME@TRAIN@TEST, or mean it: data.allow_overlap=true"
+            )
+    return found
 
 
 def _parse_policies(
