@@ -7,6 +7,8 @@ TFDS name, and `folder:/path` (folders.py).
 import dataclasses
 import functools
 import os
+import socket
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,8 @@ from keras_mixer.data.splits import (
 from keras_mixer.run import suggest
 
 _DIGITS_TEST_EXAMPLES = 360
+_HOST = ("storage.googleapis.com", 443)  # TFDS asks it first
+_NETWORK_SECONDS = 4.0
 _FILES_AT_ONCE = 16  # of a TFRecord data set, read in turn
 _READ_BYTES = 8 * 2**20  # at once, as TFDS does: a bucket answers slowly
 
@@ -58,9 +62,14 @@ def open_split(
     elif name.startswith("folder:"):
         found = folders.open_folder(name.removeprefix("folder:"), split)
     else:
-        found = _tfds(name, split, data_dir)
+        found = _open_tfds(name, split, data_dir)
     if classes is not None:
         found = _keep_classes(found, _find_classes(found, classes))
+    if found.num_classes == 1:
+        raise DataError(
+            f"{found.name} has one class, {found.class_names[0]!r}, and a "
+            "classifier needs two."
+        )
     if not found.num_examples:
         raise DataError(
             f"The split {split!r} of {name!r} has no examples. Check the "
@@ -188,6 +197,7 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     if builder.is_prepared():
         return builder
     try:
+        _require_network(builder)
         builder.download_and_prepare()
     except Exception as error:  # whatever the network or the host raises
         raise DataError(
@@ -215,6 +225,41 @@ def _feature(name: str, features: Any, kind: type, preferred: str) -> str:
     return str(keys[0])
 
 
+def _open_tfds(name: str, split: str, data_dir: str | None) -> Split:
+    """Opens a split of TFDS; what TFDS raises becomes a DataError."""
+    try:
+        return _tfds(name, split, data_dir)
+    except DataError:
+        raise
+    except Exception as error:  # a name can lead to anything in TFDS
+        raise DataError(
+            f"Cannot read {name!r} with TFDS: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _require_uint8(name: str, key: str, feature: Any) -> None:
+    """Raises DataError for images that are no pixels of 8 or 16 bits."""
+    dtype = np.dtype(feature.np_dtype)
+    if dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{name!r} has images of {dtype} ({key!r}); only uint8 and uint16 "
+            "can be read. Prepare it with tfds.features.Image(dtype=np.uint8), "
+            "or write the images to data.name=folder:/path."
+        )
+
+
+def _require_network(builder: Any) -> None:
+    """Raises OSError if there is none; TFDS would retry for a minute."""
+    # A proxy looks names up itself, and manual downloads are on the disk.
+    if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
+    try:
+        socket.create_connection(_HOST, timeout=_NETWORK_SECONDS).close()
+    except OSError as error:
+        raise OSError(f"no network: {_HOST[0]}: {error}") from error
+
+
 def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     import tensorflow_datasets as tfds
 
@@ -222,6 +267,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     splits, features = builder.info.splits, builder.info.features
     image_key = _feature(name, features, tfds.features.Image, "image")
     label_key = _feature(name, features, tfds.features.ClassLabel, "label")
+    _require_uint8(name, image_key, features[image_key])
     ranges = read_split(split, splits, name)
     info = splits[split]
     decoders = {image_key: tfds.decode.SkipDecoding()}
