@@ -9,7 +9,7 @@ import functools
 import os
 import socket
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ _DIGITS_TEST_EXAMPLES = 360
 _HOST = ("storage.googleapis.com", 443)  # TFDS asks it first
 _NETWORK_SECONDS = 4.0
 _FILES_AT_ONCE = 16  # of a TFRecord data set, read in turn
+_RECORDS_AT_ONCE = 32  # of an array_record data set
 _READ_BYTES = 8 * 2**20  # at once, as TFDS does: a bucket answers slowly
 
 
@@ -307,22 +308,77 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     wholes = [splits[key] for key, _, _ in ranges]
     whole = sum(x.num_examples for x in wholes)
     num_bytes = sum(x.num_bytes for x in wholes)
-    is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
+    form = builder.info.file_format
+    if form == tfds.core.FileFormat.TFRECORD:
+        order: dict[str, Any] = {
+            "records": lambda: read(decoders=decoders).map(record),
+            "labels": labels,
+            "shuffled": shuffled,
+        }
+    elif form == tfds.core.FileFormat.ARRAY_RECORD:
+        order = _array_records(builder, split, parse)
+    else:
+        raise DataError(
+            f"{name!r} is prepared as {form.value}; tfrecord and array_record "
+            f"can be read: tfds build {builder.name} --file_format=tfrecord"
+        )
     return Split(
         name=f"{name} {split}",
         num_examples=info.num_examples,
         class_names=class_names,
         image_size=height if height == width else None,
-        records=lambda: read(decoders=decoders).map(record),
-        labels=labels,
         ranges=[
             (f"{builder.info.full_name}/{key}", begin, end)
             for key, begin, end in ranges
         ],
-        shuffled=shuffled if is_tfrecord else None,
         num_bytes=lambda: int(info.num_examples / max(whole, 1) * num_bytes),
         is_multi_label=is_multi_label,
+        **order,
     )
+
+
+def _array_records(
+    builder: Any, split: str, parse: Callable[[tf.Tensor, tf.Tensor], Record]
+) -> dict[str, Any]:
+    """Returns the fields of a `Split` whose records are read by number.
+
+    So any order needs no buffer, and what is skipped is not read. `parse` makes
+    a record of a name and a serialized example, both strings.
+    """
+    import tensorflow_datasets as tfds
+
+    source = builder.as_data_source(
+        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+
+    def fetch(numbers: np.ndarray) -> np.ndarray:
+        return np.array(source.__getitems__(numbers.tolist()), object)
+
+    def named(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        examples = tf.numpy_function(fetch, [numbers], tf.string)
+        names = f"{builder.info.full_name} {split}, record "
+        names += tf.strings.as_string(numbers)
+        return names, tf.ensure_shape(examples, numbers.shape)
+
+    def read(numbers: tf.data.Dataset) -> tf.data.Dataset:
+        found = numbers.batch(_RECORDS_AT_ONCE).map(named).prefetch(1)
+        return found.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def records() -> tf.data.Dataset:
+        count = tf.data.experimental.assert_cardinality(len(source))
+        return read(tf.data.Dataset.range(len(source))).apply(count)
+
+    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
+        del buffer
+        order = permutation(seed, len(source))[first:]
+        return read(tf.data.Dataset.from_tensor_slices(order))
+
+    @functools.cache
+    def labels() -> np.ndarray:
+        batches = records().map(lambda x: x["label"]).batch(4096)
+        return np.concatenate(list(batches.as_numpy_iterator()))
+
+    return {"records": records, "labels": labels, "shuffled": shuffled}
 
 
 def _shuffled_examples(

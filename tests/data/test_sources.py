@@ -197,6 +197,33 @@ def test_a_tfds_data_set_is_prepared_and_read(tiny_shapes):
 
 
 @pytest.mark.parametrize("part", ["train", "train[25%:85%]"])
+def test_array_records_are_read_by_number(tiny_shapes, array_shapes, part):
+    """The oracle: the same data set as TFRecords."""
+
+    def seen(records):
+        return [(r["image"], r["label"]) for r in records.as_numpy_iterator()]
+
+    want, split = (
+        data.open_split("tiny_shapes", part, str(root))
+        for root in (tiny_shapes, array_shapes)
+    )
+    fixed = seen(split.records())
+    assert sorted(fixed) == sorted(seen(want.records()))
+    assert split.labels().tolist() == [label for _, label in fixed]
+    assert len(fixed) == split.num_examples == want.num_examples
+    assert split.ranges == want.ranges
+    seed = tf.constant([0, 1], tf.int64)
+    whole = seen(split.in_order_of(seed, 0, 1))
+    assert sorted(whole) == sorted(fixed)
+    assert whole != fixed
+    assert seen(split.in_order_of(seed, 4, 1)) == whole[4:]
+    batches = stream(split, 5, batch_size=3)
+    assert stream(split, 3, batch_size=3, start_step=2)[2][1].tolist() == (
+        batches[4][1].tolist()
+    )
+
+
+@pytest.mark.parametrize("part", ["train", "train[25%:85%]"])
 def test_files_in_any_order_hold_the_same_records(tiny_shapes, part):
     """TFDS reads them in its order, with its names; we read them ourselves."""
     split = data.open_split("tiny_shapes", part, str(tiny_shapes))
