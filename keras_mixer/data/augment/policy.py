@@ -73,6 +73,7 @@ _STEPS = {
         function=functools.partial(randaugment.randaugment, pil=True)
     ),
 }
+_CROP: list[tuple[str, list[int]]] = [("central_crop", [])]  # as it is parsed
 _SIZING = {"resize_small"} | {n for n, step in _STEPS.items() if step.sized}
 
 
@@ -166,7 +167,7 @@ def _compile(
     """Returns the function and the numbers of each step, all checked."""
     size = smallest = source_size  # of both sides, and of the smaller one
     steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
-    for name, numbers in parsed:
+    for i, (name, numbers) in enumerate(parsed):
         if keras_layers.is_step(name):
             layer = keras_layers.image_step(name, size)
             if evaluation and layer.draws:
@@ -188,7 +189,10 @@ def _compile(
         if name in ("resize", "resize_small"):
             smallest = numbers[-1]
             size = smallest if step.sized else None
-        steps.append((step.function, numbers))
+        function = step.function
+        if name == "resize_small" and parsed[i + 1 : i + 2] == _CROP:
+            function = functools.partial(function, cropped=True)
+        steps.append((function, numbers))
     if size != image_size:
         many = f"of {size} x {size} pixels" if size else "of many sizes"
         raise ValueError(

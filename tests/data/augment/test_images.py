@@ -312,3 +312,37 @@ def test_images_of_the_models_size_are_not_resized(monkeypatch):
     monkeypatch.setattr(tf.image, "resize", fail)
     apply = policy_lib.parse("pad_crop(1)|flip", 8, source_size=8)
     apply(tf.constant(ramp(8, 8)), tf.constant((0, 3), tf.int64))
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (37, 148), (149, 38), (7, 7)])
+def test_cutting_ends_leaves_ordinary_images_alone(shape):
+    image = tf.random.stateless_uniform([*shape, 3], (1, 2), 0, 256, tf.int32)
+    image = tf.cast(image, tf.uint8)
+    both = [
+        images.resize_small(image, (0, 0), 16, cropped=cropped)
+        for cropped in (False, True)
+    ]
+    np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("length", [5000, 4999])
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_strip_takes_no_more_than_its_middle(length, upright):
+    """Once 5.4 GB for a file of 105 bytes."""
+    strip = np.zeros((1, length, 3), np.uint8)
+    strip[:, length // 2 - 1 : length // 2 + 2] = 200
+    if upright:
+        strip = strip.transpose(1, 0, 2)
+    policy = "resize_small(256)|central_crop"
+    crop = policy_lib.parse(policy, 224, evaluation=True)(strip, (0, 0))
+    assert crop.shape == (224, 224, 3)
+    np.testing.assert_array_equal(crop, 200)
+    cut = images.resize_small(strip, (0, 0), 256, cropped=True)
+    assert max(cut.shape) <= 5 * 256
+
+
+def test_an_image_that_would_take_gigabytes_is_broken():
+    strip = np.zeros((1, 5000, 3), np.uint8)
+    apply = policy_lib.parse("resize_small(256)|resize", 224)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too long"):
+        apply(strip, (0, 0))
