@@ -76,7 +76,8 @@ def plan(
                 "The study permutes by itself. Leave the permutation out of "
                 f"the policy {policy!r}."
             )
-    config = data.resolve(config, data.open_splits(config).train)
+    splits = data.open_splits(config)
+    config = data.resolve(config, splits.train)
     patch = assembly.dimensions(config.model).patch_size
     model = dataclasses.replace(config.model, patch_size=patch)
     trials = []
@@ -90,6 +91,7 @@ def plan(
         run = permuted(run, kind)
         of_images, _ = policy_lib.split(run.augment.policy)
         policy_lib.parse(of_images, model.side)
+        data.check_eval_policy(run, splits)
         facts = {"model": name, "input": kind, "seed": seed}
         called = f"{name}_{kind}_{seed}"
         trials.append(sweep.Trial(called, run, facts, MODELS[name]))

@@ -103,8 +103,10 @@ def plan(
             "selects some. Give --fractions=1 or no data.classes. Received: "
             f"data.classes={config.data.classes}"
         )
-    split = data.open_splits(config).train
+    splits = data.open_splits(config)
+    split = splits.train
     config = data.resolve(config, split)  # the updates of all data
+    data.check_eval_policy(config, splits)
     trials = []
     for width in sorted(widths):
         wide = widened(config, width)

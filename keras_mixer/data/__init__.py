@@ -22,8 +22,11 @@ from keras_mixer.data.broken import (
 )
 from keras_mixer.data.runs import (
     Splits as Splits,
+    check_eval_policy as check_eval_policy,
     open_splits as open_splits,
     resolve as resolve,
+    training_split as training_split,
+    warned as warned,
 )
 from keras_mixer.data.sources import open_split as open_split
 from keras_mixer.data.splits import (

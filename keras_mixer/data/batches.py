@@ -323,7 +323,9 @@ def eval_batches(
       labels also "labels", bool [n, classes].
     """
     if isinstance(policy, str):
-        policy = policy_lib.parse(policy, image_size, split.image_size)
+        policy = policy_lib.parse(
+            policy, image_size, split.image_size, evaluation=True
+        )
     preprocess = policy
 
     def image_of(_: tf.Tensor, record: Record) -> tf.Tensor:

@@ -1,9 +1,12 @@
 """Folders of images, one folder per class, on a disk or in a bucket."""
 
+import collections
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +16,11 @@ import tensorflow as tf
 from keras_mixer.data.splits import DataError, Record, Split, select, table_of
 
 _ORDER_SEED = 0
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+# All names of what TensorFlow decodes.
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp"),
+    *(".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
+)
 _LAYOUTS = "<class>/*.jpg, or train/<class>/*.jpg and test/<class>/*.jpg"
 _PATIENCE = 5.0  # seconds between two messages of a long listing
 
@@ -25,8 +32,30 @@ def _is_remote(path: str) -> bool:
     return "://" in path
 
 
+def _real(path: str) -> str:
+    """Returns the path without links: the same for the same images."""
+    return path if _is_remote(path) else os.path.realpath(path)
+
+
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(_SUFFIXES)
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _count_suffixes(names: list[str]) -> str:
+    """Returns "14 .tiff, 2 .txt" of the files that are no images, or ""."""
+    suffixes = (pathlib.Path(name).suffix.lower() for name in names)
+    counts = collections.Counter(x or "without a suffix" for x in suffixes)
+    shown = [f"{n:,} {suffix}" for suffix, n in counts.most_common(10)]
+    return ", ".join(shown) + (", ..." if len(counts) > 10 else "")
+
+
+@functools.cache  # the splits of a run are listed one after another
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _leads_back(path: str) -> bool:
@@ -39,7 +68,7 @@ def _leads_back(path: str) -> bool:
 
 
 def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """Yields each folder, by the parts of its path, and its images' names."""
+    """Yields each folder, by the parts of its path, and its files' names."""
     if _is_remote(root):
         # One request per thousand files. A walk would need one per file, to
         # learn whether it is a folder. A bucket has no empty folders.
@@ -47,7 +76,7 @@ def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
         for pattern in ("*/*", "*/*/*"):
             for path in tf.io.gfile.glob(f"{root}/{pattern}"):
                 *folder, name = path.removeprefix(f"{root}/").split("/")
-                if _is_image(name):
+                if not _is_hidden(name):
                     found.setdefault(tuple(folder), []).append(name)
         yield from found.items()
         return
@@ -55,14 +84,21 @@ def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     def fail(error: OSError) -> None:
         raise DataError(f"Cannot list {error.filename}: {error.strerror}")
 
+    seen: set[tuple[tuple[str, ...], str]] = set()
     for path, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        parts = pathlib.Path(path).relative_to(root).parts
+        # Links among the folders of a class may lead in circles.
+        key = (parts[:2], os.path.realpath(path))
+        if key in seen:
+            folders.clear()
+            continue
+        seen.add(key)
         folders[:] = [
             f
             for f in folders
-            if not f.startswith(".") and not _leads_back(f"{path}/{f}")
+            if not _is_hidden(f) and not _leads_back(f"{path}/{f}")
         ]
-        parts = pathlib.Path(path).relative_to(root).parts
-        yield parts, list(filter(_is_image, names))
+        yield parts, [name for name in names if not _is_hidden(name)]
 
 
 def _list(root: str) -> tuple[dict[str, Listing], bool]:
@@ -74,11 +110,13 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
     if not tf.io.gfile.isdir(root):
         raise DataError(f"There is no image folder {root}")
     folders: dict[tuple[str, ...], list[str]] = {}
+    others: dict[tuple[str, ...], list[str]] = {}  # that are no images
     last = time.monotonic()
     for folder, names in _walk(root):
         for depth in range(1, len(folder)):
             folders.setdefault(folder[:depth], [])
-        folders[folder] = names
+        folders[folder] = list(filter(_is_image, names))
+        others[folder] = [name for name in names if not _is_image(name)]
         if time.monotonic() - last > _PATIENCE:
             last = time.monotonic()
             count = sum(map(len, folders.values()))
@@ -98,8 +136,14 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
         )
     depth = 2 if nested else 1  # of a class folder
     listings: dict[str, Listing] = {}
+    seen: set[tuple[str, str, str]] = set()
     for folder in sorted(f for f in folders if len(f) >= depth):
         split, class_name = ("train", *folder[:depth])[-2:]
+        # Each real folder counts once per class.
+        real = _real("/".join((root, *folder)))
+        if (split, class_name, real) in seen:
+            continue
+        seen.add((split, class_name, real))
         inner = "".join(f"{part}/" for part in folder[depth:])
         names = listings.setdefault(split, {}).setdefault(class_name, [])
         names += [inner + name for name in folders[folder]]
@@ -107,12 +151,39 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
         for class_name, names in listing.items():
             names.sort()
             if not names:
-                where = f"{root}/{split}" if nested else root
+                folder = (split, class_name) if nested else (class_name,)
+                where = "/".join((root, *folder))
+                left = [
+                    name
+                    for key, names in others.items()
+                    if key[:depth] == folder
+                    for name in names
+                ]
                 raise DataError(
-                    f"The class folder {where}/{class_name} has no image "
+                    f"The class folder {where} has no image "
                     f"({', '.join(_SUFFIXES)}). Remove it or fill it."
+                    + (f" It holds {_count_suffixes(left)}." if left else "")
                 )
+    _tell_left_out(root, folders, others, depth)
     return listings, bool(nested)
+
+
+def _tell_left_out(
+    root: str,
+    folders: Mapping[tuple[str, ...], list[str]],
+    others: Mapping[tuple[str, ...], list[str]],
+    depth: int,
+) -> None:
+    """Prints which files are left out, if any; `depth` is of class folders."""
+    left = list(itertools.chain.from_iterable(others.values()))
+    astray = sum(len(x) for f, x in folders.items() if len(f) < depth)
+    parts = []
+    if left:
+        parts.append(f"{_count_suffixes(left)} (not read by TensorFlow)")
+    if astray:
+        parts.append(f"{astray:,} images outside of the class folders")
+    if parts:
+        _tell(f"Left out in {root}: {'; '.join(parts)}.")
 
 
 def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
@@ -125,6 +196,13 @@ def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
                 f"The splits of {root} have different classes: {other} and "
                 f"{first} differ in {', '.join(different[:5])}"
             )
+    if len(listings[first]) == 1:
+        (name,) = listings[first]
+        raise DataError(
+            f"{root} has one class, {name!r}, and a classifier needs two. It "
+            f"should be {_LAYOUTS}. Unzipping often adds a level: give the "
+            "folder that holds the class folders."
+        )
     return tuple(listings[first])
 
 
@@ -172,7 +250,7 @@ def open_folder(path: str, split: str) -> Split:
         name=f"folder:{path} {split}",
         class_names=class_names,
         image_size=None,
-        ranges=[(key, begin, end)],
+        ranges=[(_real(top), begin, end)],
         load=lambda record: tf.io.read_file(path_of(record)),
         name_of=path_of,
         num_bytes=num_bytes,

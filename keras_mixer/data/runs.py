@@ -1,11 +1,15 @@
 """The splits that a run's config names, and what follows from them."""
 
+import dataclasses
+import os
 from typing import NamedTuple
 
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.data.sources import open_split
-from keras_mixer.data.splits import Split, require_same_classes
+from keras_mixer.data.splits import DataError, Split, require_same_classes
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.run.fields import DataConfig
 
 
 class Splits(NamedTuple):
@@ -20,8 +24,9 @@ def open_splits(config: Config) -> Splits:
     """Opens the splits of a run and checks that they fit together.
 
     Raises:
-      ConfigError: `data.name` is empty, or `data.val_split` shares examples
-        with another split.
+      ConfigError: `data.name` is empty, `data.val_split` shares examples with
+        another split, or `data.eval_split` with `data.train_split` and
+        `data.allow_overlap` is false.
       DataError: A split cannot be used, or the classes differ.
     """
     own = config.data
@@ -49,7 +54,78 @@ def open_splits(config: Config) -> Splits:
                     "the training split apart: "
                     "data.train_split=train[:98%] data.val_split=train[98%:]"
                 )
+    evaluation = warned(evaluation, train)
+    if evaluation.warning and not own.allow_overlap:
+        raise ConfigError(
+            "data.eval_split shares images with data.train_split, so the "
+            f"accuracy would be that of images seen in training. Received: "
+            f"{own.eval_split} and {own.train_split}. Split them "
+            "(data.train_split=train[:80%] data.eval_split=train[80%:]), or "
+            "mean it: data.allow_overlap=true"
+        )
     return Splits(train, validations[0] if validations else None, evaluation)
+
+
+def warned(split: Split, trained_on: Split | None) -> Split:
+    """Returns a split with a warning if a training split shares its images."""
+    if trained_on is None or not trained_on.overlaps(split):
+        return split
+    warning = (
+        f"{split.name} shares images with {trained_on.name}, on which the "
+        "model was trained: this is not the accuracy on new images"
+    )
+    return dataclasses.replace(split, warning=warning)
+
+
+def training_split(
+    own: DataConfig, name: str, data_dir: str | None
+) -> Split | None:
+    """Finds the training images of a run in the data set `name`.
+
+    Args:
+      own: What the run was trained on.
+      name: Of the data set to evaluate, see `open_split`.
+      data_dir: Where TFDS keeps it.
+
+    Returns:
+      The training split; None if the data sets differ, or if the training
+      split is not there anymore.
+    """
+    if not _may_share(own.name, name):
+        return None
+    # The same data set, so that nothing is downloaded; of a folder the run's
+    # own path, which may be above or below this one.
+    name = own.name if name.startswith("folder:") else name
+    try:
+        return open_split(name, own.train_split, data_dir)
+    except DataError:
+        return None
+
+
+def _may_share(name: str, other: str) -> bool:
+    """Whether two names may lead to the same images."""
+    paths = []
+    for text in (name, other):
+        path = text.removeprefix("folder:")
+        if path == text or "://" in path:
+            return name.partition(":")[0] == other.partition(":")[0]
+        paths.append(os.path.realpath(os.path.expanduser(path)))
+    return os.path.commonpath(paths) in paths
+
+
+def check_eval_policy(config: Config, splits: Splits) -> None:
+    """Raises ValueError if `augment.eval_policy` cannot be used, or draws.
+
+    The config is resolved.
+    """
+    for split in (splits.evaluation, splits.validation):
+        if split is not None:
+            policy_lib.parse(
+                config.augment.eval_policy,
+                config.model.side,
+                split.image_size,
+                evaluation=True,
+            )
 
 
 def resolve(config: Config, split: Split) -> Config:

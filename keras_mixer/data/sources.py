@@ -7,7 +7,9 @@ TFDS name, and `folder:/path` (folders.py).
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,10 @@ from keras_mixer.data.splits import (
 from keras_mixer.run import suggest
 
 _DIGITS_TEST_EXAMPLES = 360
+_HOST = ("storage.googleapis.com", 443)  # TFDS asks it first
+_NETWORK_SECONDS = 4.0
 _FILES_AT_ONCE = 16  # of a TFRecord data set, read in turn
+_RECORDS_AT_ONCE = 32  # of an array_record data set
 _READ_BYTES = 8 * 2**20  # at once, as TFDS does: a bucket answers slowly
 
 
@@ -58,9 +63,14 @@ def open_split(
     elif name.startswith("folder:"):
         found = folders.open_folder(name.removeprefix("folder:"), split)
     else:
-        found = _tfds(name, split, data_dir)
+        found = _open_tfds(name, split, data_dir)
     if classes is not None:
         found = _keep_classes(found, _find_classes(found, classes))
+    if found.num_classes == 1:
+        raise DataError(
+            f"{found.name} has one class, {found.class_names[0]!r}, and a "
+            "classifier needs two."
+        )
     if not found.num_examples:
         raise DataError(
             f"The split {split!r} of {name!r} has no examples. Check the "
@@ -164,7 +174,7 @@ def _digits(split: str) -> Split:
         name=f"digits {split}",
         class_names=tuple(str(i) for i in range(10)),
         image_size=8,
-        ranges=[(key, begin, end)],
+        ranges=[(f"digits/{key}", begin, end)],
         num_bytes=lambda: pixels.nbytes,
         **table_of({"image": pixels, "label": labels}),
     )
@@ -188,6 +198,7 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     if builder.is_prepared():
         return builder
     try:
+        _require_network(builder)
         builder.download_and_prepare()
     except Exception as error:  # whatever the network or the host raises
         raise DataError(
@@ -215,6 +226,41 @@ def _feature(name: str, features: Any, kind: type, preferred: str) -> str:
     return str(keys[0])
 
 
+def _open_tfds(name: str, split: str, data_dir: str | None) -> Split:
+    """Opens a split of TFDS; what TFDS raises becomes a DataError."""
+    try:
+        return _tfds(name, split, data_dir)
+    except DataError:
+        raise
+    except Exception as error:  # a name can lead to anything in TFDS
+        raise DataError(
+            f"Cannot read {name!r} with TFDS: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _require_uint8(name: str, key: str, feature: Any) -> None:
+    """Raises DataError for images that are no pixels of 8 or 16 bits."""
+    dtype = np.dtype(feature.np_dtype)
+    if dtype not in (np.uint8, np.uint16):
+        raise DataError(
+            f"{name!r} has images of {dtype} ({key!r}); only uint8 and uint16 "
+            "can be read. Prepare it with tfds.features.Image(dtype=np.uint8), "
+            "or write the images to data.name=folder:/path."
+        )
+
+
+def _require_network(builder: Any) -> None:
+    """Raises OSError if there is none; TFDS would retry for a minute."""
+    # A proxy looks names up itself, and manual downloads are on the disk.
+    if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
+    try:
+        socket.create_connection(_HOST, timeout=_NETWORK_SECONDS).close()
+    except OSError as error:
+        raise OSError(f"no network: {_HOST[0]}: {error}") from error
+
+
 def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     import tensorflow_datasets as tfds
 
@@ -222,6 +268,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     splits, features = builder.info.splits, builder.info.features
     image_key = _feature(name, features, tfds.features.Image, "image")
     label_key = _feature(name, features, tfds.features.ClassLabel, "label")
+    _require_uint8(name, image_key, features[image_key])
     ranges = read_split(split, splits, name)
     info = splits[split]
     decoders = {image_key: tfds.decode.SkipDecoding()}
@@ -261,19 +308,77 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     wholes = [splits[key] for key, _, _ in ranges]
     whole = sum(x.num_examples for x in wholes)
     num_bytes = sum(x.num_bytes for x in wholes)
-    is_tfrecord = builder.info.file_format == tfds.core.FileFormat.TFRECORD
+    form = builder.info.file_format
+    if form == tfds.core.FileFormat.TFRECORD:
+        order: dict[str, Any] = {
+            "records": lambda: read(decoders=decoders).map(record),
+            "labels": labels,
+            "shuffled": shuffled,
+        }
+    elif form == tfds.core.FileFormat.ARRAY_RECORD:
+        order = _array_records(builder, split, parse)
+    else:
+        raise DataError(
+            f"{name!r} is prepared as {form.value}; tfrecord and array_record "
+            f"can be read: tfds build {builder.name} --file_format=tfrecord"
+        )
     return Split(
         name=f"{name} {split}",
         num_examples=info.num_examples,
         class_names=class_names,
         image_size=height if height == width else None,
-        records=lambda: read(decoders=decoders).map(record),
-        labels=labels,
-        ranges=ranges,
-        shuffled=shuffled if is_tfrecord else None,
+        ranges=[
+            (f"{builder.info.full_name}/{key}", begin, end)
+            for key, begin, end in ranges
+        ],
         num_bytes=lambda: int(info.num_examples / max(whole, 1) * num_bytes),
         is_multi_label=is_multi_label,
+        **order,
     )
+
+
+def _array_records(
+    builder: Any, split: str, parse: Callable[[tf.Tensor, tf.Tensor], Record]
+) -> dict[str, Any]:
+    """Returns the fields of a `Split` whose records are read by number.
+
+    So any order needs no buffer, and what is skipped is not read. `parse` makes
+    a record of a name and a serialized example, both strings.
+    """
+    import tensorflow_datasets as tfds
+
+    source = builder.as_data_source(
+        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+
+    def fetch(numbers: np.ndarray) -> np.ndarray:
+        return np.array(source.__getitems__(numbers.tolist()), object)
+
+    def named(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        examples = tf.numpy_function(fetch, [numbers], tf.string)
+        names = f"{builder.info.full_name} {split}, record "
+        names += tf.strings.as_string(numbers)
+        return names, tf.ensure_shape(examples, numbers.shape)
+
+    def read(numbers: tf.data.Dataset) -> tf.data.Dataset:
+        found = numbers.batch(_RECORDS_AT_ONCE).map(named).prefetch(1)
+        return found.unbatch().map(parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def records() -> tf.data.Dataset:
+        count = tf.data.experimental.assert_cardinality(len(source))
+        return read(tf.data.Dataset.range(len(source))).apply(count)
+
+    def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
+        del buffer
+        order = permutation(seed, len(source))[first:]
+        return read(tf.data.Dataset.from_tensor_slices(order))
+
+    @functools.cache
+    def labels() -> np.ndarray:
+        batches = records().map(lambda x: x["label"]).batch(4096)
+        return np.concatenate(list(batches.as_numpy_iterator()))
+
+    return {"records": records, "labels": labels, "shuffled": shuffled}
 
 
 def _shuffled_examples(

@@ -16,7 +16,9 @@ import psutil
 import tensorflow as tf
 
 Record = Mapping[str, tf.Tensor]
-Range = tuple[str, int, int]  # name of a split, begin, end
+# Where the images of a whole split lie, begin, end. The first is the same for
+# all names of a data set: the folder of the class folders, or TFDS' full name.
+Range = tuple[str, int, int]
 
 _CACHE_SHARE = 0.8  # of the free memory
 _BUFFER_BYTES = 2**30
@@ -76,6 +78,7 @@ class Split:
     # Records also have "labels", bool [num_classes]: all classes that are
     # right, or none where nobody knows. Such a split is for evaluation.
     is_multi_label: bool = False
+    warning: str | None = None  # stands beside what is measured on the split
 
     @property
     def num_classes(self) -> int:
@@ -88,10 +91,10 @@ class Split:
         return image is None or image.dtype == tf.string
 
     def overlaps(self, other: "Split") -> bool:
-        """Whether two splits of one data set share examples."""
+        """Whether two splits share examples."""
         return any(
-            name == theirs and max(begin, start) < min(end, stop)
-            for name, begin, end in self.ranges
+            base == theirs and max(begin, start) < min(end, stop)
+            for base, begin, end in self.ranges
             for theirs, start, stop in other.ranges
         )
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from keras_mixer.data.augment import permutations
+from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, require_same_classes
 from keras_mixer.run.config import Config, ConfigError
@@ -14,9 +14,13 @@ Entry = tuple[str, tuple[str, ...]]
 
 
 class FewshotData(NamedTuple):
-    """A data set: support sets are drawn from `train`, `test` is classified."""
+    """A data set: support sets are drawn from `train`, `test` is classified.
+
+    `name` is for people, `dataset` for `open_split`.
+    """
 
     name: str
+    dataset: str
     train: Split
     test: Split
 
@@ -86,7 +90,7 @@ def parse_classification(text: str, split: str) -> list[Entry]:
 
 
 def open_fewshot(config: Config) -> list[FewshotData]:
-    """Opens the data sets of a run's few-shot evaluation.
+    """Opens the data sets of a few-shot evaluation. The config is resolved.
 
     Those that `fewshot.data` names, or else the run's own, with its classes.
 
@@ -94,6 +98,7 @@ def open_fewshot(config: Config) -> list[FewshotData]:
       ConfigError: `fewshot.data` cannot be read, or a test split shares
         examples with its training split.
       DataError: A split cannot be used, or the two have different classes.
+      ValueError: The preprocessing does not fit the images, or draws.
     """
     settings, own = config.fewshot, config.data
     classes = settings.classes
@@ -131,7 +136,14 @@ def open_fewshot(config: Config) -> list[FewshotData]:
                 "The test examples of a few-shot evaluation must not be in "
                 f"its training split. Received: {train.name} and {test.name}"
             )
-        found.append(FewshotData(name, train, test))
+        for part in (train, test):  # before anything is read
+            policy_lib.parse(
+                fewshot_policy(config, part),
+                config.model.side,
+                part.image_size,
+                evaluation=True,
+            )
+        found.append(FewshotData(name, dataset, train, test))
     return found
 
 

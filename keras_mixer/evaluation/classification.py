@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import keras
 import numpy as np
@@ -30,6 +30,7 @@ class Scores(TypedDict):
     top5_accuracy: float
     loss: float
     count: int
+    warning: NotRequired[str]  # that of the split
 
 
 def score(model: keras.Model, loss: str, batch: Batch) -> Batch:
@@ -74,12 +75,15 @@ def _mean_scores(split: data.Split, sums: Mapping[str, float]) -> Scores:
     count = sums["counts"]
     if not count:
         raise data.DataError(f"No image of {split.name} has a label.")
-    return {
+    scores: Scores = {
         "accuracy": sums["correct"] / count,
         "top5_accuracy": sums["top5_correct"] / count,
         "loss": sums["loss"] / count,
         "count": int(count),
     }
+    if split.warning:
+        scores["warning"] = split.warning
+    return scores
 
 
 def make_evaluator(

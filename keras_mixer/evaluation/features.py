@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_mixer import data
-from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.engines.engine import Batch, Engine
 from keras_mixer.evaluation import fewshot
 from keras_mixer.evaluation.passes import (
@@ -37,6 +36,7 @@ class FewshotScore(TypedDict):
     accuracy: float
     accuracies: list[float]
     count: int
+    warning: NotRequired[str]  # that of the test split
 
 
 def feature_model(model: keras.Model) -> keras.Model:
@@ -153,18 +153,19 @@ class _DataSet:
                 )
             by_strength = np.transpose(by_seed).tolist()
             for l2_reg, accuracies in zip(l2_regs, by_strength, strict=True):
-                found.append(
-                    {
-                        "data": self.found.name,
-                        "train_split": self.found.train.name,
-                        "test_split": self.found.test.name,
-                        "shots": shots,
-                        "l2_reg": l2_reg,
-                        "accuracy": float(np.mean(accuracies)),
-                        "accuracies": accuracies,
-                        "count": len(test["label"]),
-                    }
-                )
+                score: FewshotScore = {
+                    "data": self.found.name,
+                    "train_split": self.found.train.name,
+                    "test_split": self.found.test.name,
+                    "shots": shots,
+                    "l2_reg": l2_reg,
+                    "accuracy": float(np.mean(accuracies)),
+                    "accuracies": accuracies,
+                    "count": len(test["label"]),
+                }
+                if self.found.test.warning:
+                    score["warning"] = self.found.test.warning
+                found.append(score)
         return found
 
 
@@ -189,15 +190,11 @@ def make_fewshot_evaluators(
       config: A resolved config: `fewshot`, the preprocessing, the batch size.
 
     Raises:
-      ValueError: A policy does not fit the images.
+      ValueError: A policy does not fit the images, or draws.
     """
     features_of_next = make_features(
         feature_model(model), engine, xla=config.train.xla
     )
-    for found in sets:  # before the labels of any are read
-        for split in (found.train, found.test):
-            policy = data.fewshot_policy(config, split)
-            policy_lib.parse(policy, config.model.side, split.image_size)
     return {
         found.name: _DataSet(config, found, features_of_next, engine).scores
         for found in sets

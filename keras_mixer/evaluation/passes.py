@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_mixer import data
+from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.engines.engine import Batch, Engine
 from keras_mixer.run import progress
 from keras_mixer.run.config import Config
@@ -36,6 +37,9 @@ class Pass:
       image_size: Side of the images, in pixels.
       policy: Preprocessing, see `policy.parse`.
       broken: How many images may be broken; by default none.
+
+    Raises:
+      ValueError: The policy cannot be read, or draws random numbers.
     """
 
     def __init__(
@@ -59,7 +63,9 @@ class Pass:
             split,
             batch_size=batch_size,
             image_size=image_size,
-            policy=policy,
+            policy=policy_lib.parse(
+                policy, image_size, split.image_size, evaluation=True
+            ),
             broken=self.broken,
         )
 

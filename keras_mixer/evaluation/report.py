@@ -44,7 +44,7 @@ def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
         if theirs := x.get("reported"):
             row += [f"{theirs['accuracy']:.4f}", theirs["source"]]
         rows.append(row + [""] * (len(header) - len(row)))
-    return table(header, rows)
+    return table(header, rows) + warnings(results)
 
 
 def fewshot_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -60,7 +60,13 @@ def fewshot_table(results: Sequence[Mapping[str, Any]]) -> str:
         row.append(f"{x['accuracy']:.4f} ± {np.std(x['accuracies']):.4f}")
     header = ["data", "test images", "support sets", "l2"]
     header += [f"{n}-shot" for n in dict.fromkeys(x["shots"] for x in results)]
-    return table(header, list(rows.values()))
+    return table(header, list(rows.values())) + warnings(results)
+
+
+def warnings(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the warnings of scores, a line each; for below a table."""
+    found = dict.fromkeys(x["warning"] for x in results if "warning" in x)
+    return "".join(f"\nWarning: {warning}." for warning in found)
 
 
 def confusion_matrix(

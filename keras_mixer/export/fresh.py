@@ -125,7 +125,7 @@ def check(
       ExportError: The process fails, or its answers differ.
     """
     side = classifier.image_size
-    apply = policy_lib.parse(options.eval_policy, side)
+    apply = policy_lib.parse(options.eval_policy, side, evaluation=True)
     answers = {}
     with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
         request = pathlib.Path(folder)

@@ -117,7 +117,9 @@ def _check(
     tflite: bool,
 ) -> None:
     """Raises ValueError for options that cannot be used together."""
-    policy_lib.parse(options.eval_policy, classifier.image_size)
+    policy_lib.parse(
+        options.eval_policy, classifier.image_size, evaluation=True
+    )
     classes = classifier.num_classes
     names = options.class_names
     if names is not None and len(names) != classes:
@@ -199,7 +201,8 @@ def _measure(
     )
     after = accuracy.of_version(folder, split, loss=loss)
     accuracy.require_same(before, after, same_precision=same_precision)
-    return {"split": split.name, "before": before, "after": after}
+    measured = {"split": split.name, "before": before, "after": after}
+    return measured | ({"warning": split.warning} if split.warning else {})
 
 
 def _try_tflite(folder: pathlib.Path, classifier: Classifier) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Server(tf.Module):
         self.variables_read = [v.value for v in classifier.model.weights]
         self._side = side = classifier.image_size
         pixels = tf.TensorSpec([None, side, side, 3], tf.float32, name="image")
-        self._policy = policy_lib.parse(options.eval_policy, side)
+        self._policy = policy_lib.parse(
+            options.eval_policy, side, evaluation=True
+        )
         self._forward = tf.function(
             classifier,
             input_signature=[pixels],

@@ -70,6 +70,8 @@ _OVERRIDABLE = (
 _TASKS = ("classification", "fewshot")
 _BATCH_SIZE = 256  # without a run that says how many fit
 
+# What a run was trained on; None of weights without a run.
+TrainedOn = fields.DataConfig | None
 # Scores of each data set, a table of them, and what writes the details.
 Evaluated = tuple[list[Any], str, Callable[[], None]]
 
@@ -126,10 +128,13 @@ def _check_flags() -> None:
             shared.check_file(name)
 
 
-def _load(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
+def _load(
+    overrides: list[str],
+) -> "tuple[Trained, TrainedOn, dict[str, Any]]":
     """Loads what the flags name; call it in the engine's scope.
 
-    Returns the model, and what the JSON says of where it comes from.
+    Returns the model, what it was trained on, and what the JSON says of where
+    it comes from.
     """
     from keras_mixer.training import assembly
 
@@ -138,11 +143,16 @@ def _load(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
         config = shared.override_some(
             trained.config, overrides, _OVERRIDABLE, "an evaluation"
         )
-        return trained._replace(config=config), {
-            "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
-            "checkpoint": FLAGS.checkpoint,
-            "step": trained.step,
-        }
+        own = trained.config.data
+        return (
+            trained._replace(config=config),
+            own,
+            {
+                "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+                "checkpoint": FLAGS.checkpoint,
+                "step": trained.step,
+            },
+        )
     if FLAGS.weights.endswith(".h5"):
         raise ConfigError(
             f"{FLAGS.weights} says nothing of its classes. Load it into its "
@@ -162,7 +172,7 @@ def _load(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
         config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
     )
     trained = assembly.load_weights(FLAGS.weights, config)
-    return trained, {"weights": FLAGS.weights, "model": FLAGS.model}
+    return trained, None, {"weights": FLAGS.weights, "model": FLAGS.model}
 
 
 def _check_classes(split: Any, trained: "Trained") -> None:
@@ -204,7 +214,23 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _classify(trained: "Trained", engine: "Engine") -> Evaluated:
+def _open_split(
+    name: str, split: str, config: Config, trained_on: TrainedOn
+) -> Any:
+    """Opens a split, with a warning if the run was trained on its images."""
+    from keras_mixer import data
+
+    own = config.data
+    found = data.open_split(name, split, own.data_dir, classes=own.classes)
+    if trained_on is None:
+        return found
+    train = data.training_split(trained_on, name, own.data_dir)
+    return data.warned(found, train)
+
+
+def _classify(
+    trained: "Trained", trained_on: TrainedOn, engine: "Engine"
+) -> Evaluated:
     from keras_mixer import data
     from keras_mixer.data.augment import policy as policy_lib
     from keras_mixer.evaluation import classification, passes, report
@@ -216,13 +242,16 @@ def _classify(trained: "Trained", engine: "Engine") -> Evaluated:
     if FLAGS.data:
         entries = data.parse_classification(FLAGS.data, own.eval_split)
     splits = [
-        data.open_split(name, split, own.data_dir, classes=own.classes)
+        _open_split(name, split, config, trained_on)
         for _, (name, split) in entries
     ]
     for split in splits:  # before any is evaluated
         _check_classes(split, trained)
         policy_lib.parse(
-            config.augment.eval_policy, config.model.side, split.image_size
+            config.augment.eval_policy,
+            config.model.side,
+            split.image_size,
+            evaluation=True,
         )
     details = FLAGS.per_class or FLAGS.confusion
     if details and (len(splits) > 1 or splits[0].is_multi_label):
@@ -272,7 +301,9 @@ def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:
         )
 
 
-def _fewshot(trained: "Trained", engine: "Engine") -> Evaluated:
+def _fewshot(
+    trained: "Trained", trained_on: TrainedOn, engine: "Engine"
+) -> Evaluated:
     from keras_mixer import data
     from keras_mixer.evaluation import features, report
 
@@ -280,6 +311,17 @@ def _fewshot(trained: "Trained", engine: "Engine") -> Evaluated:
     if FLAGS.data:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
     sets = data.open_fewshot(config)
+    if trained_on is not None:
+        own = config.data
+        sets = [
+            x._replace(
+                test=data.warned(
+                    x.test,
+                    data.training_split(trained_on, x.dataset, own.data_dir),
+                )
+            )
+            for x in sets
+        ]
     evaluators = features.make_fewshot_evaluators(
         trained.model, sets, config=config, engine=engine
     )
@@ -297,8 +339,8 @@ def main(argv: list[str]) -> None:
         engine = shared.make_engine()
         with engine.watch():
             with engine.scope():
-                trained, origin = _load(argv[1:])
-            results, table, write_details = task(trained, engine)
+                trained, trained_on, origin = _load(argv[1:])
+            results, table, write_details = task(trained, trained_on, engine)
             engine.part()
     if not engine.is_chief:
         return

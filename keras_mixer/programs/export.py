@@ -14,7 +14,7 @@ from absl import flags
 
 from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib
+from keras_mixer.run import config as config_lib, fields
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 from keras_mixer.training.assembly import Trained
@@ -205,8 +205,13 @@ def _load_keras(
     return Trained(model, config, names, weights)
 
 
-def _open_split(config: Config, overrides: list[str]) -> Any:
-    """Opens the split to measure on, if one is asked for; None otherwise."""
+def _open_split(
+    config: Config, overrides: list[str], trained_on: fields.DataConfig | None
+) -> Any:
+    """Opens the split to measure on, if one is asked for; None otherwise.
+
+    `trained_on` is what the run was trained on, None without a run.
+    """
     from keras_mixer import data
 
     own, name = config.data, FLAGS.accuracy_split
@@ -214,7 +219,11 @@ def _open_split(config: Config, overrides: list[str]) -> Any:
         if not any(text.startswith("data.eval_split=") for text in overrides):
             return None
         name = own.eval_split
-    return data.open_split(own.name, name, own.data_dir, classes=own.classes)
+    split = data.open_split(own.name, name, own.data_dir, classes=own.classes)
+    if trained_on is None:
+        return split
+    train = data.training_split(trained_on, own.name, own.data_dir)
+    return data.warned(split, train)
 
 
 def main(argv: list[str]) -> None:
@@ -224,12 +233,15 @@ def main(argv: list[str]) -> None:
     shared.check_source_flags()
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
+    trained_on = None
     if FLAGS.workdir:
         trained, provenance = _from_workdir(argv[1:])
+        # Without the overrides.
+        trained_on = fields.DataConfig(**provenance["config"]["data"])
     else:
         trained, provenance = _from_weights(argv[1:], names)
     config, class_names = trained.config, trained.class_names
-    split = _open_split(config, argv[1:])
+    split = _open_split(config, argv[1:], trained_on)
     if split is not None and FLAGS.workdir and split.class_names != class_names:
         raise ConfigError(
             f"{split.name} has {split.num_classes} classes and the run in "
@@ -267,6 +279,8 @@ def _print(version: pathlib.Path, card: dict[str, Any]) -> None:
             f"Accuracy on {measured['split']}: {before['accuracy']:.4f} "
             f"before, {after['accuracy']:.4f} after, {after['count']:,} images"
         )
+        if "warning" in measured:
+            print(f"Warning: {measured['warning']}.")
     for name, file in (card["tflite"] or {}).items():
         if name == "error":
             sys.exit(

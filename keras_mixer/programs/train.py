@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
         f"{result['split']} accuracy at step {result['step']:,}: "
         f"{result['accuracy']:.4f}"
     )
+    if "warning" in result:
+        print(f"Warning: {result['warning']}.")
     if engine.is_chief:
         _draw_curves(workdir)
 

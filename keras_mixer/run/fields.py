@@ -72,6 +72,11 @@ class DataConfig(_Section):
     data_dir: str | None = _doc(None, "where TFDS looks for the data set")
     train_split: str = _doc("train", "TFDS split expression, train[:99%]")
     eval_split: str = _doc("test", "split of the accuracy that is reported")
+    allow_overlap: bool = _doc(
+        False,
+        "evaluate on images that are trained on, too; a warning then stands "
+        "beside the accuracy",
+    )
     val_split: str | None = _doc(
         None, "split that chooses the best checkpoint, train[99%:]; null: none"
     )
@@ -174,7 +179,8 @@ class AugmentConfig(_Section):
         "flip|keras_cv.RandAugment(magnitude=0.5)|keras_cv.CutMix(alpha=1.0)",
     )
     eval_policy: str = _doc(
-        "resize", "evaluation, for example resize_small(256)|central_crop"
+        "resize",
+        "evaluation, without random steps: resize_small(256)|central_crop",
     )
 
 

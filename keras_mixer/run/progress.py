@@ -199,7 +199,8 @@ class Progress:
     ) -> None:
         """Reports an evaluation of a split.
 
-        Its `scores` are accuracy, top5_accuracy, loss and count.
+        Its `scores` are accuracy, top5_accuracy, loss and count, and a warning
+        if there is one.
         """
         self._write(step, "eval", {"split": split, **scores})
         accuracy, count = scores["accuracy"], scores["count"]
@@ -210,6 +211,11 @@ class Progress:
             f"top-5 {scores['top5_accuracy']:.4f}  loss {scores['loss']:.4f}  "
             f"in {format_seconds(seconds)}",
         )
+        self._warn(step, scores)
+
+    def _warn(self, step: int, scores: Mapping[str, Any]) -> None:
+        if "warning" in scores:
+            self._print(step, f"Warning: {scores['warning']}.")
 
     def fewshot(
         self, step: int, scores: Sequence[Mapping[str, Any]], seconds: float
@@ -233,6 +239,7 @@ class Progress:
             f"{scores[0]['data']}: {'  '.join(shown)}  in "
             f"{format_seconds(seconds)}",
         )
+        self._warn(step, scores[0])
 
     def fewshot_data(self, step: int) -> set[str]:
         """Returns the data sets with a few-shot line at `step`."""

@@ -15,8 +15,14 @@ from keras_mixer.run.files import WorkdirError
 
 # What may change without another run: the data set may lie elsewhere on another
 # machine, the error about broken images says to change their limit, and
-# few-shot accuracy is measured beside the training.
-_MAY_CHANGE = ("data.data_dir:", "data.max_broken:", "fewshot.")
+# the one about shared images to allow them, and few-shot accuracy is measured
+# beside the training.
+_MAY_CHANGE = (
+    "data.data_dir:",
+    "data.max_broken:",
+    "data.allow_overlap:",
+    "fewshot.",
+)
 
 
 def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -40,6 +40,7 @@ def draw(
       ConfigError: matplotlib is not installed, or the config cannot be used.
       DataError: Too many images are broken.
     """
+    data.check_eval_policy(config, splits)
     if evaluation:
         shown, captions = first_evaluated(config, splits, count=count)
         split, what = splits.evaluation, config.augment.eval_policy

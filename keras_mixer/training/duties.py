@@ -212,10 +212,11 @@ class Duties:
                 f"({self._evaluation_seconds / whole:.0%}).",
                 flush=True,
             )
+        shown = ("accuracy", "loss", "count", "warning")
         return {
             "step": run.total_steps,
             "split": split,
-            **{key: scores[key] for key in ("accuracy", "loss", "count")},
+            **{key: x for key, x in scores.items() if key in shown},
             "seconds": state.seconds,
         }
 

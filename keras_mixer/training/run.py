@@ -90,7 +90,7 @@ class Run:
             engine.check_precision(config.model.precision)
             policy = _parse_policies(config, splits, engine)
             if config.fewshot.data:
-                fewshot_sets = data.open_fewshot(config)
+                fewshot_sets = _open_fewshot(config, splits.train)
         return cls(
             config,
             path,
@@ -204,6 +204,24 @@ class Run:
         )
 
 
+def _open_fewshot(
+    config: Config, train: data.Split
+) -> Sequence[data.FewshotData]:
+    """Opens `fewshot.data`; ConfigError if a test split is trained on."""
+    found = [
+        x._replace(test=data.warned(x.test, train))
+        for x in data.open_fewshot(config)
+    ]
+    for x in found:
+        if x.test.warning and not config.data.allow_overlap:
+            raise config_lib.ConfigError(
+                f"fewshot.data: the test split {x.test.name} shares images "
+                f"with the run's training split {train.name}. Take another "
+                "split, NAME@TRAIN@TEST, or mean it: data.allow_overlap=true"
+            )
+    return found
+
+
 def _parse_policies(
     config: Config, splits: data.Splits, engine: Engine
 ) -> data.TrainPolicy:
@@ -215,11 +233,7 @@ def _parse_policies(
     engine_lib.check_batch_size(
         config.train.batch_size, engine.replicas, config.train.accumulate
     )
-    policy_lib.parse(
-        config.augment.eval_policy,
-        config.model.side,
-        splits.evaluation.image_size,
-    )
+    data.check_eval_policy(config, splits)
     return data.parse_train_policy(
         config.augment.policy,
         splits.train,

@@ -1,5 +1,6 @@
 """Ten small images, as a folder and as a data set of TFDS."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -20,9 +21,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def tiny_shapes(tmp_path_factory):
-    """A TFDS data set of ten 6 x 6 images in three files."""
+@functools.cache  # TFDS takes a name once
+def builder_class():
+    """Makes ten 6 x 6 images in three files."""
     import tensorflow_datasets as tfds
 
     class TinyShapes(tfds.core.GeneratorBasedBuilder):
@@ -46,13 +47,30 @@ def tiny_shapes(tmp_path_factory):
                 image = np.full((6, 6, 3), i * 10, np.uint8)
                 yield i, {"picture": image, "shape": i % 2}
 
-    root = tmp_path_factory.mktemp("tfds")
+    return TinyShapes
+
+
+def prepare(root, **options):
+    import tensorflow_datasets as tfds
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TFDS's own
-        TinyShapes(data_dir=root).download_and_prepare(
+        builder_class()(data_dir=root, **options).download_and_prepare(
             download_config=tfds.download.DownloadConfig(num_shards=3)
         )
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(tmp_path_factory):
+    """A TFDS data set of ten 6 x 6 images in three files."""
+    return prepare(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="session")
+def array_shapes(tmp_path_factory):
+    """The same, prepared as array_record."""
+    return prepare(tmp_path_factory.mktemp("array"), file_format="array_record")
 
 
 @pytest.fixture(params=["folder", "tfrecords"])

@@ -70,6 +70,7 @@ def zoo(tmp_path):
 
 ZOO = (
     "data.eval_split=train",
+    "data.allow_overlap=true",
     "model.image_size=8",
     "augment.policy=inception_crop|flip",
     "train.batch_size=12",

@@ -197,6 +197,33 @@ def test_a_tfds_data_set_is_prepared_and_read(tiny_shapes):
 
 
 @pytest.mark.parametrize("part", ["train", "train[25%:85%]"])
+def test_array_records_are_read_by_number(tiny_shapes, array_shapes, part):
+    """The oracle: the same data set as TFRecords."""
+
+    def seen(records):
+        return [(r["image"], r["label"]) for r in records.as_numpy_iterator()]
+
+    want, split = (
+        data.open_split("tiny_shapes", part, str(root))
+        for root in (tiny_shapes, array_shapes)
+    )
+    fixed = seen(split.records())
+    assert sorted(fixed) == sorted(seen(want.records()))
+    assert split.labels().tolist() == [label for _, label in fixed]
+    assert len(fixed) == split.num_examples == want.num_examples
+    assert split.ranges == want.ranges
+    seed = tf.constant([0, 1], tf.int64)
+    whole = seen(split.in_order_of(seed, 0, 1))
+    assert sorted(whole) == sorted(fixed)
+    assert whole != fixed
+    assert seen(split.in_order_of(seed, 4, 1)) == whole[4:]
+    batches = stream(split, 5, batch_size=3)
+    assert stream(split, 3, batch_size=3, start_step=2)[2][1].tolist() == (
+        batches[4][1].tolist()
+    )
+
+
+@pytest.mark.parametrize("part", ["train", "train[25%:85%]"])
 def test_files_in_any_order_hold_the_same_records(tiny_shapes, part):
     """TFDS reads them in its order, with its names; we read them ourselves."""
     split = data.open_split("tiny_shapes", part, str(tiny_shapes))
@@ -260,6 +287,52 @@ def test_mixed_folder_layouts_are_refused(tmp_path):
         data.open_split(f"folder:{tmp_path}", "train")
 
 
+def test_one_class_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(b"")
+    with pytest.raises(data.DataError, match=r"one class, 'images'.*<class>"):
+        data.open_split(f"folder:{tmp_path}", "train")
+    with pytest.raises(data.DataError, match="one class, '7'"):
+        data.open_split("digits", "train", classes="7")
+
+
+def test_all_names_of_images_are_read_and_others_counted(folder, capsys):
+    good = (folder / "cats" / "0.png").read_bytes()
+    for name in ("a.JFIF", "b.jpe", "c.webp", "d.dib"):
+        (folder / "cats" / name).write_bytes(good)
+    for name in ("e.heic", "f.HEIC", "g.tif", "README"):
+        (folder / "cats" / name).write_bytes(b"")
+    (folder / "h.png").write_bytes(good)
+    for split in ("train[:50%]", "train[50%:]"):
+        data.open_split(f"folder:{folder}", split)
+    assert data.open_split(f"folder:{folder}", "train").num_examples == 14
+    told = capsys.readouterr().err
+    assert told.count("Left out") == 1
+    for part in ("2 .heic", "1 .tif", "1 without a suffix", "1 images outside"):
+        assert part in told
+    for path in (folder / "dogs").iterdir():
+        path.rename(path.with_suffix(".avif"))
+    with pytest.raises(data.DataError, match=r"no image.*It holds 3 \.avif"):
+        data.open_split(f"folder:{folder}", "train")
+
+
+def test_linked_folders_count_once_per_class(folder, tmp_path_factory):
+    """Links inside of a class folder, also in a circle."""
+    root = tmp_path_factory.mktemp("linked")
+    folder.rename(root / "train")
+    cats = root / "train" / "cats"
+    (cats / "inner").mkdir()
+    for path in list(cats.glob("*.png"))[:3]:
+        path.rename(cats / "inner" / path.name)
+    (cats / "again").symlink_to("inner")
+    (cats / "other").mkdir()
+    (cats / "other" / "inner").symlink_to("../inner")
+    (cats / "inner" / "other").symlink_to("../other")
+    split = data.open_split(f"folder:{root}", "train")
+    assert split.num_examples == 10
+
+
 def test_hidden_files_are_no_images(folder):
     (folder / "cats" / "._0.png").write_bytes(b"written by macOS")
     assert data.open_split(f"folder:{folder}", "train").num_examples == 10
@@ -271,6 +344,7 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     def fail(self, **_):
         raise OSError("no network")
 
+    monkeypatch.setattr(sources, "_require_network", lambda _: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(data.DataError) as caught:
         data.open_split("cifar100", "train", str(tmp_path))
@@ -283,6 +357,38 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
         "data.name=digits",
     ):
         assert part in message
+
+
+def test_without_a_network_nothing_is_retried(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("Name or service not known")
+
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(sources.socket, "create_connection", fail)
+    with pytest.raises(data.DataError, match="no network: storage"):
+        data.open_split("cifar100", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b/c/d", "cifar10/no_config", "cifar10:99.0.0", "/", ":", "x y"]
+)
+def test_no_name_ends_in_a_traceback(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "_require_network", lambda _: 1 / 0)
+    with pytest.raises(data.DataError):
+        data.open_split(name, "train", str(tmp_path))
+
+
+def test_images_of_floats_are_refused():
+    import tensorflow_datasets as tfds
+
+    for kind in (np.uint8, np.uint16):
+        feature = tfds.features.Image(shape=(8, 8, 1), dtype=kind)
+        sources._require_uint8("a", "image", feature)
+    feature = tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)
+    with pytest.raises(data.DataError, match="images of float32 .'image'.;"):
+        sources._require_uint8("a", "image", feature)
 
 
 def test_wrong_split_of_a_tfds_name(cifar10_dir):

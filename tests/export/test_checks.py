@@ -33,6 +33,7 @@ from tests.export.small_model import (
         ({"probabilities": "tanh"}, "softmax, sigmoid. Received: 'tanh'"),
         ({"eval_policy": "resize_small(40)"}, "of many sizes"),
         ({"eval_policy": "crop"}, "Unknown step 'crop'"),
+        ({"eval_policy": "flip"}, "'flip' in the evaluation policy"),
         ({"tflite": True, "precision": "bfloat16"}, "float32 model"),
     ],
 )

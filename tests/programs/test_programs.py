@@ -146,6 +146,7 @@ def test_evaluate(trained, run_here, tmp_path):
     assert scores["workdir"] == str(pathlib.Path(trained).absolute())
     assert scores["source"] == f"{trained} (step 12)"
     assert scores["split"] == "train"
+    assert "digits train[:200], on which the model was" in scores["warning"]
     process = run_here(
         "eval.py",
         f"--workdir={trained}",

@@ -59,6 +59,7 @@ def test_labels_of_layers_that_mix(photos_dir):
         f"data.name=folder:{photos_dir}",
         "data.train_split=train",
         "data.eval_split=train",
+        "data.allow_overlap=true",
         "model.image_size=16",
         "augment.policy=resize|keras_cv.MixUp(alpha=1.0)",
     )
@@ -90,6 +91,7 @@ def test_broken_images_are_captioned(tmp_path):
         f"data.name=folder:{tmp_path}",
         "data.train_split=train",
         "data.eval_split=train",
+        "data.allow_overlap=true",
         "data.max_broken=0.5",
         "model.image_size=8",
         "train.batch_size=2",

@@ -19,7 +19,24 @@ from tests.training.common import small
         (("train.batch_size=25",), distribute.EngineError, "24 and 26"),
         (("augment.policy=spin",), ValueError, "Unknown step 'spin'"),
         (("augment.eval_policy=spin",), ValueError, "Unknown step 'spin'"),
+        (("augment.eval_policy=flip",), ValueError, "'flip' in the evaluation"),
+        (
+            ("fewshot.data=digits", "fewshot.policy=resize|pad_crop"),
+            ValueError,
+            "'pad_crop' in the evaluation policy",
+        ),
         (("data.name=",), config_lib.ConfigError, "asks for a data set"),
+        (
+            ("data.eval_split=train[199:250]",),
+            config_lib.ConfigError,
+            r"eval_split shares images.*train\[199:250\] and train\[:200\].*"
+            "allow_overlap=true",
+        ),
+        (
+            ("fewshot.data=digits@test@train[:10]",),
+            config_lib.ConfigError,
+            r"test split digits train\[:10\] shares images with the run's",
+        ),
         (("data.eval_split=dev",), data.DataError, "train, test"),
         (
             ("model.patch_size=null",),

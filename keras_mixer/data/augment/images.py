@@ -9,6 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 _END_OF_JPEG = b"\xff\xd9"
+_LONG = 4  # sides; what a central crop wants of an image is in its middle
+_MAX_PIXELS = 2.0**26  # of a resized image, 0.8 GB as float32
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -84,12 +86,40 @@ def _resize(image: tf.Tensor, size: Any, method: str = "bilinear") -> tf.Tensor:
     return tf.cast(tf.image.resize(image, size, method=method), image.dtype)
 
 
-def resize_small(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:
-    """Resizes the smaller side to `side` pixels, keeps the aspect (area)."""
+def resize_small(
+    image: tf.Tensor, seed: tf.Tensor, side: int, *, cropped: bool = False
+) -> tf.Tensor:
+    """Resizes the smaller side to `side` pixels, keeps the aspect (area).
+
+    If the result will be `cropped` to a central square of at most `side`, a
+    long image loses its ends first, so that a file of a few bytes cannot take
+    gigabytes. Images of up to 4 to 1 keep theirs.
+
+    Raises:
+      tf.errors.InvalidArgumentError: The result has more than 2^26 pixels.
+    """
     del seed
+    if cropped:
+        image = _cut_ends(image)
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     factor = tf.cast(side, tf.float32) / tf.reduce_min(size)
+    tf.debugging.assert_less_equal(
+        tf.reduce_prod(size * factor),
+        _MAX_PIXELS,
+        message="the image is too long to resize its smaller side",
+    )
     return _resize(image, tf.cast(tf.round(size * factor), tf.int32), "area")
+
+
+def _cut_ends(image: tf.Tensor) -> tf.Tensor:
+    """Cuts an image to the middle 4 to 1, if it is longer."""
+    shape = tf.shape(image)[:2]
+    longest = _LONG * tf.reduce_min(shape)
+    # As odd or even as before, so that the middle stays where it is.
+    longest += (shape - longest) % 2
+    size = tf.minimum(shape, longest)
+    y, x = tf.unstack((shape - size) // 2)
+    return tf.image.crop_to_bounding_box(image, y, x, size[0], size[1])
 
 
 def central_crop(image: tf.Tensor, seed: tf.Tensor, side: int) -> tf.Tensor:

@@ -32,7 +32,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -40,7 +40,21 @@ import tensorflow as tf
 from keras_mixer.data.augment import keyed
 from keras_mixer.run import suggest
 
-Step = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+class Step(NamedTuple):
+    """A layer that takes an image, traced.
+
+    `function(image, seed)` maps uint8 `[height, width, 3]` and two integers to
+    uint8 `[height, width, 3]`, computed in float32, rounded and clipped. `side`
+    is that of these images, None if they are not squares of one size. `draws`
+    tells whether they depend on the seed.
+    """
+
+    function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    side: int | None
+    draws: bool
+
+
 Mixing = Callable[
     [tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]
 ]
@@ -189,11 +203,12 @@ def _make_layer(layer_class: Any, arguments: dict[str, Any]) -> Any:
 
 def _trace(
     text: str, apply: Callable[..., Any], specs: Sequence[tf.TensorSpec]
-) -> Any:
+) -> tuple[Any, bool]:
     """Traces `apply(layer, *inputs)` for the layer of a step.
 
     Returns:
-      A concrete function of the inputs and, last, a key, int64 `[2]`.
+      A concrete function of the inputs and, last, a key, int64 `[2]`; and
+      whether it draws random numbers.
 
     Raises:
       ValueError: There is no such layer, it does not take these arguments or
@@ -240,7 +255,7 @@ def _trace(
             f"Cannot use {text.strip()!r}: it draws random numbers that no "
             f"seed repeats ({', '.join(unkeyed)})."
         )
-    return concrete
+    return concrete, seeds.are_used
 
 
 def _reason(error: Exception) -> str:
@@ -259,16 +274,11 @@ def _to_uint8(images: tf.Tensor) -> tf.Tensor:
 
 
 @functools.cache
-def image_step(text: str, side: int | None) -> tuple[Step, int | None]:
+def image_step(text: str, side: int | None) -> Step:
     """Makes a step of a policy from a layer that takes an image.
 
     `side` is that of the images that the step takes, in pixels; None if they
     are not squares of one size.
-
-    Returns:
-      `f(image, seed)`: uint8 `[height, width, 3]` and two integers to uint8
-      `[height, width, 3]`, computed in float32, rounded and clipped; and the
-      side of these images, None as above.
 
     Raises:
       ValueError: There is no such layer, it does not take images, its
@@ -290,7 +300,7 @@ def image_step(text: str, side: int | None) -> tuple[Step, int | None]:
 
     spec = tf.TensorSpec([side, side, 3], tf.uint8)
     try:
-        concrete = _trace(text, augment, [spec])
+        concrete, draws = _trace(text, augment, [spec])
     except ValueError as error:
         if side is None:
             error.add_note(
@@ -303,7 +313,7 @@ def image_step(text: str, side: int | None) -> tuple[Step, int | None]:
         return concrete(image, tf.cast(seed, tf.int64))
 
     height, width, _ = concrete.structured_outputs.shape
-    return step, height if height == width else None
+    return Step(step, height if height == width else None, draws)
 
 
 def make_mixing(texts: Sequence[str], side: int) -> Mixing:
@@ -350,4 +360,4 @@ def _mixing_step(text: str, side: int) -> Any:
 
     images = tf.TensorSpec([None, side, side, 3], tf.uint8)
     labels = tf.TensorSpec([None, None], tf.float32)
-    return _trace(text, mix, [images, labels])
+    return _trace(text, mix, [images, labels])[0]

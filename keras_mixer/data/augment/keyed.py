@@ -37,6 +37,11 @@ class Seeds(keras.random.SeedGenerator):
         """Begins a trace. `key` is int64 `[2]`, a tensor of its graph."""
         self._key, self._count = key, 0
 
+    @property
+    def are_used(self) -> bool:
+        """Whether anything was drawn since the trace began."""
+        return self._count > 0
+
     def next(self, ordered: bool = True) -> tf.Tensor:
         """Returns the next seed, int64 `[2]`."""
         seed = _fold_in(self._key, self._count)

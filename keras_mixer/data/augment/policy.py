@@ -45,12 +45,14 @@ class _Step(NamedTuple):
     numbers: tuple[_Number, ...] = ()
     optional: bool = True  # the numbers, all or none
     sized: bool = False  # takes the model's side and makes images of it
+    draws: bool = False  # random numbers, so it is for training alone
 
 
 _RANDAUGMENT = _Step(
     randaugment.randaugment,
     (_Number("layers", 1, 10), _Number("magnitude", 0, 30)),
     optional=False,
+    draws=True,
 )
 _STEPS = {
     "resize": _Step(images.resize, (_Number("side"),), sized=True),
@@ -58,16 +60,20 @@ _STEPS = {
         images.resize_small, (_Number("side"),), optional=False
     ),
     "central_crop": _Step(images.central_crop, sized=True),
-    "flip": _Step(images.flip),
-    "pad_crop": _Step(images.pad_crop, (_Number("padding"),)),
+    "flip": _Step(images.flip, draws=True),
+    "pad_crop": _Step(images.pad_crop, (_Number("padding"),), draws=True),
     "inception_crop": _Step(
-        images.inception_crop, (_Number("area_min", high=100),), sized=True
+        images.inception_crop,
+        (_Number("area_min", high=100),),
+        sized=True,
+        draws=True,
     ),
     "randaugment": _RANDAUGMENT,
     "randaugment_pil": _RANDAUGMENT._replace(
         function=functools.partial(randaugment.randaugment, pil=True)
     ),
 }
+_CROP: list[tuple[str, list[int]]] = [("central_crop", [])]  # as it is parsed
 _SIZING = {"resize_small"} | {n for n, step in _STEPS.items() if step.sized}
 
 
@@ -141,22 +147,37 @@ def _require_no_mixing(texts: Sequence[str], policy: str) -> None:
             )
 
 
+def _random(name: str, policy: str) -> ValueError:
+    fixed = [_step_help(known) for known, x in _STEPS.items() if not x.draws]
+    return ValueError(
+        f"Cannot use {name!r} in the evaluation policy {policy!r}: it draws "
+        "random numbers, and evaluation must see every image as it is. Steps "
+        f"that draw nothing: {', '.join([*fixed, *permutations.HELP])}. "
+        "Random steps belong in augment.policy."
+    )
+
+
 def _compile(
     parsed: Sequence[tuple[str, list[int]]],
     policy: str,
     image_size: int,
     source_size: int | None,
+    evaluation: bool,
 ) -> list[tuple[Callable[..., tf.Tensor], list[int]]]:
-    """Returns the function and the numbers of each step, sizes checked."""
+    """Returns the function and the numbers of each step, all checked."""
     size = smallest = source_size  # of both sides, and of the smaller one
     steps: list[tuple[Callable[..., tf.Tensor], list[int]]] = []
-    for name, numbers in parsed:
+    for i, (name, numbers) in enumerate(parsed):
         if keras_layers.is_step(name):
-            function, size = keras_layers.image_step(name, size)
-            smallest = size
-            steps.append((function, []))
+            layer = keras_layers.image_step(name, size)
+            if evaluation and layer.draws:
+                raise _random(name, policy)
+            size = smallest = layer.side
+            steps.append((layer.function, []))
             continue
         step = _STEPS[name]
+        if evaluation and step.draws:
+            raise _random(name, policy)
         if name == "central_crop" and smallest and smallest < image_size:
             raise ValueError(
                 f"The policy {policy!r} cuts {image_size} x {image_size} "
@@ -168,7 +189,10 @@ def _compile(
         if name in ("resize", "resize_small"):
             smallest = numbers[-1]
             size = smallest if step.sized else None
-        steps.append((step.function, numbers))
+        function = step.function
+        if name == "resize_small" and parsed[i + 1 : i + 2] == _CROP:
+            function = functools.partial(function, cropped=True)
+        steps.append((function, numbers))
     if size != image_size:
         many = f"of {size} x {size} pixels" if size else "of many sizes"
         raise ValueError(
@@ -180,7 +204,11 @@ def _compile(
 
 
 def parse(
-    policy: str, image_size: int, source_size: int | None = None
+    policy: str,
+    image_size: int,
+    source_size: int | None = None,
+    *,
+    evaluation: bool = False,
 ) -> Augment:
     """Compiles a policy into a function of an image, or its file, and a seed.
 
@@ -188,7 +216,8 @@ def parse(
     `image_size` pixels, resize(side) of another one. A policy in which no step
     sets the size begins with a resize, unless `source_size` is the model's: the
     side of the images before, if all are squares of one size. Layers are made
-    and traced here, which takes about a second each.
+    and traced here, which takes about a second each. In a policy for
+    `evaluation` no step draws random numbers.
 
     Returns:
       `f(image, seed)`: uint8 `[height, width, 3]`, or the bytes of a file (a
@@ -197,7 +226,8 @@ def parse(
 
     Raises:
       ValueError: A step is unknown or mixes a batch (see `split`), its
-        arguments do not fit it, or the images come out in another size.
+        arguments do not fit it, it draws random numbers in a policy for
+        evaluation, or the images come out in another size.
     """
     policy, shuffle = permutations.split(policy)
     if shuffle is not None:
@@ -210,7 +240,7 @@ def parse(
     )
     if source_size != image_size and not resized:
         parsed.insert(0, ("resize", []))
-    steps = _compile(parsed, policy, image_size, source_size)
+    steps = _compile(parsed, policy, image_size, source_size, evaluation)
 
     def apply(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         seeds = tf.random.experimental.stateless_split(seed, len(steps))

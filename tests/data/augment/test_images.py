@@ -213,6 +213,61 @@ def test_policies_that_cannot_be_read(policy, message):
         policy_lib.parse(policy, 8)
 
 
+# What gives an image in another way with another seed.
+RANDOM = (
+    "flip",
+    "pad_crop(2)",
+    "inception_crop",
+    "inception_crop(100)",
+    "randaugment(2, 15)",
+    "randaugment_pil(2, 15)",
+    "keras_cv.RandomFlip",
+    "keras.RandomBrightness(factor=0.2)",
+)
+FIXED = (
+    "resize",
+    "resize(16)|central_crop",
+    "resize_small(12)|central_crop",
+    "resize|shuffle_pixels(3)",
+    "resize|keras_cv.Grayscale(output_channels=3)",
+    "resize(8)|keras.CenterCrop(height=8, width=8)|resize",
+)
+
+
+@pytest.mark.parametrize("step", RANDOM)
+def test_evaluation_policies_draw_nothing(step):
+    policy = f"resize|{step}"
+    policy_lib.parse(policy, 8)
+    with pytest.raises(ValueError) as caught:
+        policy_lib.parse(policy, 8, evaluation=True)
+    message = str(caught.value)
+    for part in (repr(step.partition("(")[0])[:-1], policy, "resize(side)"):
+        assert part in message
+    assert "random" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("policy", FIXED)
+def test_fixed_policies_are_for_evaluation(policy):
+    apply = policy_lib.parse(policy, 8, evaluation=True)
+    image = tf.random.stateless_uniform([9, 20, 3], (1, 2), 0, 256, tf.int32)
+    image = tf.cast(image, tf.uint8)
+    first, second = (apply(image, (seed, 1)) for seed in (3, 4))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_every_step_says_whether_it_draws():
+    """The oracle: whether twenty seeds give different images."""
+    image = tf.random.stateless_uniform([12, 12, 3], (1, 2), 0, 256, tf.int32)
+    image = tf.cast(image, tf.uint8)
+    for name, step in policy_lib._STEPS.items():
+        numbers = [8] * (step.sized + (not step.optional) * len(step.numbers))
+        seen = {
+            step.function(image, (seed, 7), *numbers).numpy().tobytes()
+            for seed in range(20)
+        }
+        assert step.draws == (len(seen) > 1), name
+
+
 def test_randaugment_in_a_policy():
     image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for name in ("randaugment", "randaugment_pil"):
@@ -257,3 +312,37 @@ def test_images_of_the_models_size_are_not_resized(monkeypatch):
     monkeypatch.setattr(tf.image, "resize", fail)
     apply = policy_lib.parse("pad_crop(1)|flip", 8, source_size=8)
     apply(tf.constant(ramp(8, 8)), tf.constant((0, 3), tf.int64))
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (37, 148), (149, 38), (7, 7)])
+def test_cutting_ends_leaves_ordinary_images_alone(shape):
+    image = tf.random.stateless_uniform([*shape, 3], (1, 2), 0, 256, tf.int32)
+    image = tf.cast(image, tf.uint8)
+    both = [
+        images.resize_small(image, (0, 0), 16, cropped=cropped)
+        for cropped in (False, True)
+    ]
+    np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("length", [5000, 4999])
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_strip_takes_no_more_than_its_middle(length, upright):
+    """Once 5.4 GB for a file of 105 bytes."""
+    strip = np.zeros((1, length, 3), np.uint8)
+    strip[:, length // 2 - 1 : length // 2 + 2] = 200
+    if upright:
+        strip = strip.transpose(1, 0, 2)
+    policy = "resize_small(256)|central_crop"
+    crop = policy_lib.parse(policy, 224, evaluation=True)(strip, (0, 0))
+    assert crop.shape == (224, 224, 3)
+    np.testing.assert_array_equal(crop, 200)
+    cut = images.resize_small(strip, (0, 0), 256, cropped=True)
+    assert max(cut.shape) <= 5 * 256
+
+
+def test_an_image_that_would_take_gigabytes_is_broken():
+    strip = np.zeros((1, 5000, 3), np.uint8)
+    apply = policy_lib.parse("resize_small(256)|resize", 224)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too long"):
+        apply(strip, (0, 0))

@@ -173,7 +173,7 @@ def eager_and_mapped(function, seeds):
 
 @pytest.mark.parametrize("text", rows([*KEEPING, *RESIZING]))
 def test_a_seed_is_an_image(text, blocks):
-    step, side = keras_layers.image_step(text, 36)
+    step, side, _ = keras_layers.image_step(text, 36)
     got = eager_and_mapped(lambda seed: step(blocks, seed), seeds_of(12))
     assert side == RESIZING.get(text, 36)
     for image in got:
@@ -196,7 +196,7 @@ def test_a_seed_is_an_image(text, blocks):
 def test_kerass_augmix_draws_its_operations(blocks):
     """One of seven, or none, whose image is the original's."""
     text = "keras.AugMix(all_ops=False, num_chains=1, chain_depth=1)"
-    step, _ = keras_layers.image_step(text, 36)
+    step, _, _ = keras_layers.image_step(text, 36)
     got = [step(blocks, seed).numpy() for seed in seeds_of(60)]
     unchanged = sum(np.array_equal(image, blocks) for image in got)
     assert 1 <= unchanged <= 20  # of 60 / 8
@@ -219,7 +219,7 @@ def test_kerass_augmix_draws_its_operations(blocks):
 def test_a_seed_is_an_image_to_the_pixel(text, photo):
     """Layers whose last bits a graph's optimization of sums would change."""
     image = tf.cast(tf.image.resize(photo, (224, 224)), tf.uint8)
-    step, _ = keras_layers.image_step(text, 224)
+    step, _, _ = keras_layers.image_step(text, 224)
     eager_and_mapped(lambda seed: step(image, seed), seeds_of(6))
 
 
@@ -542,7 +542,7 @@ def test_equalize_differs_in_the_step(photo):
     ],
 )
 def test_a_step_is_its_layer(text, layer, photo):
-    step, _ = keras_layers.image_step(text, None)
+    step, _, _ = keras_layers.image_step(text, None)
     want = tf.round(layer(tf.cast(photo, tf.float32)))
     np.testing.assert_array_equal(step(photo, (0, 0)), want)
 
@@ -550,7 +550,7 @@ def test_a_step_is_its_layer(text, layer, photo):
 @pytest.mark.slow
 def test_randaugment_of_rate_0_does_nothing(photo):
     text = "keras_cv.RandAugment(rate=0.0, augmentations_per_image=1)"
-    step, _ = keras_layers.image_step(text, None)
+    step, _, _ = keras_layers.image_step(text, None)
     np.testing.assert_array_equal(step(photo, (0, 0)), photo)
 
 
