@@ -70,6 +70,8 @@ def use_engine() -> None:
     Call it before Keras is imported.
     """
     of_jax = _given("coordinator", "num_hosts", "host")
+    if FLAGS.virtual_devices is not None:
+        hosts.check_virtual_devices(FLAGS.virtual_devices)
     chosen = choice.choose_engine(
         FLAGS.engine, os.environ, flags=_given("strategy", "tpu")
     )
@@ -77,6 +79,10 @@ def use_engine() -> None:
         raise ConfigError(
             f"{of_jax[0]} belongs to --engine=jax, and the engine is "
             f"{chosen.name} ({chosen.reason})."
+        )
+    if chosen.name == "tensorflow":
+        hosts.check_device_flags(
+            FLAGS.strategy, FLAGS.tpu, FLAGS.virtual_devices
         )
     choice.use_engine(chosen, virtual=FLAGS.virtual_devices is not None)
     _chosen.append(chosen)
