@@ -113,7 +113,7 @@ def _weights(arguments: list[str], output: pathlib.Path) -> Files:
 
 def _define_sweep() -> None:
     shared.define_config_flags()
-    flags.DEFINE_string("workdir", None, "Folder of the runs.")
+    shared.define_path("workdir", "Folder of the runs.")
     flags.DEFINE_string("seeds", "0,1,2", "Seeds, with commas between them.")
     shared.define_device_flags()
 
@@ -326,12 +326,10 @@ def run() -> None:
 
     def define() -> None:
         command.define_flags()
-        flags.DEFINE_string(
+        shared.define_path(
             "output",
-            None,
             "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
             "written, and the numbers beside them.",
-            required=True,
         )
 
     def main(argv: list[str]) -> None:
@@ -341,4 +339,9 @@ def run() -> None:
         told = " and ".join(str(file) for file in numbers if file.exists())
         print(f"Drew {drawn}; the numbers are in {told}", flush=True)
 
-    run_program(main, define_flags=define, help_text=command.help_text)
+    run_program(
+        main,
+        define_flags=define,
+        help_text=command.help_text,
+        required="output",
+    )

@@ -33,7 +33,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
             "disk, or on a disk that all hosts share (NFS, Filestore), and "
             f"copy it: gcloud storage cp -r. Received: {os.fspath(workdir)}"
         )
-    return pathlib.Path(workdir)
+    return pathlib.Path(workdir).expanduser()
 
 
 def read_result(

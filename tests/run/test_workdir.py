@@ -14,6 +14,12 @@ def test_a_bucket_is_no_workdir(kind):
         workdir_lib.as_path(kind("gs://bucket/run"))
 
 
+def test_a_workdir_may_be_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = workdir_lib.as_path("~/runs/a")
+    assert path == pathlib.Path("/home/me/runs/a")
+
+
 @pytest.mark.parametrize("text", ["runs/a", "/tmp/a:b", "c", "./gs:/a"])
 def test_other_names_are_folders(text):
     assert workdir_lib.as_path(text) == pathlib.Path(text)
