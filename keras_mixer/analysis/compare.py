@@ -86,7 +86,7 @@ def read(
                 config_lib.load(path / "config.json"),
                 files.read_other_model(path),
                 curves.read(path),
-                json.loads(result.read_text()) if result.exists() else None,
+                files.read_json(result) if result.exists() else None,
                 measured[path],
             )
         )

@@ -66,10 +66,10 @@ def _parse(text: str) -> tuple[str, Any]:
             f"{field} is a section. Set one of its fields: "
             + ", ".join(_field_names(field))
         )
-    if equals and not name and (known := _fields_named(section)):
+    if equals and not name and (homes := _fields_named(section)):
         raise ConfigError(
             f"{section} needs its section. Did you mean "
-            + " or ".join(f"{found}={value}" for found in known)
+            + " or ".join(f"{found}={value}" for found in homes)
             + "?"
         )
     if not equals or not name:
@@ -161,6 +161,13 @@ def load(path: str | os.PathLike[str]) -> Config:
         raise ConfigError(f"There is no config file {path}") from error
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
+    except yaml.MarkedYAMLError as error:  # JSON is YAML, too
+        mark, place = error.problem_mark, ""
+        if mark is not None:
+            place = f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise ConfigError(
+            f"Cannot read {path}: {place}{error.problem}"
+        ) from error
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"Cannot read {path}: {error}") from error
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from keras_mixer.run import checkpoint, config as config_lib, files
+from keras_mixer.run import checkpoint, config as config_lib, files, suggest
 from keras_mixer.run.config import Config
 from keras_mixer.run.files import WorkdirError
 
@@ -68,7 +67,7 @@ def read_result(
                 + "; ".join(changes)
             )
         result = workdir / "result.json"
-        return dict(json.loads(result.read_text())) if result.exists() else None
+        return dict(files.read_json(result)) if result.exists() else None
     except OSError as error:
         raise WorkdirError(
             f"Cannot read the workdir {workdir}: {error.strerror}"
@@ -97,7 +96,8 @@ def _changes(
     ]
     classes = workdir / "classes.json"
     if classes.exists() and read_classes(classes) != class_names:
-        changes.append("the names of the classes (classes.json)")
+        different = suggest.difference(class_names, read_classes(classes))
+        changes.append(f"the names of the classes (classes.json): {different}")
     made_by = files.read_other_model(workdir)
     if made_by != other_model:
         changes.append(
@@ -108,7 +108,10 @@ def _changes(
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     """Reads classes.json: the names in the order of the labels."""
-    return tuple(json.loads(path.read_text()))
+    names = files.read_json(path)
+    if not isinstance(names, list):
+        raise WorkdirError(f"Cannot read {path}: it must hold a list of names")
+    return tuple(map(str, names))
 
 
 @contextlib.contextmanager
