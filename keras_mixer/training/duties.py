@@ -84,6 +84,8 @@ class Duties:
             start_step=state.step,
             batch_size=run.config.train.batch_size,
             cores=run.engine.replicas,
+            num_classes=run.splits.train.num_classes,
+            seconds=lambda: state.seconds,
             writes=run.engine.is_chief,
         )
 
