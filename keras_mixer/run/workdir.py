@@ -65,6 +65,8 @@ def read_result(
                 f"{workdir} holds a run of another config. Give this run a "
                 "--workdir of its own. What differs (there -> here): "
                 + "; ".join(changes)
+                + ". To train on from its weights with these settings: "
+                f"init.weights={workdir} with a new --workdir."
             )
         result = workdir / "result.json"
         return dict(files.read_json(result)) if result.exists() else None
