@@ -58,7 +58,7 @@ def read(
         is of none of them.
       WorkdirError: One is not the workdir of a run that trained.
     """
-    paths = [pathlib.Path(text) for text in workdirs]
+    paths = [pathlib.Path(text).expanduser() for text in workdirs]
     if len(paths) < 2:
         raise ConfigError(
             "Give the workdirs of two or more runs: compare runs/a runs/b "
@@ -98,7 +98,7 @@ def read_run(
         config_lib.load(workdir / "config.json"),
         files.read_other_model(workdir),
         curves.read(workdir),
-        json.loads(result.read_text()) if result.exists() else None,
+        files.read_json(result) if result.exists() else None,
         evaluations,
     )
 
@@ -116,7 +116,7 @@ def _read_evaluations(
     by_place = {path.resolve(): path for path in paths}
     for file in outputs:
         try:
-            whole = json.loads(pathlib.Path(file).read_text())
+            whole = json.loads(pathlib.Path(file).expanduser().read_text())
             task, workdir = whole["task"], whole.get("workdir")
             rows = [
                 _read_row(task, row, whole.get("step"))

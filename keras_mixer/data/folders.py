@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.data.splits import DataError, Record, Split, select, table_of
+from keras_mixer.run import suggest
 
 _ORDER_SEED = 0
 # All names of what TensorFlow decodes.
@@ -190,11 +191,13 @@ def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
     """Returns the classes, which must be the same for all splits."""
     first, *others = listings
     for other in others:
-        different = sorted(set(listings[other]) ^ set(listings[first]))
-        if different:
+        if set(listings[other]) != set(listings[first]):
+            different = suggest.difference(
+                list(listings[other]), list(listings[first])
+            )
             raise DataError(
-                f"The splits of {root} have different classes: {other} and "
-                f"{first} differ in {', '.join(different[:5])}"
+                f"The splits of {root} have different classes, {other} (here) "
+                f"and {first} (there): {different}."
             )
     if len(listings[first]) == 1:
         (name,) = listings[first]

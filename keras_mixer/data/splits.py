@@ -15,6 +15,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
+from keras_mixer.run import suggest
+
 Record = Mapping[str, tf.Tensor]
 # Where the images of a whole split lie, begin, end. The first is the same for
 # all names of a data set: the folder of the class folders, or TFDS' full name.
@@ -140,7 +142,8 @@ def require_same_classes(split: Split, other: Split) -> None:
     if other.class_names != split.class_names:
         raise DataError(
             f"{split.name} has {split.num_classes} classes and "
-            f"{other.name} has {other.num_classes}, or other names."
+            f"{other.name} has {other.num_classes}, or other names: "
+            f"{suggest.difference(split.class_names, other.class_names)}."
         )
 
 

@@ -15,6 +15,7 @@ from keras_mixer.engines.hosts import (
     check_virtual_devices,
     cluster_of_tf_config,
     hosts_of_slice,
+    nvidia_files,
     tpu_files,
     tpu_of_environment,
 )
@@ -73,6 +74,12 @@ def _make_multi_worker() -> tf.distribute.Strategy:
         )
     addresses = resolver.cluster_spec().as_dict()
     others = sum(len(tasks) for tasks in addresses.values()) - 1
+    if not others:
+        raise EngineError(
+            f"--strategy=multi_worker finds one worker alone: {addresses}. "
+            "Leave out --strategy, which then takes all devices of this "
+            f"machine, or name all hosts. {TF_CONFIG_HELP}"
+        )
     print(
         f"Worker {resolver.task_id} of {others + 1} waits for the others: "
         f"{addresses}",
@@ -183,10 +190,36 @@ def make_strategy(
         return _make_tpu(tpu or tpu_of_environment(os.environ) or "local")
     if chosen == "multi_worker":
         return _make_multi_worker()
-    _, devices = _devices(cpu)
+    kind, devices = _devices(cpu)
+    unseen = () if cpu or kind == "GPU" else nvidia_files()
+    if chosen == "mirrored" and len(devices) == 1:
+        if kind == "CPU":
+            raise EngineError(
+                "--strategy=mirrored trains on all GPUs, and TensorFlow sees "
+                f"none{_listed(unseen)}, only one CPU. Leave out --strategy to "
+                "train on the CPU, or rehearse several replicas on it: "
+                "--virtual_devices=4. python -m keras_mixer.doctor says why a "
+                "GPU is not seen."
+            )
+        print(
+            "Warning: --strategy=mirrored finds one GPU, and trains as "
+            "--strategy=one_device does.",
+            flush=True,
+        )
+    elif unseen and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        print(
+            f"Warning: TensorFlow sees no GPU{_listed(unseen)}, and computes "
+            "on the CPU. python -m keras_mixer.doctor says why.",
+            flush=True,
+        )
     if chosen == "one_device":
         return tf.distribute.OneDeviceStrategy(devices[0])
     return mirror(devices)
+
+
+def _listed(files: Sequence[str]) -> str:
+    """Returns " (there is /dev/nvidia0)", or "" without files."""
+    return f" (there is {', '.join(files)})" if files else ""
 
 
 def is_alone(strategy: tf.distribute.Strategy) -> bool:

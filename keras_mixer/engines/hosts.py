@@ -45,6 +45,33 @@ def check_virtual_devices(count: int) -> None:
         )
 
 
+def check_device_flags(
+    strategy: str, tpu: str | None, virtual_devices: int | None
+) -> None:
+    """Raises EngineError for devices that the strategy would leave unused.
+
+    The arguments are those of `make.make_engine`, of the TensorFlow engine.
+    """
+    if tpu is not None and strategy not in ("auto", "tpu"):
+        raise EngineError(
+            f"--tpu={tpu} goes with --strategy=tpu or auto. Received: "
+            f"--strategy={strategy}"
+        )
+    if virtual_devices is None:
+        return
+    check_virtual_devices(virtual_devices)
+    used_by = ["auto", "mirrored"]
+    if virtual_devices == 1:
+        used_by.append("one_device")
+    if tpu is not None or strategy not in used_by:
+        other = f"--strategy={strategy}" if tpu is None else f"--tpu={tpu}"
+        raise EngineError(
+            f"--virtual_devices={virtual_devices} rehearses several replicas "
+            f"on the CPU, and {other} would not use them. Leave out one of "
+            "the two flags."
+        )
+
+
 def lost_worker(lost: str, own: str) -> WorkerLostError:
     """Returns the error that names the lost worker and this one."""
     return WorkerLostError(

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from keras_mixer.engines import hosts
+
 if TYPE_CHECKING:  # it imports Keras, whose backend may not be chosen yet
     from keras_mixer.engines.engine import Engine
 
@@ -40,6 +42,7 @@ def make_engine(
             num_hosts=num_hosts,
             host=host,
         )
+    hosts.check_device_flags(strategy, tpu, virtual_devices)
     from keras_mixer.engines import distribute, tensorflow
 
     if virtual_devices is not None:

@@ -114,7 +114,7 @@ def _weights(arguments: list[str], output: pathlib.Path) -> Files:
 
 def _define_sweep() -> None:
     shared.define_config_flags()
-    flags.DEFINE_string("workdir", None, "Folder of the runs.")
+    shared.define_path("workdir", "Folder of the runs.")
     flags.DEFINE_string("seeds", "0,1,2", "Seeds, with commas between them.")
     shared.define_device_flags()
 
@@ -291,7 +291,7 @@ def _compare(arguments: list[str], output: pathlib.Path) -> Files:
 
 
 def _define_curves() -> None:
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    shared.define_path("workdir", "Folder of the run.")
 
 
 def _curves_output() -> pathlib.Path:
@@ -319,6 +319,7 @@ class _Command(NamedTuple):
     define_flags: Callable[[], None]
     help_text: str
     output: Callable[[], pathlib.Path] = _check_output
+    required: str = "output"  # the flag that must be given
 
 
 COMMANDS = {
@@ -329,7 +330,11 @@ COMMANDS = {
     "cost": _Command(_cost, _define_cost, analysis_help.COST),
     "scale": _Command(_scale, _define_scale, analysis_help.SCALE),
     "curves": _Command(
-        _curves, _define_curves, analysis_help.CURVES, _curves_output
+        _curves,
+        _define_curves,
+        analysis_help.CURVES,
+        _curves_output,
+        required="workdir",
     ),
     "compare": _Command(_compare, _define_compare, analysis_help.COMPARE),
 }
@@ -353,12 +358,10 @@ def run() -> None:
 
     def define() -> None:
         command.define_flags()
-        flags.DEFINE_string(
+        shared.define_path(
             "output",
-            None,
             "File of the picture: .png, .svg or .pdf. PNG and SVG are always "
             "written, and the numbers beside them.",
-            required=command.output is _check_output,
         )
 
     def main(argv: list[str]) -> None:
@@ -368,4 +371,9 @@ def run() -> None:
         told = " and ".join(str(file) for file in numbers if file.exists())
         print(f"Drew {drawn}; the numbers are in {told}", flush=True)
 
-    run_program(main, define_flags=define, help_text=command.help_text)
+    run_program(
+        main,
+        define_flags=define,
+        help_text=command.help_text,
+        required=command.required,
+    )

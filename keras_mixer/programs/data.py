@@ -29,12 +29,7 @@ shares.
 def define_flags() -> None:
     """Defines the flags of this program."""
     shared.define_config_flags()
-    flags.DEFINE_string(
-        "output",
-        None,
-        "File of the picture: .png, .svg or .pdf.",
-        required=True,
-    )
+    shared.define_path("output", "File of the picture: .png, .svg or .pdf.")
     flags.DEFINE_integer(
         "images", 32, "How many, at most.", lower_bound=1, upper_bound=1024
     )
@@ -46,11 +41,12 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, draws, says where."""
+    output = shared.check_picture("output")
+    config = shared.read_config(argv[1:])  # fails before Keras is imported
+
     from keras_mixer import data
     from keras_mixer.training import contact_sheet
 
-    output = shared.check_picture("output")
-    config = shared.read_config(argv[1:])
     splits = data.open_splits(config)
     figure = contact_sheet.draw(
         data.resolve(config, splits.train),
@@ -66,4 +62,6 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(main, define_flags=define_flags, help_text=_HELP)
+    run_program(
+        main, define_flags=define_flags, help_text=_HELP, required="output"
+    )

@@ -7,6 +7,7 @@ be missing or broken.
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -64,7 +65,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="local, or the name or grpc:// addresses of a TPU",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write the findings there, too"
+        "--json",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="write the findings there, too",
     )
     parser.add_argument(
         "--timeout",

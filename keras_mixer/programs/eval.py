@@ -98,13 +98,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data", None, "Data sets with commas between them, see above."
     )
-    flags.DEFINE_string("output", None, "File to write the scores to, as JSON.")
-    flags.DEFINE_string(
-        "per_class", None, "File to write the accuracy of each class to (.csv)."
+    shared.define_path("output", "File to write the scores to, as JSON.")
+    shared.define_path(
+        "per_class", "File to write the accuracy of each class to (.csv)."
     )
-    flags.DEFINE_string(
+    shared.define_path(
         "confusion",
-        None,
         "Picture of which class is taken for which: .png, .svg or .pdf.",
     )
     shared.define_device_flags()

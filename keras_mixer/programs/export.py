@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -16,8 +16,9 @@ from keras_mixer.programs import flags as shared
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, fields
 from keras_mixer.run.config import Config, ConfigError
-from keras_mixer.training import assembly
-from keras_mixer.training.assembly import Trained
+
+if TYPE_CHECKING:  # it imports Keras, which a wrong flag need not wait for
+    from keras_mixer.training.assembly import Trained
 
 FLAGS = flags.FLAGS
 
@@ -62,12 +63,9 @@ def define_flags() -> None:
         files=".npz, timm .safetensors or Keras .weights.h5 file",
         models="S/32 ... H/14, or custom",
     )
-    flags.DEFINE_string(
-        "output", None, "Folder of the versions.", required=True
-    )
-    flags.DEFINE_string(
+    shared.define_path("output", "Folder of the versions.")
+    shared.define_path(
         "class_names",
-        None,
         "File with the names of the classes, one a line; by default the "
         "run's. A .weights.h5 file is read into a model of as many classes; "
         "without names, 1000.",
@@ -122,8 +120,10 @@ def _imagenet_names() -> tuple[str, ...] | None:
         return None
 
 
-def _from_workdir(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
+def _from_workdir(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
     """Returns the model of --workdir, and what export.json says of it."""
+    from keras_mixer.training import assembly
+
     trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
     config = shared.override_some(
         trained.config, overrides, _OVERRIDABLE, "an export"
@@ -138,9 +138,10 @@ def _from_workdir(overrides: list[str]) -> tuple[Trained, dict[str, Any]]:
 
 def _from_weights(
     overrides: list[str], names: tuple[str, ...] | None
-) -> tuple[Trained, dict[str, Any]]:
+) -> "tuple[Trained, dict[str, Any]]":
     """Returns the model of --weights, and what export.json says of it."""
     from keras_mixer import models, weights as weights_lib
+    from keras_mixer.training import assembly
 
     if FLAGS.model != "custom":
         models.get_variant(FLAGS.model)
@@ -181,9 +182,10 @@ def _from_weights(
 
 def _load_keras(
     weights: str, config: Config, names: tuple[str, ...] | None
-) -> Trained:
+) -> "Trained":
     """Loads a .weights.h5 file, which says neither its classes nor its size."""
     from keras_mixer import models, weights as weights_lib
+    from keras_mixer.training import assembly
 
     if config.model.image_size is None:
         size = f"model.image_size={models.DEFAULT_IMAGE_SIZE}"
@@ -202,7 +204,7 @@ def _load_keras(
             f"{weights} has another number, give --class_names=FILE with one "
             f"line per class. {reason}"
         ) from error
-    return Trained(model, config, names, weights)
+    return assembly.Trained(model, config, names, weights)
 
 
 def _open_split(
@@ -292,4 +294,6 @@ def _print(version: pathlib.Path, card: dict[str, Any]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(main, define_flags=define_flags, help_text=_HELP)
+    run_program(
+        main, define_flags=define_flags, help_text=_HELP, required="output"
+    )

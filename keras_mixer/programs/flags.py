@@ -14,6 +14,29 @@ FLAGS = flags.FLAGS
 _chosen: list[choice.Choice] = []  # by `use_engine`
 
 
+class _PathParser(flags.ArgumentParser[str]):
+    """Reads a path, in which a leading ~ is a home folder.
+
+    A shell expands ~ at the start of a word alone, not after --workdir=.
+    """
+
+    def parse(self, argument: str) -> str:
+        path = os.path.expanduser(argument)
+        if not path:
+            raise ValueError("a path is missing after the =")
+        if path.startswith("~"):
+            raise ValueError(
+                f"there is no user {path.partition('/')[0][1:]!r}. A folder of "
+                f"this name is written ./{path}"
+            )
+        return path
+
+
+def define_path(name: str, help_text: str) -> None:
+    """Defines a flag that is a path; by default None."""
+    flags.DEFINE(_PathParser(), name, None, help_text)
+
+
 def define_device_flags() -> None:
     """Defines the flags that say where to compute."""
     flags.DEFINE_enum(
@@ -70,6 +93,8 @@ def use_engine() -> None:
     Call it before Keras is imported.
     """
     of_jax = _given("coordinator", "num_hosts", "host")
+    if FLAGS.virtual_devices is not None:
+        hosts.check_virtual_devices(FLAGS.virtual_devices)
     chosen = choice.choose_engine(
         FLAGS.engine, os.environ, flags=_given("strategy", "tpu")
     )
@@ -77,6 +102,10 @@ def use_engine() -> None:
         raise ConfigError(
             f"{of_jax[0]} belongs to --engine=jax, and the engine is "
             f"{chosen.name} ({chosen.reason})."
+        )
+    if chosen.name == "tensorflow":
+        hosts.check_device_flags(
+            FLAGS.strategy, FLAGS.tpu, FLAGS.virtual_devices
         )
     choice.use_engine(chosen, virtual=FLAGS.virtual_devices is not None)
     _chosen.append(chosen)
@@ -101,9 +130,7 @@ def make_engine() -> Any:
 def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> None:
     """Defines the flags that say which run."""
     flags.DEFINE_string("recipe", recipe, "Name of the run's recipe.")
-    flags.DEFINE_string(
-        "config", None, "A config.json of a run, in place of a recipe."
-    )
+    define_path("config", "A config.json of a run, in place of a recipe.")
 
 
 def _require_no_flags(overrides: list[str]) -> None:
@@ -153,16 +180,15 @@ def define_source_flags(
     models: str = "S/32 ... H/14",
 ) -> None:
     """Defines the flags that name a trained model."""
-    flags.DEFINE_string("workdir", None, "Folder of a run.")
+    define_path("workdir", "Folder of a run.")
     flags.DEFINE_string(
         "checkpoint",
         "latest",
         "Which one of the run: latest, best (on the validation split), or a "
         "step.",
     )
-    flags.DEFINE_string(
+    define_path(
         "weights",
-        None,
         f"In place of a run: imagenet1k, imagenet21k, sam, gsam, or a {files}.",
     )
     flags.DEFINE_string("model", None, f"Variant of --weights: {models}.")

@@ -8,7 +8,11 @@ from absl import flags
 
 from keras_mixer.engines import choice
 from keras_mixer.preflight import chips, compiler
-from keras_mixer.programs.flags import define_config_flags, read_config
+from keras_mixer.programs.flags import (
+    define_config_flags,
+    define_path,
+    read_config,
+)
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import files
 from keras_mixer.run.config import Config, ConfigError
@@ -56,7 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "largest", None, "Look for the largest batch even if this one fits."
     )
-    flags.DEFINE_string("json", None, "File to write the figures to.")
+    define_path("json", "File to write the figures to.")
 
 
 def read_run(overrides: list[str]) -> Config:

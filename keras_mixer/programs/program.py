@@ -12,6 +12,8 @@ from keras_mixer.programs import flags as shared
 
 FLAGS = flags.FLAGS
 
+_INTERRUPTED = 130  # as a shell says it of SIGINT
+
 
 def run_program(
     main: Callable[[list[str]], None],
@@ -19,6 +21,7 @@ def run_program(
     define_flags: Callable[[], None],
     help_text: str,
     backend: str = "tensorflow",
+    required: str | None = None,
 ) -> None:
     """Runs `main` under absl, with its errors as one line.
 
@@ -27,6 +30,7 @@ def run_program(
       define_flags: Defines the flags.
       help_text: --help shows it above the flags.
       backend: Of Keras, for a program without --engine.
+      required: Name of the flag that must be given, if there is one.
     """
     others = set(FLAGS)
     define_flags()
@@ -36,9 +40,16 @@ def run_program(
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return list(FLAGS(argv))
+            rest = list(FLAGS(argv))
         except flags.Error as error:
             sys.exit(f"error: {error} (--help lists the flags)")
+        if required is not None and FLAGS[required].value is None:
+            wants = FLAGS[required].help.replace("\n", " ")
+            sys.exit(
+                f"error: --{required}=... is missing: {wants} (--help lists "
+                "the flags)"
+            )
+        return rest
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
@@ -49,6 +60,9 @@ def run_program(
             else:
                 os.environ["KERAS_BACKEND"] = backend
             main(argv)
+        except KeyboardInterrupt:
+            print("\nInterrupted by Ctrl-C.", file=sys.stderr, flush=True)
+            sys.exit(_INTERRUPTED)
         except Exception as error:
             _end(error)
 
@@ -68,7 +82,7 @@ def _end(error: Exception) -> NoReturn:
 
 def _is_expected(error: Exception) -> bool:
     """Whether the error is about the input or the machine, and no bug."""
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError, MemoryError)):
         return True  # without the seconds that the imports take
     import tensorflow as tf
 

@@ -37,7 +37,7 @@ Fields (section.field=value, with the defaults that recipes change):
 def help_text() -> str:
     """Returns what --help prints above the flags."""
     lines = [
-        f"  {name:<22} {(recipe.__doc__ or '').splitlines()[0]}"
+        f"  {name:<22} {(recipe.__doc__ or '').partition(chr(10))[0]}"
         for name, recipe in recipes.RECIPES.items()
     ]
     return _HELP.format(
@@ -48,19 +48,20 @@ def help_text() -> str:
 def define_flags() -> None:
     """Defines the flags of this program."""
     shared.define_config_flags()
-    flags.DEFINE_string(
-        "workdir", None, "Folder of the run; runs/<recipe> by default."
+    shared.define_path(
+        "workdir", "Folder of the run; runs/<recipe> by default."
     )
     shared.define_device_flags()
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
+    config = shared.read_config(argv[1:])  # fails before Keras is imported
+    name = config.recipe or pathlib.Path(FLAGS.config).stem
+
     from keras_mixer.engines.hosts import WorkerLostError
     from keras_mixer.training import loop as trainer, preemption
 
-    config = shared.read_config(argv[1:])
-    name = config.recipe or pathlib.Path(FLAGS.config).stem
     workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
     engine = shared.make_engine()
     try:

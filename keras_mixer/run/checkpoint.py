@@ -279,6 +279,14 @@ class Checkpoints:
         if saving is not None:
             saving.result()
 
+    def raise_failure(self) -> None:
+        """Raises the failure of the checkpoint being written, if it is known.
+
+        It does not wait.
+        """
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
     def _prune(self) -> None:
         """Removes old checkpoints, and what killed runs left half-written."""
         kept = set(self.steps[-self._keep :])

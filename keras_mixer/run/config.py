@@ -9,6 +9,7 @@ checks values.
 
 import dataclasses
 import os
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,12 @@ def _parse(text: str) -> tuple[str, Any]:
             f"{field} is a section. Set one of its fields: "
             + ", ".join(_field_names(field))
         )
+    if equals and not name and (homes := _fields_named(section)):
+        raise ConfigError(
+            f"{section} needs its section. Did you mean "
+            + " or ".join(f"{found}={value}" for found in homes)
+            + "?"
+        )
     if not equals or not name:
         raise ConfigError(
             f"Cannot read {text!r}: an override is section.field=value, "
@@ -86,6 +93,12 @@ def _field_names(section: str) -> list[str]:
     return [f"{section}.{field.name}" for field in fields]
 
 
+def _fields_named(name: str) -> list[str]:
+    """Returns "section.field" of each field of this name, in any section."""
+    every = [field for section in SECTIONS for field in _field_names(section)]
+    return [field for field in every if field.partition(".")[2] == name]
+
+
 def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
     """Rewrites an OmegaConf error for people who have not read its manual."""
     message = str(error).splitlines()[0]
@@ -96,6 +109,8 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
     known = _field_names(section) if section in SECTIONS else list(SECTIONS)
     # The section that the names share makes all of them similar.
     hint = suggest.nearest(name, known, cutoff=0.8)
+    if elsewhere := _fields_named(name.rpartition(".")[2]):
+        hint = f" Did you mean {' or '.join(map(repr, elsewhere))}?"
     return f"Unknown field {name!r}.{hint} Fields: {', '.join(known)}"
 
 
@@ -141,11 +156,18 @@ def load(path: str | os.PathLike[str]) -> Config:
         value that is not allowed.
     """
     try:
-        return _merge(Config(), OmegaConf.load(os.fspath(path)))
+        return _merge(Config(), OmegaConf.load(os.path.expanduser(path)))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config file {path}") from error
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
+    except yaml.MarkedYAMLError as error:  # JSON is YAML, too
+        mark, place = error.problem_mark, ""
+        if mark is not None:
+            place = f"line {mark.line + 1}, column {mark.column + 1}: "
+        raise ConfigError(
+            f"Cannot read {path}: {place}{error.problem}"
+        ) from error
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"Cannot read {path}: {error}") from error
 
@@ -172,7 +194,10 @@ def field_help(*sections: str) -> str:
     lines = []
     for section in sections or SECTIONS:
         owner = SECTIONS[section]
-        lines.append(f"{section}: {owner.__doc__}")
+        # Under python -OO a dataclass has its signature as docstring.
+        lines.append(
+            section if sys.flags.optimize > 1 else f"{section}: {owner.__doc__}"
+        )
         for field in dataclasses.fields(owner):
             default = "null" if field.default is None else field.default
             name = f"{section}.{field.name}={default}"

@@ -37,6 +37,24 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     sync(target.parent)
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      OSError: It cannot be read.
+      WorkdirError: It is no JSON; the error names the file, line and column.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise WorkdirError(
+            f"Cannot read {path}: line {error.lineno}, column {error.colno}: "
+            f"{error.msg}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise WorkdirError(f"Cannot read {path}: {error}") from error
+
+
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a line per row, whose keys are the columns; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

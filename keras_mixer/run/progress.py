@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -108,6 +108,9 @@ class Progress:
         `metrics.jsonl` are dropped because the run will write them again.
       batch_size: Examples per update.
       cores: Number of replicas, for the images/s/core.
+      num_classes: Of the model. Among five or fewer, a top-5 says nothing.
+      seconds: Returns the seconds since the run began, those of interrupted
+        processes included.
       writes: Whether this process reports (of several workers, the chief).
     """
 
@@ -119,6 +122,8 @@ class Progress:
         start_step: int,
         batch_size: int,
         cores: int,
+        num_classes: int,
+        seconds: Callable[[], float],
         writes: bool = True,
     ):
         import tensorflow as tf
@@ -131,6 +136,8 @@ class Progress:
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._cores = cores
+        self._num_classes = num_classes
+        self._seconds = seconds
 
     def _write(
         self,
@@ -151,6 +158,7 @@ class Progress:
                 if isinstance(value, int | float)
             }
         line = {"step": step, "kind": kind, **metrics}
+        line["time"] = round(self._seconds(), 3)
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -192,6 +200,8 @@ class Progress:
                 f"{images_per_second / self._cores:,.0f} img/s/core",
                 f"ETA {format_seconds(left / images_per_second)}",
             ]
+            if self._cores == 1:  # both rates are the same
+                del parts[-2]
         self._print(step, "  ".join(parts))
 
     def evaluation(
@@ -204,11 +214,14 @@ class Progress:
         """
         self._write(step, "eval", {"split": split, **scores})
         accuracy, count = scores["accuracy"], scores["count"]
+        top5 = f"top-5 {scores['top5_accuracy']:.4f}  "
+        if self._num_classes <= 5:
+            top5 = ""
         self._print(
             step,
             f"{split}: accuracy {accuracy:.4f} "
             f"({round(accuracy * count):,} of {count:,})  "
-            f"top-5 {scores['top5_accuracy']:.4f}  loss {scores['loss']:.4f}  "
+            f"{top5}loss {scores['loss']:.4f}  "
             f"in {format_seconds(seconds)}",
         )
         self._warn(step, scores)

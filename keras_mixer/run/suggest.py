@@ -1,7 +1,8 @@
 """What an error says about a name that is not allowed."""
 
 import difflib
-from collections.abc import Collection, Iterable
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -13,6 +14,36 @@ def nearest(value: Any, allowed: Iterable[str], cutoff: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Names the classes that only one of two lists has, first ours.
+
+    A name that differs from one of the others in blanks or in its Unicode form
+    looks alike. Both are then written with escapes, and it is said.
+    """
+    alone = [name for name in ours if name not in theirs]
+    others = [name for name in theirs if name not in ours]
+    looks = {_look(name): name for name in others}
+    for name in alone:
+        if twin := looks.get(_look(name)):
+            return (
+                f"{name!a} and {twin!a}, which look alike: they "
+                "differ in blanks, or in the Unicode form of a letter. Rename "
+                "one of them"
+            )
+    if not alone and not others:
+        return "the order of the names"
+    few = [
+        ", ".join(map(repr, names[:5])) or "none" for names in (alone, others)
+    ]
+    return f"only here {few[0]}; only there {few[1]}"
+
+
+def _look(name: str) -> str:
+    """Returns a name as it looks on a screen."""
+    visible = (c for c in name if unicodedata.category(c) != "Cf")
+    return "".join(unicodedata.normalize("NFKC", "".join(visible)).split())
 
 
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:

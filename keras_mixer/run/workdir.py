@@ -2,14 +2,13 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from keras_mixer.run import checkpoint, config as config_lib, files
+from keras_mixer.run import checkpoint, config as config_lib, files, suggest
 from keras_mixer.run.config import Config
 from keras_mixer.run.files import WorkdirError
 
@@ -39,7 +38,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
             "disk, or on a disk that all hosts share (NFS, Filestore), and "
             f"copy it: gcloud storage cp -r. Received: {os.fspath(workdir)}"
         )
-    return pathlib.Path(workdir)
+    return pathlib.Path(workdir).expanduser()
 
 
 def read_result(
@@ -72,9 +71,11 @@ def read_result(
                 f"{workdir} holds a run of another config. Give this run a "
                 "--workdir of its own. What differs (there -> here): "
                 + "; ".join(changes)
+                + ". To train on from its weights with these settings: "
+                f"init.weights={workdir} with a new --workdir."
             )
         result = workdir / "result.json"
-        return dict(json.loads(result.read_text())) if result.exists() else None
+        return dict(files.read_json(result)) if result.exists() else None
     except OSError as error:
         raise WorkdirError(
             f"Cannot read the workdir {workdir}: {error.strerror}"
@@ -103,7 +104,8 @@ def _changes(
     ]
     classes = workdir / "classes.json"
     if classes.exists() and read_classes(classes) != class_names:
-        changes.append("the names of the classes (classes.json)")
+        different = suggest.difference(class_names, read_classes(classes))
+        changes.append(f"the names of the classes (classes.json): {different}")
     made_by = files.read_other_model(workdir)
     if made_by != other_model:
         changes.append(
@@ -114,7 +116,10 @@ def _changes(
 
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     """Reads classes.json: the names in the order of the labels."""
-    return tuple(json.loads(path.read_text()))
+    names = files.read_json(path)
+    if not isinstance(names, list):
+        raise WorkdirError(f"Cannot read {path}: it must hold a list of names")
+    return tuple(map(str, names))
 
 
 @contextlib.contextmanager

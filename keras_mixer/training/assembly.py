@@ -263,7 +263,7 @@ def load_trained(
       WorkdirError: The folder is not a workdir.
       WeightsError: It has no such checkpoint, or one that cannot be read.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     for name in ("config.json", "classes.json"):
         if not (workdir / name).exists():
             raise WorkdirError(

@@ -84,6 +84,8 @@ class Duties:
             start_step=state.step,
             batch_size=run.config.train.batch_size,
             cores=run.engine.replicas,
+            num_classes=run.splits.train.num_classes,
+            seconds=lambda: state.seconds,
             writes=run.engine.is_chief,
         )
 
@@ -101,6 +103,8 @@ class Duties:
         """
         run, config = self._run, self._run.config.train
         step = state.step
+        # Here rather than at the next checkpoint, which may be hours away.
+        self._checkpoints.raise_failure()
         self._check_finite(state)
         if run.is_due(step, config.log_every):
             self._log(state)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 import urllib.error
 
 import pytest
@@ -48,6 +49,49 @@ def test_a_cluster_that_cannot_be_found(monkeypatch, environment, message):
         monkeypatch.setenv(name, value)
     with pytest.raises(distribute.EngineError, match=message):
         distribute.make_strategy("multi_worker")
+
+
+ALONE = '{"cluster": {"worker": ["host0:1"]}, "task": {"index": 0}}'
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "environment", "message"),
+    [
+        ("mirrored", ["/cpu:0"], {}, "sees none, only one CPU. Leave out"),
+        ("mirrored", ["/gpu:0"], {}, None),
+        ("multi_worker", [], {"TF_CONFIG": ALONE}, "finds one worker alone"),
+    ],
+)
+def test_a_strategy_gets_what_its_name_says(
+    monkeypatch, capsys, strategy, devices, environment, message
+):
+    """Or says so, or is refused."""
+    monkeypatch.setattr(
+        tf.config,
+        "list_logical_devices",
+        lambda kind: [
+            types.SimpleNamespace(name=x) for x in devices if kind.lower() in x
+        ],
+    )
+    monkeypatch.setattr(distribute, "mirror", lambda devices: "mirrored")
+    monkeypatch.setattr(distribute, "nvidia_files", lambda: ())
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if message:
+        with pytest.raises(distribute.EngineError, match=message):
+            distribute.make_strategy(strategy)
+    else:
+        assert distribute.make_strategy(strategy) == "mirrored"
+        assert "finds one GPU, and trains as" in capsys.readouterr().out
+
+
+def test_a_gpu_that_tensorflow_does_not_see_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(distribute, "nvidia_files", lambda: ("/dev/nvidia0",))
+    for hidden in ("-1", "0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        distribute.make_strategy("one_device")
+        told = "sees no GPU (there is /dev/nvidia0)" in capsys.readouterr().out
+        assert told == (hidden == "0")
 
 
 @pytest.fixture

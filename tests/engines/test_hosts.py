@@ -56,3 +56,26 @@ def test_vendors_of_a_vfio_group(tmp_path, vendors, found):
         (device / "vendor").write_text(vendor + "\n")
     assert hosts._vendors_of("12", str(tmp_path)) == found
     assert hosts._vendors_of("13", str(tmp_path)) == set()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tpu", "virtual_devices", "refused"),
+    [
+        ("auto", None, 4, ""),
+        ("mirrored", None, 2, ""),
+        ("one_device", None, 1, ""),
+        ("tpu", "local", None, ""),
+        ("one_device", None, 4, "4 rehearses .* --strategy=one_device would"),
+        ("multi_worker", None, 2, "--strategy=multi_worker would not use"),
+        ("tpu", None, 2, "--strategy=tpu would not use them. Leave out"),
+        ("auto", "local", 2, "--tpu=local would not use them"),
+        ("mirrored", "pod", None, "--tpu=pod goes with --strategy=tpu"),
+        ("auto", None, 0, "virtual_devices must be positive. Received: 0"),
+    ],
+)
+def test_no_device_is_left_unused(strategy, tpu, virtual_devices, refused):
+    if not refused:
+        hosts.check_device_flags(strategy, tpu, virtual_devices)
+        return
+    with pytest.raises(hosts.EngineError, match=refused):
+        hosts.check_device_flags(strategy, tpu, virtual_devices)

@@ -412,3 +412,53 @@ def test_what_does_not_fit_a_run(trained, run_here, tmp_path):
         stderr = run_here("eval.py", *arguments, fails=True).stderr
         assert message in stderr
         assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("export", [], "error: --output=... is missing: Folder of the"),
+        ("data", [], "error: --output=... is missing: File of the picture"),
+        ("train", ["--workdir="], "a path is missing after the ="),
+        ("train", ["--workdir=~no-one/x"], "there is no user 'no-one'"),
+        ("train", ["--config=~/no.json"], "no config file {home}/no.json"),
+        ("train", ["lr=0.1"], "Did you mean optim.lr=0.1?"),
+    ],
+)
+def test_flags_in_our_words(name, arguments, message, tmp_path):
+    """Every program takes ~ in a path, which no shell expands after an =."""
+    code = (
+        f"import sys; sys.argv = ['p', *{arguments!r}]\n"
+        f"from keras_mixer.programs.{name} import run; run()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert process.returncode == 1
+    assert message.format(home=tmp_path) in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_help_without_docstrings():
+    process = subprocess.run(
+        [sys.executable, "-OO", "train.py", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert "cifar10_scratch" in process.stdout
+    assert "optim.lr=0.001" in process.stdout
+    assert process.stderr == ""
+
+
+def test_ctrl_c_is_one_line(run_here, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_program.shared, "read_config", interrupt)
+    stderr = run_here("train.py", fails=True).stderr
+    assert stderr == "\nInterrupted by Ctrl-C.\n"

@@ -209,3 +209,29 @@ def test_programs_choose_the_engine_before_keras_is_imported(program):
         "print('keras' in sys.modules)"
     )
     assert run_python(code) == "False"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("train", ["--help"]),
+        ("train", ["optim.lrr=1"]),
+        ("train", ["--recipe=digit"]),
+        ("eval", ["--help"]),
+        ("export", ["--help"]),
+        ("export", []),
+        ("data", ["--help"]),
+        ("data", ["--output=a.png", "optim.lrr=1"]),
+        ("preflight", ["--help"]),
+        ("preflight", ["--topology=v9"]),
+    ],
+)
+def test_a_wrong_command_waits_for_no_library(program, arguments, tmp_path):
+    code = (
+        f"import sys; sys.argv = ['p', *{arguments!r}]\n"
+        f"from keras_mixer.programs.{program} import run\n"
+        "try: run()\n"
+        "except SystemExit as end: assert end.code\n"
+        "print([m for m in ('tensorflow', 'keras', 'jax') if m in sys.modules])"
+    )
+    assert run_python(code) == "[]"

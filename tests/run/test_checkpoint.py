@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import threading
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -256,6 +257,18 @@ def test_the_failure_of_a_save_is_raised_by_the_next(tmp_path):
     checkpoints.save(1, state(1))
     with pytest.raises(checkpoint.CheckpointError, match="step_00000001"):
         checkpoints.save(2, state(2))
+
+
+def test_a_failure_is_raised_as_soon_as_it_is_known(tmp_path):
+    """Not at the next save, which may be hours away."""
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.raise_failure()  # there is none
+    checkpoints.save(1, state(1))
+    futures.wait([checkpoints._saving])
+    with pytest.raises(checkpoint.CheckpointError, match="step_00000001"):
+        checkpoints.raise_failure()
+    checkpoints.raise_failure()  # once
 
 
 def test_save_returns_before_it_is_written(tmp_path, monkeypatch):

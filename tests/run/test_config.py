@@ -230,3 +230,16 @@ def test_what_a_resolved_config_has():
         _ = Config().model.side
     with pytest.raises(ConfigError, match="train.steps is null"):
         _ = Config().train.total_steps
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr=0.1", r"lr needs its section. Did you mean optim.lr=0.1\?"),
+        ("policy=flip", "augment.policy=flip or fewshot.policy=flip"),
+        ("train.lr=0.1", r"Unknown field 'train.lr'. Did you mean 'optim.lr'"),
+    ],
+)
+def test_a_field_without_its_section_is_found(text, message):
+    with pytest.raises(ConfigError, match=message):
+        override(text)

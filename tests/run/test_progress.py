@@ -20,9 +20,15 @@ def test_durations(seconds, want):
     assert progress.format_seconds(seconds) == want
 
 
-def make(workdir, start_step=0):
+def make(workdir, start_step=0, cores=2, num_classes=10):
     return progress.Progress(
-        workdir, total_steps=100, start_step=start_step, batch_size=8, cores=2
+        workdir,
+        total_steps=100,
+        start_step=start_step,
+        batch_size=8,
+        cores=cores,
+        num_classes=num_classes,
+        seconds=lambda: 12.34567,
     )
 
 
@@ -55,6 +61,7 @@ def test_lines_for_programs_and_people(tmp_path, capsys):
             "lr": 0.1,
             "grad_norm": 2.0,
             "images_per_second": 80.0,
+            "time": 12.346,
         },
         {
             "step": 20,
@@ -64,13 +71,25 @@ def test_lines_for_programs_and_people(tmp_path, capsys):
             "top5_accuracy": 0.5,
             "loss": 2.0,
             "count": 8,
+            "time": 12.346,
         },
     ]
     shown = capsys.readouterr().out
     # 80 steps of 8 images are left, at 80 images a second.
     for part in ("20/100", "80 img/s", "40 img/s/core", "ETA 8s", "2 of 8"):
         assert part in shown
+    assert "top-5 0.5000" in shown
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_lines_leave_out_what_says_nothing(tmp_path, capsys):
+    p = make(tmp_path, cores=1, num_classes=5)
+    report(p, 20)
+    p.close()
+    shown = capsys.readouterr().out
+    assert "80 img/s  ETA" in shown
+    assert "img/s/core" not in shown
+    assert "top-5" not in shown
 
 
 def test_a_restored_run_writes_no_line_twice(tmp_path):
@@ -122,7 +141,9 @@ def test_few_shot_lines(tmp_path, capsys):
         json.loads(line)
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
-    assert lines == [{"step": 30, "kind": "fewshot", **x} for x in scores]
+    assert lines == [
+        {"step": 30, "kind": "fewshot", **x, "time": 12.346} for x in scores
+    ]
     shown = capsys.readouterr().out
     assert "step 30/100  pets: 1-shot 0.1000  5-shot 0.5000  in 3s" in shown
     (events,) = tmp_path.glob("events.out.tfevents.*")

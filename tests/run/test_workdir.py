@@ -2,7 +2,11 @@ import pathlib
 
 import pytest
 
-from keras_mixer.run import workdir as workdir_lib
+from keras_mixer.run import (
+    config as config_lib,
+    recipes,
+    workdir as workdir_lib,
+)
 
 
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
@@ -14,6 +18,23 @@ def test_a_bucket_is_no_workdir(kind):
         workdir_lib.as_path(kind("gs://bucket/run"))
 
 
+def test_a_workdir_may_be_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = workdir_lib.as_path("~/runs/a")
+    assert path == pathlib.Path("/home/me/runs/a")
+
+
 @pytest.mark.parametrize("text", ["runs/a", "/tmp/a:b", "c", "./gs:/a"])
 def test_other_names_are_folders(text):
     assert workdir_lib.as_path(text) == pathlib.Path(text)
+
+
+def test_a_changed_run_says_how_to_go_on(tmp_path):
+    ours = config_lib.override(recipes.digits(), ["optim.lr=0.5"])
+    config_lib.save(recipes.digits(), tmp_path / "config.json")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}')
+    with pytest.raises(
+        workdir_lib.WorkdirError,
+        match=rf"optim.lr: 0.003 -> 0.5. To train on.*init.weights={tmp_path} ",
+    ):
+        workdir_lib.read_result(tmp_path, ours, ())

@@ -55,7 +55,7 @@ def weights_of(workdir):
     return {w.path: np.asarray(w) for w in model.weights}
 
 
-def lines_of(workdir, *, without=("images_per_second",)):
+def lines_of(workdir, *, without=("images_per_second", "time")):
     lines = []
     for text in (workdir / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
