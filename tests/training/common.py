@@ -75,7 +75,7 @@ def assert_same_lines(ours, theirs, rel):
                 assert a[key] == b[key], key
 
 
-def assert_same_weights(a, b, *, rtol, atol):
+def assert_same_weights(a, b, *, rtol, atol=0.0):
     """Tolerances of 0 ask for equal bits, also of what does nothing."""
     ours, theirs = weights_of(a), weights_of(b)
     assert ours.keys() == theirs.keys()
