@@ -68,7 +68,7 @@ def get_variant(name: str) -> Variant:
     """
     if name in VARIANTS:
         return VARIANTS[name]
-    hint = suggest.nearest(name, VARIANTS, cutoff=0.5)
+    hint = suggest.nearest(name.upper(), VARIANTS, cutoff=0.5)
     raise ValueError(
         f"Unknown variant {name!r}.{hint} Variants: {', '.join(VARIANTS)}"
     )

@@ -223,6 +223,60 @@ def test_keras_round_trip_clone_and_config(tmp_path):
         assert not block.gelu_approximate
 
 
+def _freeze(model):
+    for layer in model.layers:
+        layer.trainable = layer.name == "head"
+
+
+def _freeze_a_part(model):
+    model.get_layer("MixerBlock_0").token_mixing.trainable = False
+    model.get_layer("MixerBlock_1").trainable = False
+    model.get_layer("MixerBlock_1").norm_1.trainable = True
+
+
+def _add_lora(model):
+    dense = model.get_layer("MixerBlock_0").token_mixing.dense_0
+    dense.enable_lora(2, lora_alpha=3)
+    dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
+
+
+def _quantize(mode):
+    return lambda model: model.quantize(mode)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [_freeze, _freeze_a_part, _add_lora]
+    + [_quantize(mode) for mode in ("int8", "int4", "float8")],
+)
+def test_changed_sublayers_stay_changed(change, nested, tmp_path):
+    """What trains, and the dtype policies, after a reload and in a copy."""
+    model = models.Mixer(SMALL, input_shape=(8, 8, 3), classes=4)
+    reference.random_weights(model)
+    change(model)
+    if nested:
+        image = keras.Input((8, 8, 3))
+        model = keras.Model(image, model(image))
+
+    def state(model):
+        trained = sorted(v.path for v in model.trainable_variables)
+        layers = [x for x in model._flatten_layers() if x.weights]
+        return trained, [(x.dtype_policy.name, x.trainable) for x in layers]
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = reference.random_images(2, 8, 8, 3)
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5, atol=1e-6)
+    for copy in (
+        loaded,
+        keras.models.clone_model(model),
+        type(model).from_config(model.get_config()),
+    ):
+        assert state(copy) == state(model)
+
+
 @pytest.mark.parametrize(
     "variant",
     [
@@ -317,6 +371,8 @@ def test_other_channel_counts_when_asked_for():
 def test_unknown_variant_names_the_nearest():
     with pytest.raises(ValueError, match=r"'B/61'.*'B/16'.*S/32, S/16"):
         models.Mixer("B/61")
+    with pytest.raises(ValueError, match=r"'b/16'. Did you mean 'B/16'"):
+        models.Mixer("b/16")
     with pytest.raises(ValueError, match="patches of 15"):
         models.Mixer(models.Variant(15, 1, 8, 4, 8))
     with pytest.raises(ValueError, match="hidden_dim must be a positive"):
