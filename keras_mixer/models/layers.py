@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import json
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,9 +39,10 @@ def drawn_by(draw: Callable[..., Any]) -> Iterator[None]:
         _drawn_by.reset(token)
 
 
-def _check_rate(name: str, rate: float) -> float:
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} must be in [0, 1). Received: {name}={rate}")
+def check_rate(name: str, rate: float) -> float:
+    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not is_number or not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be in [0, 1). Received: {name}={rate!r}")
     return float(rate)
 
 
@@ -175,12 +177,8 @@ class MlpBlock(_Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if mlp_dim < 1:
-            raise ValueError(
-                f"mlp_dim must be a positive integer. Received: {mlp_dim}"
-            )
-        self.mlp_dim = mlp_dim
-        self.dropout = _check_rate("dropout", dropout)
+        self.mlp_dim = suggest.to_positive_int("mlp_dim", mlp_dim)
+        self.dropout = check_rate("dropout", dropout)
         self.gelu_approximate = gelu_approximate
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -250,7 +248,7 @@ class StochasticDepth(_Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.rate = _check_rate("rate", rate)
+        self.rate = check_rate("rate", rate)
         self.rescale = rescale
         self.seed = seed
         if self.rate:
@@ -333,8 +331,8 @@ class MixerBlock(_Layer):
         self.remat = remat
         self.tokens_mlp_dim = tokens_mlp_dim
         self.channels_mlp_dim = channels_mlp_dim
-        self.dropout = _check_rate("dropout", dropout)
-        self.stoch_depth = _check_rate("stoch_depth", stoch_depth)
+        self.dropout = check_rate("dropout", dropout)
+        self.stoch_depth = check_rate("stoch_depth", stoch_depth)
         self.stoch_depth_rescale = stoch_depth_rescale
         self.gelu_approximate = gelu_approximate
 

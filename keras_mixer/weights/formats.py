@@ -247,17 +247,33 @@ def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
     before = model.get_weights()
     path = _existing_file(path)
     try:
-        with warnings.catch_warnings():
-            # Keras only warns about weights that it skips.
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(record=True) as skipped:
+            warnings.simplefilter("always")
             model.load_weights(path)
+        if skipped:  # Keras only warns about weights that it skips
+            raise ValueError(str(skipped[0].message))
         if not all(np.isfinite(w).all() for w in model.get_weights()):
             raise ValueError("it has values that are not finite")
     except Exception as error:  # h5py and Keras raise many kinds
         model.set_weights(before)
         raise WeightsError(
-            f"Cannot load {path} into this model: {str(error).strip()[:300]}"
+            f"Cannot load {path} into this model: {_shapes_in(str(error))}"
         ) from error
+
+
+_WRONG_SHAPE = re.compile(
+    r"variable\.shape=(\(.*?\)).*?value\.shape=(\(.*?\)).*?path=([^\s,]+)",
+    re.DOTALL,
+)
+
+
+def _shapes_in(message: str) -> str:
+    """Returns what Keras says of a wrong shape in one line."""
+    found = _WRONG_SHAPE.search(message)
+    if found is None:
+        return " ".join(message.split())[:300]
+    ours, theirs, key = found.groups()
+    return f"wrong shape: {key} is {theirs} in the file, not {ours}."
 
 
 def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
