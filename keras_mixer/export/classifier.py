@@ -8,11 +8,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mixer.weights import merged
+
 Precision = Literal["float32", "bfloat16"]
 Probabilities = Literal["softmax", "sigmoid"]
 
 # Precision of the computation -> dtype policy; the variables are float32.
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+# What `enable_lora` and `quantize` leave in the configs of layers.
+_CHANGES = ("lora_rank", "lora_alpha", "quantization_config", "sublayers")
 
 
 class ExportError(ValueError):
@@ -90,8 +94,8 @@ def make_classifier(
 ) -> Classifier:
     """Takes a model apart, in the precision that is to be served.
 
-    A precision of None keeps the model's own. See `saved_model.export` for the
-    arguments.
+    A precision of None keeps the model's own. LoRA is merged, and what is
+    quantised is dequantised. See `saved_model.export` for the arguments.
 
     Raises:
       ExportError: The model is of another kind, or a weight is not finite.
@@ -106,6 +110,8 @@ def make_classifier(
     _require_finite(model)
     if precision is not None:
         model = _in_precision(model, precision)
+    elif not all(map(merged.is_plain, merged.leaves_of(model))):
+        model = _in_precision(model, "float32")
     head = _head_of(model)
     body = keras.Model(model.inputs[0], head.input, name="body")
     return Classifier(model, body, head, probabilities)
@@ -194,15 +200,35 @@ def _in_precision(model: keras.Model, precision: Precision) -> keras.Model:
         layer.dtype_policy.name == policy_of(layer)
         for layer in _layers_of(model)
         if layer.weights
-    ):
+    ) and all(map(merged.is_plain, merged.leaves_of(model))):
         return model
 
     def copy(layer: Any) -> Any:
         config = layer.get_config()
         if "dtype" in config:
             config["dtype"] = policy_of(layer)
+        for changed in _CHANGES:
+            config.pop(changed, None)
         return type(layer).from_config(config)
 
     clone = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    clone.set_weights([np.asarray(w, np.float32) for w in model.get_weights()])
+    _copy_weights(model, clone)
     return clone
+
+
+def _copy_weights(model: keras.Model, clone: keras.Model) -> None:
+    """Sets the weights of a plain copy, kernels as the layers apply them."""
+    for old, new in zip(
+        merged.leaves_of(model), merged.leaves_of(clone), strict=True
+    ):
+        if merged.is_plain(old):
+            new.set_weights(
+                [np.asarray(w, np.float32) for w in old.get_weights()]
+            )
+            continue
+        try:
+            new.kernel.assign(merged.kernel_of(old))
+        except ValueError as error:
+            raise ExportError(str(error)) from error
+        if old.bias is not None:
+            new.bias.assign(old.bias)

@@ -6,7 +6,9 @@ have the names of the released checkpoints' parameters.
 
 import contextlib
 import contextvars
+import json
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,9 +39,10 @@ def drawn_by(draw: Callable[..., Any]) -> Iterator[None]:
         _drawn_by.reset(token)
 
 
-def _check_rate(name: str, rate: float) -> float:
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} must be in [0, 1). Received: {name}={rate}")
+def check_rate(name: str, rate: float) -> float:
+    is_number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+    if not is_number or not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be in [0, 1). Received: {name}={rate!r}")
     return float(rate)
 
 
@@ -61,9 +64,14 @@ class LecunNormal(keras.initializers.LecunNormal):
         return ops.convert_to_tensor(values, dtype)
 
 
+EPSILON = 1e-6  # flax's, of every LayerNorm in the released models
+
+
 def layer_norm(name: str, dtype: Any = None) -> keras.layers.LayerNormalization:
-    """Returns a LayerNorm with flax's epsilon, as in the released models."""
-    return keras.layers.LayerNormalization(epsilon=1e-6, name=name, dtype=dtype)
+    """Returns a LayerNorm with the epsilon of the released models."""
+    return keras.layers.LayerNormalization(
+        epsilon=EPSILON, name=name, dtype=dtype
+    )
 
 
 class _Dropout(keras.layers.Dropout):
@@ -79,9 +87,53 @@ class _Dropout(keras.layers.Dropout):
 
 
 class _Layer(keras.layers.Layer):
-    """A layer that keeps the shape of its input and saves its arguments."""
+    """A layer that keeps the shape of its input and saves its arguments.
+
+    The config also has what was changed of its sublayers, by their names:
+    whether they train, their dtype policies (quantisation) and LoRA.
+    """
 
     _arguments: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        sublayers: dict[str, dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        # As JSON: Keras would track a dict.
+        self._saved_sublayers = json.dumps(sublayers or {})
+
+    def _make(self, kind: type[Any], name: str, **arguments: Any) -> Any:
+        """Makes a sublayer, with what a saved config says of it."""
+        config = {
+            "name": name,
+            "dtype": self.dtype_policy,
+            "trainable": self.trainable,
+            **arguments,
+            **json.loads(self._saved_sublayers).get(name, {}),
+        }
+        return kind.from_config(config)
+
+    def _changed_sublayers(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Returns what sublayers do not have in common with this layer."""
+        found = {}
+        for layer in self._layers:
+            config = layer.get_config()
+            changed = {
+                key: config[key]
+                for key in ("trainable", "dtype")
+                if config[key] != own[key]
+            }
+            for key in ("lora_rank", "lora_alpha", "quantization_config"):
+                if config.get(key) is not None:
+                    changed[key] = config[key]
+            if "sublayers" in config:
+                changed["sublayers"] = config["sublayers"]
+            if changed:
+                found[layer.name] = changed
+        return found
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -90,7 +142,11 @@ class _Layer(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         arguments = {name: getattr(self, name) for name in self._arguments}
-        return {**super().get_config(), **arguments}
+        config = {**super().get_config(), **arguments}
+        saved = json.loads(self._saved_sublayers)  # those not made yet
+        if sublayers := {**saved, **self._changed_sublayers(config)}:
+            config["sublayers"] = sublayers
+        return config
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
@@ -121,12 +177,8 @@ class MlpBlock(_Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if mlp_dim < 1:
-            raise ValueError(
-                f"mlp_dim must be a positive integer. Received: {mlp_dim}"
-            )
-        self.mlp_dim = mlp_dim
-        self.dropout = _check_rate("dropout", dropout)
+        self.mlp_dim = suggest.to_positive_int("mlp_dim", mlp_dim)
+        self.dropout = check_rate("dropout", dropout)
         self.gelu_approximate = gelu_approximate
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -138,11 +190,11 @@ class MlpBlock(_Layer):
             )
 
         def dense(units: int, name: str) -> keras.layers.Dense:
-            return keras.layers.Dense(
-                units,
+            return self._make(
+                keras.layers.Dense,
+                name,
+                units=units,
                 kernel_initializer=LecunNormal(),
-                name=name,
-                dtype=self.dtype_policy,
             )
 
         self.dense_0 = dense(self.mlp_dim, "Dense_0")
@@ -150,8 +202,8 @@ class MlpBlock(_Layer):
         self.dense_0.build(input_shape)
         self.dense_1.build((*input_shape[:-1], self.mlp_dim))
         if self.dropout:
-            self.dropout_layer = _Dropout(
-                self.dropout, name="dropout", dtype=self.dtype_policy
+            self.dropout_layer = self._make(
+                _Dropout, "dropout", rate=self.dropout
             )
         self.built = True
 
@@ -196,7 +248,7 @@ class StochasticDepth(_Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.rate = _check_rate("rate", rate)
+        self.rate = check_rate("rate", rate)
         self.rescale = rescale
         self.seed = seed
         if self.rate:
@@ -279,30 +331,35 @@ class MixerBlock(_Layer):
         self.remat = remat
         self.tokens_mlp_dim = tokens_mlp_dim
         self.channels_mlp_dim = channels_mlp_dim
-        self.dropout = _check_rate("dropout", dropout)
-        self.stoch_depth = _check_rate("stoch_depth", stoch_depth)
+        self.dropout = check_rate("dropout", dropout)
+        self.stoch_depth = check_rate("stoch_depth", stoch_depth)
         self.stoch_depth_rescale = stoch_depth_rescale
         self.gelu_approximate = gelu_approximate
 
         def mlp(mlp_dim: int, name: str) -> MlpBlock:
-            return MlpBlock(
-                mlp_dim,
+            return self._make(
+                MlpBlock,
+                name,
+                mlp_dim=mlp_dim,
                 dropout=dropout,
                 gelu_approximate=gelu_approximate,
-                name=name,
-                dtype=self.dtype_policy,
             )
 
-        self.norm_0 = layer_norm("LayerNorm_0", self.dtype_policy)
-        self.norm_1 = layer_norm("LayerNorm_1", self.dtype_policy)
+        def norm(name: str) -> keras.layers.LayerNormalization:
+            return self._make(
+                keras.layers.LayerNormalization, name, epsilon=EPSILON
+            )
+
+        self.norm_0 = norm("LayerNorm_0")
+        self.norm_1 = norm("LayerNorm_1")
         self.token_mixing = mlp(tokens_mlp_dim, "token_mixing")
         self.channel_mixing = mlp(channels_mlp_dim, "channel_mixing")
         # One layer for both branches: each call draws anew.
-        self.drop = StochasticDepth(
-            stoch_depth,
+        self.drop = self._make(
+            StochasticDepth,
+            "stochastic_depth",
+            rate=stoch_depth,
             rescale=stoch_depth_rescale,
-            name="stochastic_depth",
-            dtype=self.dtype_policy,
         )
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

@@ -38,10 +38,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         for field, value in dataclasses.asdict(self).items():
-            if value is None or value < 1:
-                raise ValueError(
-                    f"{field} must be a positive integer. Received: {value}"
-                )
+            whole = suggest.to_positive_int(field, value)
+            object.__setattr__(self, field, whole)  # NumPy's become Python's
 
     def num_tokens(self, height: int, width: int) -> int:
         """Returns the number of patches of a `height` x `width` image."""
@@ -66,9 +64,9 @@ def get_variant(name: str) -> Variant:
 
     An unknown name is a ValueError that lists the variants.
     """
-    if name in VARIANTS:
+    if isinstance(name, str) and name in VARIANTS:
         return VARIANTS[name]
-    hint = suggest.nearest(name, VARIANTS, cutoff=0.5)
+    hint = suggest.nearest(str(name).upper(), VARIANTS, cutoff=0.5)
     raise ValueError(
         f"Unknown variant {name!r}.{hint} Variants: {', '.join(VARIANTS)}"
     )
@@ -144,9 +142,12 @@ def _image_shape(
                 f"{type(input_tensor)}"
             )
         tensor_shape = tuple(input_tensor.shape[1:])
-        if input_shape is not None and tuple(input_shape) != tensor_shape:
+        if input_shape is not None and (
+            not suggest.is_shape(input_shape)
+            or tuple(input_shape) != tensor_shape
+        ):
             raise ValueError(
-                f"input_shape={tuple(input_shape)} differs from the shape of "
+                f"input_shape={input_shape!r} differs from the shape of "
                 f"input_tensor, {tensor_shape}; leave input_shape out."
             )
         input_shape = tensor_shape
@@ -158,12 +159,13 @@ def _image_shape(
                 f"patches of {patch_size} x {patch_size}; give input_shape."
             )
         input_shape = side, side, in_channels
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if suggest.is_shape(input_shape) else ()
     if len(shape) != 3:
         raise ValueError(
             "input_shape must be (height, width, channels). "
-            f"Received: input_shape={shape}"
+            f"Received: input_shape={input_shape!r}"
         )
+    shape = tuple(None if side is None else int(side) for side in shape)
     height, width, channels = shape
     if height is None or width is None:
         raise ValueError(
@@ -190,15 +192,28 @@ def _image_shape(
 
 
 def _check(
-    pooling: str | None, classes: int | None, weights: Any, options: Options
+    pooling: Any,
+    classes: Any,
+    weights: Any,
+    options: Options,
+    *,
+    top: Any,
+    name: Any,
 ) -> None:
     """Raises ValueError for what is wrong whatever the weights hold."""
+    suggest.check_choice("include_top", top, (True, False))
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a string. Received: {name!r}")
+    suggest.to_positive_int("in_channels", options.in_channels)
     suggest.check_choice("pooling", pooling, (None, "avg", "max"))
     suggest.check_choice("head", options.head, HEADS)
     method = options.resize_tokens
     suggest.check_choice("resize_tokens", method, RESIZE_METHODS)
-    if classes is not None and classes < 1:
-        raise ValueError(f"classes must be positive. Received: {classes}")
+    if classes is not None:
+        suggest.to_positive_int("classes", classes)
+    for rate in ("dropout", "stoch_depth"):
+        layers.check_rate(rate, getattr(options, rate))
+    suggest.check_number("head_bias_init", options.head_bias_init)
     changed = options.head != "keep" or method != "expand"
     if changed and weights_lib.is_keras_file(weights):
         raise ValueError(
@@ -342,12 +357,13 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       ValueError: An argument is not allowed; the message says what is.
     """
     options = Options(**mixer_options)
-    if isinstance(variant, str):
+    if not isinstance(variant, Variant):
         variant = get_variant(variant)
+    _check(pooling, classes, weights, options, top=include_top, name=name)
+    classes = None if classes is None else int(classes)
     shape = _image_shape(
         input_shape, input_tensor, variant.patch_size, options.in_channels
     )
-    _check(pooling, classes, weights, options)
     grid = shape[0] // variant.patch_size, shape[1] // variant.patch_size
     found = None
     if weights is not None and not weights_lib.is_keras_file(weights):

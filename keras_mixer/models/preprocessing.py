@@ -1,5 +1,6 @@
 """From pixels to the models' input, and from their output to class names."""
 
+import warnings
 from typing import Any
 
 import keras
@@ -15,19 +16,48 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Maps pixel values from [0, 255] to [-1, 1], as the models expect.
 
     `x` is an array or tensor of images `[..., height, width, 3]`, which is not
-    changed in place. The result has floats of the same shape. A `data_format`
-    other than "channels_last" is a ValueError.
+    changed in place. The result has floats of the same shape. Floats that look
+    like [0, 1] or [-1, 1] already are a warning, where the values are at hand.
+
+    Raises:
+      ValueError: A `data_format` other than "channels_last", or `x` is neither
+        an array nor a tensor of numbers.
     """
     if data_format not in (None, "channels_last"):
         raise ValueError(
             'Mixer reads images as "channels_last". '
             f"Received: data_format={data_format!r}"
         )
+    if not keras.utils.is_keras_tensor(x) and not keras.ops.is_tensor(x):
+        given, x = x, np.asarray(x)
+        if x.dtype.kind not in "uifb" and x.dtype.name != "bfloat16":
+            raise ValueError(
+                "x must be an array or tensor of images with values of 0 to "
+                f"255. Received: {str(given)[:80]!r}"
+            )
+        _warn_of_range(x)
     if not isinstance(x, np.ndarray):  # Keras divides uint8 tensors in place
         x = keras.ops.cast(x, keras.config.floatx())
     return keras.applications.imagenet_utils.preprocess_input(
         x, data_format="channels_last", mode="tf"
     )
+
+
+def _warn_of_range(x: np.ndarray) -> None:
+    """Warns of floats that do not look like 0 to 255.
+
+    An image that is black all over is no mistake.
+    """
+    if x.dtype.kind != "f" or not x.size:
+        return
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or (0 < high <= 1):
+        warnings.warn(
+            f"preprocess_input expects values of 0 to 255. Received: {low:.3g} "
+            f"to {high:.3g}. Multiply images in [0, 1] by 255; images in "
+            "[-1, 1] need no preprocessing.",
+            stacklevel=3,
+        )
 
 
 def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple]]:

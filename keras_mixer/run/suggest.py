@@ -1,6 +1,7 @@
 """What an error says about a name that is not allowed."""
 
 import difflib
+import numbers
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -53,3 +54,26 @@ def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
         raise ValueError(
             f"{name} must be one of {choices}. Received: {value!r}"
         )
+
+
+def to_positive_int(name: str, value: Any) -> int:
+    """Returns a positive integer, of NumPy too, or raises ValueError."""
+    is_integer = isinstance(value, numbers.Integral)
+    if not is_integer or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"{name} must be a positive integer. Received: {value!r}"
+        )
+    return int(value)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises ValueError, naming the argument, unless it is a real number."""
+    if not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number. Received: {value!r}")
+
+
+def is_shape(shape: Any) -> bool:
+    """Whether it is a sequence of integers and None."""
+    return isinstance(shape, tuple | list) and all(
+        side is None or isinstance(side, numbers.Integral) for side in shape
+    )

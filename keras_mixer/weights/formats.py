@@ -5,6 +5,7 @@ Read: the official `.npz` (google-research/vision_transformer), the older
 `.weights.h5`, and the workdirs of train.py. Written: the official `.npz`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -77,6 +78,8 @@ def _from_legacy(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
 
 def _from_bfloat16(value: np.ndarray) -> np.ndarray:
     """Returns bfloat16, which NumPy saves as two untyped bytes, as float32."""
+    if value.dtype.name == "bfloat16":  # safetensors names the type
+        return value.astype(np.float32)
     if value.dtype.kind != "V" or value.dtype.itemsize != 2:
         return value
     return (value.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -148,7 +151,9 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
         arrays = safetensors_numpy.load_file(path)
     except (*_DAMAGED, safetensors.SafetensorError) as error:
         raise _damaged(path, error, ".safetensors file") from error
-    values = dict(_from_timm(key, value) for key, value in arrays.items())
+    values = dict(
+        _from_timm(key, _from_bfloat16(value)) for key, value in arrays.items()
+    )
     return Parameters(str(path), values, exact_gelu=True)
 
 
@@ -242,17 +247,33 @@ def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
     before = model.get_weights()
     path = _existing_file(path)
     try:
-        with warnings.catch_warnings():
-            # Keras only warns about weights that it skips.
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(record=True) as skipped:
+            warnings.simplefilter("always")
             model.load_weights(path)
+        if skipped:  # Keras only warns about weights that it skips
+            raise ValueError(str(skipped[0].message))
         if not all(np.isfinite(w).all() for w in model.get_weights()):
             raise ValueError("it has values that are not finite")
     except Exception as error:  # h5py and Keras raise many kinds
         model.set_weights(before)
         raise WeightsError(
-            f"Cannot load {path} into this model: {str(error).strip()[:300]}"
+            f"Cannot load {path} into this model: {_shapes_in(str(error))}"
         ) from error
+
+
+_WRONG_SHAPE = re.compile(
+    r"variable\.shape=(\(.*?\)).*?value\.shape=(\(.*?\)).*?path=([^\s,]+)",
+    re.DOTALL,
+)
+
+
+def _shapes_in(message: str) -> str:
+    """Returns what Keras says of a wrong shape in one line."""
+    found = _WRONG_SHAPE.search(message)
+    if found is None:
+        return " ".join(message.split())[:300]
+    ours, theirs, key = found.groups()
+    return f"wrong shape: {key} is {theirs} in the file, not {ours}."
 
 
 def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -260,10 +281,15 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
     The same weights give the same bytes. The file appears once it is complete.
 
+    Kernels are those that the layers apply: LoRA is merged, and what is
+    quantised is dequantised.
+
     Raises:
-      ValueError: `path` does not end in .npz, or the model is not a Mixer.
+      ValueError: `path` does not end in .npz, the model is not a Mixer, or a
+        kernel cannot be merged.
+      WeightsError: The file cannot be written.
     """
-    target = pathlib.Path(path)
+    target = pathlib.Path(path).expanduser()
     if target.suffix != ".npz":
         raise ValueError(f"The file must end in .npz. Received: {target}")
     found = from_model(model, source=str(target))
@@ -278,5 +304,10 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
         with temporary.open("wb") as file:
             np.savez(file, **dict[str, Any](found.values))
         os.replace(temporary, target)
+    except OSError as error:
+        raise WeightsError(
+            f"Cannot write {target}: {error.strerror or error}"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_mixer.run import suggest
+from keras_mixer.weights import merged
 
 HEADS = ("keep", "fresh")  # what `load` does with the head of the parameters
 _HEAD = ("head/kernel", "head/bias")
@@ -175,17 +176,29 @@ def _check(
 def from_model(model: keras.Model, source: str) -> Parameters:
     """Returns the weights of a Mixer; `source` names it in messages.
 
-    A model that is not a Mixer is a ValueError.
+    Kernels are those that the layers apply: LoRA is merged, and what is
+    quantised is dequantised.
+
+    Raises:
+      ValueError: The model is not a Mixer, or a kernel cannot be merged.
     """
     variables = mixer_variables(model)
     if not any(key.startswith("MixerBlock_") for key in variables):
         raise ValueError(
             f"{model.name!r} is not a Mixer: it has no layer MixerBlock_0."
         )
+    kernels = {
+        f"{layer.path}/kernel": merged.kernel_of(layer)
+        for layer in merged.leaves_of(model)
+        if not merged.is_plain(layer)
+        and _PARTS.fullmatch(f"{layer.path}/kernel")
+    }
     values = {
         key: keras.ops.convert_to_numpy(
             keras.ops.cast(variables[key].value, "float32")
         )
-        for key in sorted(variables)
+        for key in variables
+        if key.rpartition("/")[2] in ("kernel", "scale", "bias")
     }
+    values = dict(sorted({**values, **kernels}.items()))
     return Parameters(source, values, exact_gelu=not _is_approximate(model))

@@ -65,6 +65,26 @@ def test_models_that_cannot_be_exported(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize("mode", [None, "int8", "int4"])
+def test_what_is_served_has_the_kernels_that_are_applied(mode):
+    """LoRA is merged, and what is quantised is dequantised."""
+    changed = make_model()
+    if mode:
+        changed.quantize(mode)
+    if mode != "int4":
+        head = changed.get_layer("head")
+        head.enable_lora(2)
+        head.lora_kernel_b.assign(np.ones(head.lora_kernel_b.shape))
+    image = np.random.default_rng(0).uniform(-1, 1, (2, SIDE, SIDE, 3))
+    want = np.asarray(changed(image))
+    for precision in ("float32", None):
+        parts = classifier.make_classifier(changed, precision=precision)
+        limit = 0.05 * np.abs(want).max()
+        np.testing.assert_allclose(parts.model(image), want, atol=limit)
+        np.testing.assert_allclose(parts(image)[1], want, atol=limit)
+
+
 def test_outputs_that_cannot_be_used(model, tmp_path):
     (tmp_path / "file").write_text("")
     for output, message in (

@@ -223,6 +223,60 @@ def test_keras_round_trip_clone_and_config(tmp_path):
         assert not block.gelu_approximate
 
 
+def _freeze(model):
+    for layer in model.layers:
+        layer.trainable = layer.name == "head"
+
+
+def _freeze_a_part(model):
+    model.get_layer("MixerBlock_0").token_mixing.trainable = False
+    model.get_layer("MixerBlock_1").trainable = False
+    model.get_layer("MixerBlock_1").norm_1.trainable = True
+
+
+def _add_lora(model):
+    dense = model.get_layer("MixerBlock_0").token_mixing.dense_0
+    dense.enable_lora(2, lora_alpha=3)
+    dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
+
+
+def _quantize(mode):
+    return lambda model: model.quantize(mode)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [_freeze, _freeze_a_part, _add_lora]
+    + [_quantize(mode) for mode in ("int8", "int4", "float8")],
+)
+def test_changed_sublayers_stay_changed(change, nested, tmp_path):
+    """What trains, and the dtype policies, after a reload and in a copy."""
+    model = models.Mixer(SMALL, input_shape=(8, 8, 3), classes=4)
+    reference.random_weights(model)
+    change(model)
+    if nested:
+        image = keras.Input((8, 8, 3))
+        model = keras.Model(image, model(image))
+
+    def state(model):
+        trained = sorted(v.path for v in model.trainable_variables)
+        layers = [x for x in model._flatten_layers() if x.weights]
+        return trained, [(x.dtype_policy.name, x.trainable) for x in layers]
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    x = reference.random_images(2, 8, 8, 3)
+    np.testing.assert_allclose(loaded(x), model(x), rtol=1e-5, atol=1e-6)
+    for copy in (
+        loaded,
+        keras.models.clone_model(model),
+        type(model).from_config(model.get_config()),
+    ):
+        assert state(copy) == state(model)
+
+
 @pytest.mark.parametrize(
     "variant",
     [
@@ -269,6 +323,24 @@ def test_preprocess_input():
         keras_mixer.preprocess_input(pixels, data_format="channels_first")
 
 
+@pytest.mark.parametrize("low, high", [(0, 1), (-1, 1), (0, 0.5)])
+def test_preprocess_input_warns_of_another_range(low, high):
+    images = np.linspace(low, high, 48).reshape(1, 4, 4, 3)
+    with pytest.warns(
+        UserWarning, match="expects values of 0 to 255.*Received"
+    ):
+        keras_mixer.preprocess_input(images)
+    # No warning, or the tests would fail.
+    keras_mixer.preprocess_input(np.linspace(0, 255, 48).reshape(1, 4, 4, 3))
+    keras_mixer.preprocess_input(np.zeros((1, 4, 4, 3)))
+
+
+@pytest.mark.parametrize("value", ["cat.jpg", None, ["a", "b"]])
+def test_preprocess_input_refuses_what_is_no_image(value):
+    with pytest.raises(ValueError, match="array or tensor of images.*Received"):
+        keras_mixer.preprocess_input(value)
+
+
 def test_decode_predictions(monkeypatch):
     # Keras downloads this table; here it is put in its place.
     from keras.src.applications import imagenet_utils
@@ -300,13 +372,36 @@ def test_decode_predictions(monkeypatch):
         ({"weights": "imagenet"}, "Unknown weights 'imagenet'.*gsam"),
         ({"pooling": "mean", "include_top": False}, "pooling.*'mean'"),
         ({"input_tensor": np.zeros((1, 32, 32, 3))}, "Keras tensor.*ndarray"),
-        ({"classes": 0}, "classes must be positive.*0"),
-        ({"stoch_depth": 1.0}, "stoch_depth"),
+        ({"classes": 0}, "classes must be a positive integer.*0"),
+        ({"classes": "10"}, "classes must be a positive integer.*'10'"),
+        ({"classes": 2.5}, "classes must be a positive integer.*2.5"),
+        ({"classes": True}, "classes must be a positive integer.*True"),
+        ({"in_channels": 0}, "in_channels must be a positive integer.*0"),
+        ({"input_shape": 224}, "height, width, channels.*224"),
+        ({"input_shape": "224"}, "height, width, channels.*'224'"),
+        ({"input_shape": (224.0, 224, 3)}, "height, width, channels.*224.0"),
+        ({"dropout": "a"}, r"dropout must be in \[0, 1\).*'a'"),
+        ({"stoch_depth": 1.0}, r"stoch_depth must be in .*stoch_depth=1.0"),
+        ({"stoch_depth": 1.5}, r"stoch_depth must be in .*stoch_depth=1.5"),
+        ({"head_bias_init": "a"}, "head_bias_init must be a number.*'a'"),
+        ({"include_top": "no"}, "include_top must be one of True, False.*'no'"),
+        ({"name": 5}, "name must be a string.*5"),
     ],
 )
 def test_errors_name_what_is_allowed(options, message):
     with pytest.raises(ValueError, match=message):
         keras_mixer.MixerS16(**options)
+
+
+def test_numpy_integers_are_integers(tmp_path):
+    side, three, classes = np.int64(8), np.int32(3), np.int64(5)
+    model = models.Mixer(
+        models.Variant(*np.array([4, 1, 8, 4, 8])),
+        input_shape=(side, side, three),
+        classes=classes,
+    )
+    assert model.output_shape == (None, 5)
+    model.save(tmp_path / "model.keras")
 
 
 def test_other_channel_counts_when_asked_for():
@@ -317,6 +412,8 @@ def test_other_channel_counts_when_asked_for():
 def test_unknown_variant_names_the_nearest():
     with pytest.raises(ValueError, match=r"'B/61'.*'B/16'.*S/32, S/16"):
         models.Mixer("B/61")
+    with pytest.raises(ValueError, match=r"'b/16'. Did you mean 'B/16'"):
+        models.Mixer("b/16")
     with pytest.raises(ValueError, match="patches of 15"):
         models.Mixer(models.Variant(15, 1, 8, 4, 8))
     with pytest.raises(ValueError, match="hidden_dim must be a positive"):

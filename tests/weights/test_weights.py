@@ -318,7 +318,10 @@ def test_keras_weights(small, tmp_path):
     np.testing.assert_array_equal(again(x), model(x))
     other = models.Mixer(SMALL, classes=9, **OPTIONS)
     before = other.get_weights()
-    with pytest.raises(weights.WeightsError, match=r"Cannot load.*h5"):
+    with pytest.raises(
+        weights.WeightsError,
+        match=r"Cannot load.*h5.*head/kernel is \(24, 7\).*not \(24, 9\)",
+    ):
         weights.load_keras(other, file)
     same_weights(other, before)
     with pytest.raises(ValueError, match="save_npz"):
@@ -427,6 +430,70 @@ def test_bfloat16_files(small, tmp_path):
     assert reference.relative_error(model(x), want) <= 1e-5
 
 
+def test_bfloat16_safetensors(small, tmp_path):
+    values, _ = small
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    halves = {k: v.astype(ml_dtypes.bfloat16) for k, v in values.items()}
+    save_timm(halves, tmp_path / "half.safetensors")
+    found = weights.read(tmp_path / "half.safetensors")
+    for key, value in halves.items():
+        assert found.values[key].dtype == np.float32
+        np.testing.assert_array_equal(found.values[key], value)
+
+
+def test_a_file_that_cannot_be_written_is_named(small, tmp_path):
+    _, path = small
+    model = models.Mixer(SMALL, weights=path, **OPTIONS)
+    target = tmp_path / "missing" / "model.npz"
+    with pytest.raises(
+        weights.WeightsError, match="Cannot write .*/model.npz: N"
+    ):
+        weights.save_npz(model, target)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize(
+    ("mode", "lora", "error"),
+    [
+        (None, True, 1e-5),
+        ("int8", False, 0.05),
+        ("int8", True, 0.05),
+        ("int4", False, 1e-5),
+        ("float8", False, 0.1),
+    ],
+)
+def test_npz_has_the_kernels_that_are_applied(
+    small, mode, lora, error, tmp_path
+):
+    _, path = small
+    model = models.Mixer(SMALL, weights=path, **OPTIONS)
+    if mode:
+        model.quantize(mode)
+    mlp = model.get_layer("MixerBlock_1").channel_mixing
+    layers = [mlp.dense_0, model.get_layer("head")]
+    if mode is None:
+        layers.append(model.get_layer("stem"))
+    for layer in layers if lora else []:
+        layer.enable_lora(2, lora_alpha=3)
+        b = layer.lora_kernel_b
+        b.assign(np.random.default_rng(0).normal(0, 0.2, b.shape))
+    weights.save_npz(model, tmp_path / "saved.npz")
+    again = models.Mixer(SMALL, weights=tmp_path / "saved.npz", **OPTIONS)
+    x = reference.random_images(4, 8, 8, 3)
+    assert reference.relative_error(again(x), model(x)) < error
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_kernels_that_cannot_be_merged_are_refused(small, tmp_path):
+    _, path = small
+    model = models.Mixer(SMALL, weights=path, **OPTIONS)
+    model.quantize("int4")
+    model.get_layer("head").enable_lora(2)
+    with pytest.raises(ValueError, match="'head'.*int4 and LoRA"):
+        weights.save_npz(model, tmp_path / "saved.npz")
+    assert not (tmp_path / "saved.npz").exists()
+
+
 def test_releases_are_those_of_the_bucket():
     """PAPER: the list of files in gs://mixer_models."""
     urls = {r.url.split("mixer_models/")[1] for r in weights.RELEASES}
@@ -463,7 +530,7 @@ def test_options_are_checked_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(weights, "get", lambda *_: pytest.fail("read"))
     for options, message in (
         ({"head": "zero"}, "head.*'keep', 'fresh'.*'zero'"),
-        ({"classes": 0}, "classes must be positive"),
+        ({"classes": 0}, "classes must be a positive integer"),
         ({"resize_tokens": "bicubic"}, "'resample'.*'bicubic'"),
         ({"input_shape": (225, 224, 3)}, "multiple of the patch size"),
     ):
