@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.data.splits import DataError, Record, Split, first_line
+from keras_mixer.run import terminal
 
 _CHUNK = 32  # images that are tried at once, or one batch of that order
 _SHOWN = 10  # of a split, on the screen
@@ -102,7 +103,7 @@ class BrokenImages:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    terminal.say(text, file=sys.stderr)
 
 
 def call_or_else(

@@ -28,7 +28,7 @@ from keras_mixer.data.splits import (
     shuffle,
     table_of,
 )
-from keras_mixer.run import suggest
+from keras_mixer.run import quoting, suggest
 
 _DIGITS_TEST_EXAMPLES = 360
 _HOST = ("storage.googleapis.com", 443)  # TFDS asks it first
@@ -51,8 +51,8 @@ def open_split(
       name: "digits", "folder:/path", or a TFDS name ("imagenet2012:5.1.0").
       split: A TFDS split expression, "train[:99%]".
       data_dir: Where TFDS keeps prepared data sets; its default if None.
-      classes: Names of the classes that are kept, with commas between them,
-        in the order of the new labels.
+      classes: Names of the classes that are kept, with commas between them
+        (see quoting.py), in the order of the new labels.
 
     Raises:
       DataError: The data set, the split or a class does not exist, the split
@@ -81,12 +81,14 @@ def open_split(
 
 def _find_classes(split: Split, classes: str) -> tuple[str, ...]:
     """Reads `data.classes`, names with commas between them."""
-    names = tuple(name.strip() for name in classes.split(","))
+    names = quoting.names(classes)
     unknown = [name for name in names if name not in split.class_names]
     if unknown:
         hint = suggest.nearest(unknown[0], split.class_names)
         known = ", ".join(split.class_names[:20])
         more = " ..." if split.num_classes > 20 else ""
+        if any("," in name for name in split.class_names):
+            more += f". {quoting.RULE}"
         raise DataError(
             f"data.classes: {split.name} has no class {unknown[0]!r}.{hint} "
             f"Its classes: {known}{more}"

@@ -1,11 +1,13 @@
 """Data sets of an evaluation, by their names or by the name of a suite."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, require_same_classes
+from keras_mixer.run import quoting
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.suites import CLASSIFICATION_SUITES, FEWSHOT_SUITES
 
@@ -36,14 +38,15 @@ def _parse(
     """Reads data sets with commas between them.
 
     Each is NAME, NAME@SPLIT..., or a key of `suites`; one that names no split
-    has those of `defaults`. `field` and `form` are for errors.
+    has those of `defaults`. `field` and `form` are for errors. quoting.py says
+    how names with , or @ are written.
 
     Raises:
       ConfigError: `text` cannot be read, or names something twice.
     """
     found: list[Entry] = []
-    for entry in text.split(","):
-        name, *splits = (part.strip() for part in entry.split("@"))
+    for entry in quoting.split(text, ","):
+        name, *splits = quoting.names(entry, "@")
         if name in suites and not splits:
             found += suites[name].items()
         elif name and all(splits) and len(splits) in (0, len(defaults)):
@@ -51,9 +54,10 @@ def _parse(
         else:
             raise ConfigError(
                 f"{field}: cannot read {entry!r}. A data set is written "
-                f"{form}, several with commas between them. Known by name: "
-                f"{', '.join(suites)}. Received: {text!r}"
+                f"{form}, several with commas between them. {quoting.RULE} "
+                f"Known by name: {', '.join(suites)}. Received: {text!r}"
             )
+        _check_folder(name, text, field)
     names = [name for name, _ in found]
     full = ["@".join(parts) for _, parts in found]
     for entry in full:
@@ -64,6 +68,18 @@ def _parse(
         ("@".join(parts) if names.count(name) > 1 else name, parts)
         for name, parts in found
     ]
+
+
+def _check_folder(name: str, text: str, field: str) -> None:
+    """Raises ConfigError for a folder whose name may have been split."""
+    path = os.path.expanduser(name.removeprefix("folder:"))
+    if path == name or "://" in path or os.path.exists(path):
+        return
+    if "," in text or "@" in text:
+        raise ConfigError(
+            f"{field}: there is no image folder {path}. {quoting.RULE} "
+            f"Received: {text!r}"
+        )
 
 
 def parse_fewshot(text: str) -> list[Entry]:

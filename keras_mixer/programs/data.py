@@ -6,7 +6,7 @@ The program behind `python -m keras_mixer.data`.
 from absl import flags
 
 from keras_mixer.evaluation import pictures
-from keras_mixer.programs import flags as shared
+from keras_mixer.programs import flags as shared, quiet
 from keras_mixer.programs.program import run_program
 
 FLAGS = flags.FLAGS
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     output = shared.check_picture("output")
     config = shared.read_config(argv[1:])  # fails before Keras is imported
 
+    quiet.import_tensorflow()
     from keras_mixer import data
     from keras_mixer.training import contact_sheet
 

@@ -50,7 +50,9 @@ Few-shot accuracy of the frozen features, by regularised linear regression
 A table goes to stderr, JSON to stdout and to --output.
 
 Data sets (--data), with commas between them: NAME or NAME@SPLIT, and for
-few-shot NAME@TRAIN@TEST; by default the run's own. Known by name:
+few-shot NAME@TRAIN@TEST; by default the run's own. A name with , or @ in it is
+written in double quotes, and all in single ones: '--data=folder:"/a,b"@test'.
+Known by name:
 {suites}
 
 Overrides (section.field=value) change the run's config for this evaluation:

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from keras_mixer.programs import flags as shared
+from keras_mixer.programs import flags as shared, quiet
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import config as config_lib, recipes
 
@@ -51,6 +51,9 @@ def define_flags() -> None:
     shared.define_path(
         "workdir", "Folder of the run; runs/<recipe> by default."
     )
+    flags.DEFINE_bool(
+        "verbose", False, "Print the whole config, which config.json holds."
+    )
     shared.define_device_flags()
 
 
@@ -59,13 +62,16 @@ def main(argv: list[str]) -> None:
     config = shared.read_config(argv[1:])  # fails before Keras is imported
     name = config.recipe or pathlib.Path(FLAGS.config).stem
 
+    quiet.import_tensorflow()
     from keras_mixer.engines.hosts import WorkerLostError
     from keras_mixer.training import loop as trainer, preemption
 
     workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
     engine = shared.make_engine()
     try:
-        result = trainer.fit(config, workdir=workdir, engine=engine)
+        result = trainer.fit(
+            config, workdir=workdir, engine=engine, verbose=FLAGS.verbose
+        )
     except (trainer.Stopped, WorkerLostError) as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)

@@ -9,8 +9,8 @@ checks values.
 
 import dataclasses
 import os
+import pathlib
 import sys
-import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +25,11 @@ from keras_mixer.run.fields import (
     Config as Config,
     ConfigError as ConfigError,
 )
+
+# OmegaConf gives ${...} and ??? a meaning, which texts of users do not have.
+# They pass it with letters in their place that nobody types.
+_HIDE = str.maketrans("$?", "\ue000\ue001")
+_SHOW = str.maketrans("\ue000\ue001", "$?")
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -53,8 +58,18 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 def _merge(config: Config, changes: Any) -> Config:
     """Returns `config` with what OmegaConf read, checked and typed."""
-    merged = OmegaConf.merge(OmegaConf.structured(config), changes)
-    return typing.cast(Config, OmegaConf.to_object(merged))
+    known = OmegaConf.create(_translate(dataclasses.asdict(config), _HIDE))
+    merged = OmegaConf.merge(OmegaConf.structured(Config), known, changes)
+    values = _translate(OmegaConf.to_container(merged), _SHOW)
+    sections = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
+    return Config(recipe=values["recipe"], **sections)
+
+
+def _translate(values: Any, table: dict[int, int]) -> Any:
+    """Returns nested values whose texts are translated."""
+    if isinstance(values, dict):
+        return {key: _translate(x, table) for key, x in values.items()}
+    return values.translate(table) if isinstance(values, str) else values
 
 
 def _parse(text: str) -> tuple[str, Any]:
@@ -79,9 +94,10 @@ def _parse(text: str) -> tuple[str, Any]:
         )
     for known in dataclasses.fields(SECTIONS.get(section, Config)):
         if known.name == name and known.type in (str, str | None):
-            return field, None if value == "null" else value
+            text = value.translate(_HIDE)
+            return field, None if value == "null" else text
     try:
-        parsed = OmegaConf.from_dotlist([f"v={value}"])
+        parsed = OmegaConf.from_dotlist([f"v={value.translate(_HIDE)}"])
         return field, OmegaConf.select(parsed, "v")
     except yaml.YAMLError as error:
         raise ConfigError(f"{field}: cannot read {value!r}") from error
@@ -101,8 +117,8 @@ def _fields_named(name: str) -> list[str]:
 
 def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
     """Rewrites an OmegaConf error for people who have not read its manual."""
-    message = str(error).splitlines()[0]
-    name = str(getattr(error, "full_key", "") or "")
+    message = str(error).splitlines()[0].translate(_SHOW)
+    name = str(getattr(error, "full_key", "") or "").translate(_SHOW)
     if not isinstance(error, omegaconf.errors.ConfigKeyError):
         return f"{name}: {message}" if name else message
     section = name.rpartition(".")[0]
@@ -156,7 +172,8 @@ def load(path: str | os.PathLike[str]) -> Config:
         value that is not allowed.
     """
     try:
-        return _merge(Config(), OmegaConf.load(os.path.expanduser(path)))
+        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+        return _merge(Config(), OmegaConf.create(text.translate(_HIDE)))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config file {path}") from error
     except omegaconf.errors.OmegaConfBaseException as error:
@@ -182,6 +199,17 @@ def differences(ours: Config, theirs: Config) -> list[str]:
             if x != y:
                 lines.append(f"{section}.{field.name}: {y!r} -> {x!r}")
     return lines
+
+
+def summary(config: Config) -> str:
+    """Returns what matters most of a resolved config, in one line."""
+    model, train, optim = config.model, config.train, config.optim
+    start = f", from {config.init.weights}" if config.init.weights else ""
+    return (
+        f"{config.recipe or 'No recipe'}: {model.variant} on {model.side} px"
+        f"{start}, {train.total_steps:,} steps of {train.batch_size:,} images, "
+        f"{optim.name} at {optim.lr:g}"
+    )
 
 
 def describe(config: Config) -> str:

@@ -21,7 +21,7 @@ class _Range(NamedTuple):
     holds: Callable[[float], bool]
 
 
-_COUNT = _Range("positive", lambda x: x >= 1)
+_COUNT = _Range("positive, up to 2**31 - 1", lambda x: 1 <= x < 2**31)
 _ABOVE_0 = _Range("a positive number", lambda x: x > 0)
 _FROM_0 = _Range("at least 0 and finite", lambda x: x >= 0)
 _BELOW_1 = _Range("in [0, 1)", lambda x: 0 <= x < 1)
@@ -53,7 +53,7 @@ class _Section:
             value, allowed = getattr(self, field.name), field.metadata["range"]
             if value is None or allowed is None:
                 continue
-            if not (math.isfinite(value) and allowed.holds(value)):
+            if not (-math.inf < value < math.inf and allowed.holds(value)):
                 raise ConfigError(
                     f"{section}.{field.name} must be {allowed.name}. "
                     f"Received: {value!r}"
@@ -81,7 +81,9 @@ class DataConfig(_Section):
         None, "split that chooses the best checkpoint, train[99%:]; null: none"
     )
     classes: str | None = _doc(
-        None, "only these, names with commas between them; null: all"
+        None,
+        'only these, names with commas between them ("a,b" is one name); '
+        "null: all",
     )
     shuffle_buffer: int | None = _doc(
         None,
@@ -301,7 +303,9 @@ class FewshotConfig(_Section):
         "null: eval.py takes the run's own, and training measures nothing",
     )
     classes: str | None = _doc(
-        None, "only these, names with commas between them; null: all"
+        None,
+        'only these, names with commas between them ("a,b" is one name); '
+        "null: all",
     )
     shots: str = _doc("1,5,10,25", "examples per class, several with commas")
     seeds: int = _doc(3, "support sets, drawn with the seeds 0, 1 ...", _COUNT)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from keras_mixer.run import terminal
+
 
 def format_seconds(seconds: float) -> str:
     """Returns "45s", "3m05s", "2h07m" or "3d04h"."""
@@ -89,12 +91,11 @@ class Countdown:
             return
         self._told = now
         rate = (done - count) / (now - since)
-        print(
+        terminal.say(
             f"{self._name}: {done:,} of {self._total:,} images, "
             f"{rate:,.0f} img/s, "
             f"ETA {format_seconds((self._total - done) / rate)}",
             file=sys.stderr,
-            flush=True,
         )
 
 
@@ -138,6 +139,7 @@ class Progress:
         self._cores = cores
         self._num_classes = num_classes
         self._seconds = seconds
+        self._rate: float | None = None  # the last one that was known
 
     def _write(
         self,
@@ -170,6 +172,24 @@ class Progress:
             for name, value in events.items():
                 tf.summary.scalar(name, value)
         self._events.flush()
+
+    def moved(self, step: int, images_per_second: float | None) -> None:
+        """Moves the bar on a terminal."""
+        if self._events is None:
+            return
+        self._rate = images_per_second or self._rate
+        share = step / self._total_steps
+        text = (
+            f"step {step:,}/{self._total_steps:,}  {terminal.bar(share)} "
+            f"{share:.0%}"
+        )
+        if self._rate:
+            left = (self._total_steps - step) * self._batch_size
+            text += (
+                f"  {self._rate:,.0f} img/s  "
+                f"ETA {format_seconds(left / self._rate)}"
+            )
+        terminal.show(text)
 
     def train(
         self,
@@ -204,9 +224,7 @@ class Progress:
                 del parts[-2]
         self._print(step, "  ".join(parts))
 
-    def evaluation(
-        self, step: int, *, split: str, seconds: float, **scores: Any
-    ) -> None:
+    def evaluation(self, step: int, *, split: str, **scores: Any) -> None:
         """Reports an evaluation of a split.
 
         Its `scores` are accuracy, top5_accuracy, loss and count, and a warning
@@ -221,8 +239,7 @@ class Progress:
             step,
             f"{split}: accuracy {accuracy:.4f} "
             f"({round(accuracy * count):,} of {count:,})  "
-            f"{top5}loss {scores['loss']:.4f}  "
-            f"in {format_seconds(seconds)}",
+            f"{top5}loss {scores['loss']:.4f}",
         )
         self._warn(step, scores)
 
@@ -267,7 +284,7 @@ class Progress:
 
     def _print(self, step: int, text: str) -> None:
         if self._events is not None:
-            print(f"step {step:,}/{self._total_steps:,}  {text}", flush=True)
+            terminal.say(f"step {step:,}/{self._total_steps:,}  {text}")
 
     def sync(self) -> None:
         """Flushes the lines to the disk, before a checkpoint relies on them."""
@@ -276,5 +293,6 @@ class Progress:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
+        terminal.clear()
         if self._events is not None:
             self._events.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras_mixer.evaluation import classification, features
 from keras_mixer.evaluation.passes import Pass
-from keras_mixer.run import checkpoint, progress
+from keras_mixer.run import checkpoint, progress, terminal
 from keras_mixer.training.run import Run
 from keras_mixer.training.state import State
 
@@ -73,7 +73,7 @@ class Duties:
         restored = self._checkpoints.restore()
         if restored is not None:
             state.restore(*restored)
-            print(
+            terminal.say(
                 f"Going on from step {state.step} ({self._checkpoints.latest})"
             )
         run.compare_with_other_workers(state.step)
@@ -106,6 +106,7 @@ class Duties:
         # Here rather than at the next checkpoint, which may be hours away.
         self._checkpoints.raise_failure()
         self._check_finite(state)
+        self._report.moved(step, state.watch.rate())
         if run.is_due(step, config.log_every):
             self._log(state)
         best = None
@@ -155,7 +156,8 @@ class Duties:
         """Scores each split, and reports the scores."""
         for split, evaluator in self._evaluators.items():
             begun = time.perf_counter()
-            scores = evaluator()
+            with terminal.waiting(f"Evaluating {split}"):
+                scores = evaluator()
             if not math.isfinite(scores["loss"]):
                 raise NonFiniteError(
                     f"Step {step}: the loss on {split} is {scores['loss']}. "
@@ -163,11 +165,8 @@ class Duties:
                     f"{self._checkpoints.latest or 'none yet'}. Lower optim.lr "
                     "or lengthen optim.warmup_steps, in a new --workdir."
                 )
-            seconds = time.perf_counter() - begun
-            self._evaluation_seconds += seconds
-            self._report.evaluation(
-                step, split=split, seconds=seconds, **scores
-            )
+            self._evaluation_seconds += time.perf_counter() - begun
+            self._report.evaluation(step, split=split, **scores)
             self.scores[split] = scores
 
     def _best(self) -> dict[str, Any] | None:
@@ -195,7 +194,8 @@ class Duties:
             if not run.engine.any_host(missing):
                 continue
             begun = time.perf_counter()
-            scores = evaluator()
+            with terminal.waiting(f"Measuring few-shot accuracy on {name}"):
+                scores = evaluator()
             seconds = time.perf_counter() - begun
             self._evaluation_seconds += seconds
             self._report.fewshot(step, scores, seconds)
@@ -209,12 +209,11 @@ class Duties:
         self._leave()
         whole = state.seconds_here
         if run.engine.is_chief:
-            print(
+            terminal.say(
                 "Evaluations took "
                 f"{progress.format_seconds(self._evaluation_seconds)} of "
                 f"{progress.format_seconds(whole)} "
-                f"({self._evaluation_seconds / whole:.0%}).",
-                flush=True,
+                f"({self._evaluation_seconds / whole:.0%})."
             )
         shown = ("accuracy", "loss", "count", "warning")
         return {

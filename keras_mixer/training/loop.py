@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from keras_mixer.engines.engine import Engine
-from keras_mixer.run import files
+from keras_mixer.run import config as config_lib, files, terminal
 from keras_mixer.run.config import Config
 from keras_mixer.training import preemption
 from keras_mixer.training.assembly import BuildModel
@@ -23,6 +23,7 @@ def fit(
     workdir: str | pathlib.Path,
     engine: Engine,
     build_model: BuildModel | None = None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Trains as `config` says, from the newest checkpoint if there is one.
 
@@ -37,6 +38,7 @@ def fit(
         function's name in other_model.json, and only `fit` with a function of
         this name reads it: give a function that makes another model another
         name.
+      verbose: Prints the whole resolved config, which config.json holds.
 
     Returns:
       What result.json holds: `step`, `split`, `accuracy`, `loss`, `count` of
@@ -63,7 +65,9 @@ def fit(
         duties = Duties(run, state)
         with run.claim():
             if engine.is_chief:
-                print(run.describe(state.model), flush=True)
+                if verbose:
+                    terminal.say(config_lib.describe(run.config))
+                terminal.say(run.describe(state.model))
             result = _train(run, state, duties, signals)
             if engine.is_chief:
                 files.write_json(run.workdir / "result.json", result)
@@ -79,8 +83,6 @@ def _train(
     try:
         # What the checkpoint that it goes on from still lacks.
         duties.measure_fewshot(state.step)
-        if state.step < run.total_steps:
-            print("Compiling the training step ...", flush=True)
         while state.step < run.total_steps:
             count = run.steps_until_due(state.step)
             stop = state.advance(batches, count, signals.came)

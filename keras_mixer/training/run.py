@@ -191,14 +191,19 @@ class Run:
                 )
 
     def describe(self, model: keras.Model) -> str:
-        """Returns what the run is, for people."""
-        parts = [self.splits.train, *(s for _, s in self.evaluated.values())]
-        described = "; ".join(
-            f"{split.name}: {split.num_examples:,} examples" for split in parts
-        )
+        """Returns what the run is, for people, in three lines."""
+        config, train = self.config, self.splits.train
+        parts = [
+            f"{train.num_examples:,} examples in {config.data.train_split}",
+            *(
+                f"{x.num_examples:,} in {n}"
+                for n, (_, x) in self.evaluated.items()
+            ),
+        ]
         return (
-            f"{config_lib.describe(self.config)}\n\n"
-            f"{described}; {self.splits.train.num_classes} classes\n"
+            f"{config_lib.summary(config)}\n"
+            f"{config.data.name}: {', '.join(parts)}; "
+            f"{train.num_classes} classes\n"
             f"{model.count_params():,} parameters; "
             f"{self.engine.describe()}; workdir {self.workdir}"
         )

@@ -1,5 +1,6 @@
 """What training changes: step, weights, optimizer, and the time it took."""
 
+import contextlib
 import time
 from typing import Any
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.run import progress
+from keras_mixer.run import progress, terminal
 from keras_mixer.training import assembly
 from keras_mixer.training.run import Run
 
@@ -73,7 +74,11 @@ class State:
           DataError: Too many images are broken.
         """
         self.watch.start()
-        with self._broken.errors():
+        wait: contextlib.AbstractContextManager[None]
+        wait = contextlib.nullcontext()
+        if not self._compiled:
+            wait = terminal.waiting("Compiling the training step", tell=True)
+        with wait, self._broken.errors():
             losses, norms, stopping = self._train_steps(batches, count, stop)
         if self._compiled:
             self.watch.stop(count * self._batch_size)

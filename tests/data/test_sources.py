@@ -454,3 +454,14 @@ def test_a_folder_that_cannot_be_listed(folder, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(data.DataError, match="Cannot list .*dogs: Permission"):
         data.open_split(f"folder:{folder}", "train")
+
+
+def test_class_names_with_commas_and_blanks_are_quoted():
+    split = dataclasses.replace(
+        data.open_split("digits", "train"),
+        class_names=("a,b", "c ", "???", *"3456789"),
+    )
+    found = sources._find_classes(split, '???,"a,b","c "')
+    assert found == ("???", "a,b", "c ")
+    with pytest.raises(data.DataError, match="written in double quotes"):
+        sources._find_classes(split, "a,b")

@@ -15,6 +15,7 @@ from keras_mixer.data.augment import images
 from keras_mixer.evaluation import features, fewshot
 from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run import checkpoint, config as config_lib, recipes
+from keras_mixer.run.config import ConfigError
 from keras_mixer.training import assembly, loop as trainer
 from tests import reference
 from tests.conftest import make_engine
@@ -368,6 +369,14 @@ def test_data_sets_by_name():
         "imagenet_v2",
         ("imagenet_v2", "test"),
     )
+    path = 'folder:"gs://a,b@c"'
+    assert data.parse_classification(f"{path}@x,d", "test") == [
+        ("folder:gs://a,b@c", ("folder:gs://a,b@c", "x")),
+        ("d", ("d", "test")),
+    ]
+    for text in ("folder:/a@b/c@x@y", "folder:/no,where"):
+        with pytest.raises(ConfigError, match="in double quotes"):
+            data.parse_classification(text, "test")
     assert data.parse_classification("a,a@b", "test") == [
         ("a@test", ("a", "test")),
         ("a@b", ("a", "b")),

@@ -219,7 +219,7 @@ def test_help_teaches(tmp_path, keras_home):
         (("--output=x",), "Received: neither"),
         (
             ("--output=x", "--workdir=", "--weights="),
-            "Received: neither",
+            "a path is missing after the =",
         ),
         (
             ("--output=x", "--workdir=a", "--weights=sam", "--model=B/16"),

@@ -61,11 +61,26 @@ def test_overrides_are_typed():
         ("fewshot.every=3", "fewshot.data.*fewshot.every=3"),
         ("fewshot.shots=5,5", "fewshot.shots must be .* each once.*'5,5'"),
         ("optim.lr=[1", "optim.lr: cannot read"),
+        (f"train.batch_size={10**12}", "batch_size must be positive, up to 2"),
+        ("train.seed=???", r"train.seed: .*'\?\?\?'"),
+        ("train.seed=${x}", r"train.seed: .*'\$\{x\}'"),
     ],
 )
 def test_wrong_overrides_say_what_is_right(text, message):
     with pytest.raises(ConfigError, match=message):
         override(text)
+
+
+@pytest.mark.parametrize("text", ["???", "${x}", "${", "a?,$b", "\\${x}"])
+def test_texts_mean_themselves(text, tmp_path):
+    """OmegaConf takes ??? for a missing value and ${x} for a reference."""
+    config = override(f"data.classes={text}", f"data.name=folder:/{text}")
+    config = config_lib.override(config, ["optim.lr=1"])
+    config_lib.save(config, tmp_path / "config.json")
+    for found in (config, config_lib.load(tmp_path / "config.json")):
+        assert found.data.classes == text
+        assert found.data.name == f"folder:/{text}"
+        assert found.optim.lr == 1
 
 
 def test_a_duration_replaces_the_recipes_other_unit():

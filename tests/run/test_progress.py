@@ -41,7 +41,6 @@ def report(p, step):
         top5_accuracy=0.5,
         loss=2.0,
         count=8,
-        seconds=1.0,
     )
 
 

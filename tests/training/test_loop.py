@@ -45,7 +45,7 @@ def test_a_run_leaves_what_others_rely_on(finished, engine_of, capsys):
     assert list(workdir.glob("events.out.tfevents.*"))
     steps = sorted(p.name for p in (workdir / "checkpoints").iterdir())
     assert steps == ["step_00000008", "step_00000012"]
-    for part in ("step 12/12", "img/s", "ETA", "parameters", "batch_size: 24"):
+    for part in ("step 12/12", "img/s", "ETA", "parameters", "of 24 images"):
         assert part in shown
 
     # Again: it says so, and touches nothing.
