@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import hashlib
 import itertools
 import os
 import pathlib
@@ -13,7 +14,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer.data.splits import DataError, Record, Split, select, table_of
+from keras_mixer.data.splits import (
+    DataError,
+    Range,
+    Record,
+    Split,
+    select,
+    table_of,
+)
 from keras_mixer.run import suggest
 
 _ORDER_SEED = 0
@@ -209,13 +217,81 @@ def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
     return tuple(listings[first])
 
 
-def open_folder(path: str, split: str) -> Split:
+def _draw(path: str) -> float:
+    """Returns a number in [0, 1) that follows from the name of a file.
+
+    It is the same for copies and links in other folders, and for the same name
+    with another suffix.
+    """
+    path = path if _is_remote(path) else os.path.realpath(path)
+    stem = os.path.splitext(os.path.basename(path))[0].lower()
+    digest = hashlib.sha256(os.fsencode(stem)).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _held_out(top: str, listing: Listing, share: float) -> np.ndarray:
+    """Returns which images are set apart, bool, in the order of the listing.
+
+    The name of a file decides, whatever else is in the folder. A class that
+    would have none, or nothing else, gives or keeps the name closest to it.
+
+    Raises:
+      DataError: All images of a class have one name.
+    """
+    found = []
+    for class_name, names in listing.items():
+        draws = np.array([_draw(f"{top}/{class_name}/{x}") for x in names])
+        lowest, highest = draws.min(), draws.max()
+        if lowest == highest:
+            raise DataError(
+                f"data.hold_out={share} sets images of each class apart, and "
+                f"{top}/{class_name} has one, {names[0]!r} (a name with "
+                "several suffixes counts once). Add images, or name the "
+                "splits, data.train_split=train data.eval_split=..."
+            )
+        held = draws < min(share, highest)
+        found.append(held | (draws == lowest))
+    return np.concatenate(found)
+
+
+def _split_lengths(
+    listings: Mapping[str, Listing], held: np.ndarray | None
+) -> dict[str, int]:
+    """Returns the number of images of each split."""
+    if held is not None:
+        return {"train": int((~held).sum()), "test": int(held.sum())}
+    return {key: sum(map(len, x.values())) for key, x in listings.items()}
+
+
+def _no_test(path: str, listings: Mapping[str, Listing]) -> str:
+    """Says what to take in place of the split "test"."""
+    others = [key for key in listings if key != "train"]
+    way = "data.hold_out=0.2 sets a fifth of the images apart as test"
+    if others:
+        way = f"take another, data.eval_split={others[0]}"
+    return (
+        f"folder:{path} has no split 'test'. Its splits are "
+        f"{', '.join(listings)}: {way}, or cut a part off, "
+        "data.train_split=train[:80%] data.eval_split=train[80%:]"
+    )
+
+
+def _runs(base: str, rows: np.ndarray) -> list[Range]:
+    """Returns ascending numbers of rows as ranges."""
+    if not len(rows):
+        return []
+    parts = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    return [(base, int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def open_folder(path: str, split: str, hold_out: float = 0.0) -> Split:
     """Reads `path/<class>/*.jpg`, or `path/<split>/<class>/*.jpg`.
 
     Without split folders everything is the split "train", in an order that
-    mixes the classes, so that train[:80%] and train[80%:] share them. The
-    folder may be in a bucket, `gs://bucket/folder`. A table of 14 million names
-    takes 0.8 GB; an image is read when it is needed.
+    mixes the classes, so that train[:80%] and train[80%:] share them; or, with
+    a `hold_out`, this share of each class is the split "test". The folder may
+    be in a bucket, `gs://bucket/folder`. A table of 14 million names takes
+    0.8 GB; an image is read when it is needed.
 
     Raises:
       DataError: The folder is missing, or laid out in no known way.
@@ -223,13 +299,24 @@ def open_folder(path: str, split: str) -> Split:
     root = path.rstrip("/") if _is_remote(path) else os.path.expanduser(path)
     listings, has_splits = _list(root)
     class_names = _class_names(root, listings)
-    lengths = {key: sum(map(len, x.values())) for key, x in listings.items()}
-    key, begin, end = select(split, lengths, f"folder:{path}")
+    held = None
+    if hold_out and list(listings) == ["train"]:
+        top = f"{root}/train" if has_splits else root
+        held = _held_out(top, listings["train"], hold_out)
+    elif split.partition("[")[0] == "test" and "test" not in listings:
+        raise DataError(_no_test(path, listings))
+    lengths = _split_lengths(listings, held)
+    part, begin, end = select(split, lengths, f"folder:{path}")
+    key = part if held is None else "train"
     classes = listings[key].values()
     files = list(itertools.chain.from_iterable(classes))
     labels = np.repeat(np.arange(len(classes)), list(map(len, classes)))
     order = np.random.default_rng(_ORDER_SEED).permutation(len(files))
-    order = order[begin:end]
+    places = np.arange(len(files))
+    if held is not None:
+        places = places[held[order] == (part == "test")]
+    places = places[begin:end]
+    order = order[places]
     # TensorFlow takes bytes, so names need not be UTF-8.
     names = [os.fsencode(files[i]) for i in order]
     rows = table_of({"file": names, "label": labels[order]})
@@ -253,7 +340,7 @@ def open_folder(path: str, split: str) -> Split:
         name=f"folder:{path} {split}",
         class_names=class_names,
         image_size=None,
-        ranges=[(_real(top), begin, end)],
+        ranges=_runs(_real(top), places),
         load=lambda record: tf.io.read_file(path_of(record)),
         name_of=path_of,
         num_bytes=num_bytes,

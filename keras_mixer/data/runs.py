@@ -32,12 +32,18 @@ def open_splits(config: Config) -> Splits:
     own = config.data
     if not own.name:
         raise ConfigError(
-            f"The recipe {config.recipe!r} asks for a data set of yours "
-            "(JFT-300M is not public, and TFDS has no ImageNet-21k): "
-            "data.name=<TFDS name> or data.name=folder:/path"
+            f"The recipe {config.recipe!r} asks for a data set of yours: "
+            "data.name=folder:/path with one folder of images per class, or "
+            "data.name=<TFDS name>"
         )
     train, evaluation, *validations = (
-        open_split(own.name, split, own.data_dir, classes=own.classes)
+        open_split(
+            own.name,
+            split,
+            own.data_dir,
+            classes=own.classes,
+            hold_out=own.hold_out,
+        )
         for split in (own.train_split, own.eval_split, own.val_split)
         if split is not None
     )
@@ -97,7 +103,9 @@ def training_split(
     # own path, which may be above or below this one.
     name = own.name if name.startswith("folder:") else name
     try:
-        return open_split(name, own.train_split, data_dir)
+        return open_split(
+            name, own.train_split, data_dir, hold_out=own.hold_out
+        )
     except DataError:
         return None
 

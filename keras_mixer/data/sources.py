@@ -44,6 +44,7 @@ def open_split(
     data_dir: str | None = None,
     *,
     classes: str | None = None,
+    hold_out: float = 0.0,
 ) -> Split:
     """Finds one split of a data set, and downloads what TFDS can download.
 
@@ -53,6 +54,7 @@ def open_split(
       data_dir: Where TFDS keeps prepared data sets; its default if None.
       classes: Names of the classes that are kept, with commas between them
         (see quoting.py), in the order of the new labels.
+      hold_out: Share of a folder without split folders that is its "test".
 
     Raises:
       DataError: The data set, the split or a class does not exist, the split
@@ -61,7 +63,8 @@ def open_split(
     if name == "digits":
         found = _digits(split)
     elif name.startswith("folder:"):
-        found = folders.open_folder(name.removeprefix("folder:"), split)
+        path = name.removeprefix("folder:")
+        found = folders.open_folder(path, split, hold_out)
     else:
         found = _open_tfds(name, split, data_dir)
     if classes is not None:

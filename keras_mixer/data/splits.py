@@ -94,11 +94,14 @@ class Split:
 
     def overlaps(self, other: "Split") -> bool:
         """Whether two splits share examples."""
-        return any(
-            base == theirs and max(begin, start) < min(end, stop)
-            for base, begin, end in self.ranges
-            for theirs, start, stop in other.ranges
-        )
+        spans = [(*x, 0) for x in self.ranges] + [(*x, 1) for x in other.ranges]
+        # Where the spans so far end, of a base and a side. A hold-out has many.
+        ends: dict[tuple[str, int], int] = {}
+        for base, begin, end, side in sorted(spans):
+            if begin < min(end, ends.get((base, 1 - side), begin)):
+                return True
+            ends[base, side] = max(end, ends.get((base, side), end))
+        return False
 
     def in_order_of(
         self, seed: tf.Tensor, first: Any, buffer: int

@@ -137,7 +137,13 @@ def open_fewshot(config: Config) -> list[FewshotData]:
     found = []
     for name, (dataset, *splits) in entries:
         train, test = (
-            open_split(dataset, split, own.data_dir, classes=classes)
+            open_split(
+                dataset,
+                split,
+                own.data_dir,
+                classes=classes,
+                hold_out=own.hold_out,
+            )
             for split in splits
         )
         for part in (train, test):

@@ -222,7 +222,13 @@ def _open_split(
     from keras_mixer import data
 
     own = config.data
-    found = data.open_split(name, split, own.data_dir, classes=own.classes)
+    found = data.open_split(
+        name,
+        split,
+        own.data_dir,
+        classes=own.classes,
+        hold_out=own.hold_out,
+    )
     if trained_on is None:
         return found
     train = data.training_split(trained_on, name, own.data_dir)

@@ -2,11 +2,13 @@
 
 import os
 import pathlib
+import sys
 from typing import Any
 
 from absl import flags
 
 from keras_mixer.engines import choice, hosts
+from keras_mixer.programs import photos
 from keras_mixer.run import config as config_lib, recipes
 from keras_mixer.run.config import Config, ConfigError
 
@@ -148,12 +150,26 @@ def read_config(overrides: list[str]) -> Config:
     """Returns the config that the flags and overrides ask for."""
     _require_no_flags(overrides)
     if FLAGS.config is None:
-        config = recipes.get_recipe(FLAGS.recipe)
-    elif FLAGS["recipe"].present:
+        return _read_recipe(overrides)
+    if FLAGS["recipe"].present:
         raise ConfigError("Give --recipe or --config, not both.")
-    else:
-        config = config_lib.load(FLAGS.config)
-    return config_lib.override(config, overrides)
+    return config_lib.override(config_lib.load(FLAGS.config), overrides)
+
+
+def _read_recipe(overrides: list[str]) -> Config:
+    """Returns the config of --recipe, or of the one that suits the data."""
+    name = FLAGS.recipe
+    is_free = name == recipes.DEFAULT_RECIPE and not FLAGS["recipe"].present
+    suits_photos = is_free and photos.is_named_in(overrides)
+    if suits_photos:
+        name = photos.RECIPE
+    config = config_lib.override(
+        recipes.get_recipe(name),
+        [*photos.choices(name, overrides), *overrides],
+    )
+    if suits_photos:
+        print(photos.describe(config), file=sys.stderr, flush=True)
+    return config
 
 
 def override_some(

@@ -30,6 +30,9 @@ from keras_mixer.run.fields import (
 # They pass it with letters in their place that nobody types.
 _HIDE = str.maketrans("$?", "\ue000\ue001")
 _SHOW = str.maketrans("\ue000\ue001", "$?")
+# Of train.log_every=null: training lines of a run, and steps between them.
+_LINES = 20
+_MAX_LOG_EVERY = 50
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -131,7 +134,7 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
 
 
 def resolve(config: Config, *, num_examples: int) -> Config:
-    """Returns `config` with every duration in steps.
+    """Returns `config` with every duration in steps, and `train.log_every`.
 
     An epoch is `num_examples / train.batch_size` steps. A warm-up that is as
     long as the run is cut to a tenth of it, so that a recipe can be tried for a
@@ -153,10 +156,14 @@ def resolve(config: Config, *, num_examples: int) -> Config:
             updates = max(updates, 1)
         values = dataclasses.replace(values, **{steps: updates, epochs: None})
         config = dataclasses.replace(config, **{section: values})
-    total, optim = config.train.total_steps, config.optim
+    train, optim = config.train, config.optim
+    total = train.total_steps
     if (optim.warmup_steps or 0) >= total:
         optim = dataclasses.replace(optim, warmup_steps=total // 10)
-    return dataclasses.replace(config, optim=optim)
+    if train.log_every is None:
+        often = min(max(total // _LINES, 1), _MAX_LOG_EVERY)
+        train = dataclasses.replace(train, log_every=often)
+    return dataclasses.replace(config, train=train, optim=optim)
 
 
 def save(config: Config, path: str | os.PathLike[str]) -> None:

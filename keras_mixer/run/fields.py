@@ -72,6 +72,12 @@ class DataConfig(_Section):
     data_dir: str | None = _doc(None, "where TFDS looks for the data set")
     train_split: str = _doc("train", "TFDS split expression, train[:99%]")
     eval_split: str = _doc("test", "split of the accuracy that is reported")
+    hold_out: float = _doc(
+        0.0,
+        "share of the images that is set apart, by file name, as the split "
+        "test of a folder that has no folders for splits; 0: none",
+        _BELOW_1,
+    )
     allow_overlap: bool = _doc(
         False,
         "evaluate on images that are trained on, too; a warning then stands "
@@ -227,7 +233,12 @@ class TrainConfig(_Section):
         10, "updates per call of the device function", _COUNT
     )
     xla: bool = _doc(True, "compile forward and backward pass with XLA")
-    log_every: int = _doc(50, "steps between training lines", _COUNT)
+    log_every: int | None = _doc(
+        50,
+        "steps between training lines; null: a twentieth of the run, at most "
+        "50",
+        _COUNT,
+    )
     eval_every: int | None = _doc(
         None, "steps between evaluations; the end is always evaluated", _COUNT
     )

@@ -76,6 +76,42 @@ def cifar10_scratch() -> Config:
     )
 
 
+def photos() -> Config:
+    """A folder of photos, one folder per class, from scratch on a CPU.
+
+    A fifth of the images, chosen by file name, is the test split, unless the
+    folder has split folders. ants and bees: see README.md.
+    Command: python train.py --recipe=photos data.name=folder:/path
+    (`--recipe=photos` is the default of a folder.)
+    """
+    return Config(
+        recipe="photos",
+        data=fields.DataConfig(name="", hold_out=0.2),
+        model=fields.ModelConfig(
+            variant="custom",
+            patch_size=8,
+            num_blocks=4,
+            hidden_dim=128,
+            tokens_mlp_dim=64,
+            channels_mlp_dim=256,
+            image_size=64,
+            stoch_depth=0.1,
+        ),
+        augment=fields.AugmentConfig(policy="inception_crop|flip"),
+        train=fields.TrainConfig(
+            batch_size=32,
+            epochs=100,
+            label_smoothing=0.1,
+            log_every=None,
+            eval_every_epochs=5,
+            checkpoint_every_epochs=20,
+        ),
+        optim=fields.OptimConfig(
+            lr=1e-3, schedule="cosine", warmup_epochs=5, weight_decay=0.1
+        ),
+    )
+
+
 def _bfloat16(
     variant: str, size: int, stoch_depth: float = 0.0
 ) -> fields.ModelConfig:
@@ -318,11 +354,43 @@ def finetune_imagenet_448() -> Config:
     )
 
 
+def finetune_photos() -> Config:
+    """A folder of photos from released weights or a run. Not run here.
+
+    From a run (init.weights=<workdir>) the model is that of the run, and so is
+    the image size. From released weights it takes a GPU, or patience.
+    Command: python train.py --recipe=finetune_photos data.name=folder:/path \
+[init.weights=<workdir>]
+    """
+    return Config(
+        recipe="finetune_photos",
+        data=fields.DataConfig(name="", hold_out=0.2),
+        model=fields.ModelConfig(variant="B/16", image_size=224),
+        init=fields.InitConfig(weights="imagenet21k", head="fresh"),
+        augment=fields.AugmentConfig(policy="resize|flip"),
+        train=fields.TrainConfig(
+            batch_size=32,
+            epochs=20,
+            log_every=None,
+            eval_every_epochs=1,
+            checkpoint_every_epochs=5,
+        ),
+        optim=fields.OptimConfig(
+            name="sgd",
+            lr=0.003,
+            weight_decay=0.0,
+            schedule="cosine",
+            warmup_epochs=1,
+        ),
+    )
+
+
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (
         digits,
         cifar10_scratch,
+        photos,
         imagenet_b,
         imagenet_l,
         imagenet21k_b,
@@ -337,6 +405,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         finetune_flowers,
         finetune_imagenet,
         finetune_imagenet_448,
+        finetune_photos,
     )
 }
 

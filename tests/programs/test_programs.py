@@ -249,6 +249,17 @@ def test_no_arguments_train_the_default(run_here, asked):
     assert asked["drawn"] == asked["workdir"]
 
 
+def test_a_folder_trains_the_recipe_of_photos(run_here, asked):
+    name = "data.name=folder:~/photos"
+    done = run_here("train.py", name)
+    assert asked["config"] == config_lib.override(recipes.photos(), [name])
+    assert asked["workdir"] == pathlib.Path("runs", "photos")
+    assert done.stderr.count("--recipe=photos model.image_size=64") == 1
+    done = run_here("train.py", "--recipe=digits", name)
+    assert asked["config"].recipe == "digits"
+    assert "--recipe=photos" not in done.stderr
+
+
 def test_a_config_file_in_place_of_a_recipe(trained, run_here, asked):
     file = trained / "config.json"
     run_here("train.py", f"--config={file}", "--workdir=b", "optim.lr=1")

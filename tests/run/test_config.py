@@ -110,6 +110,18 @@ def test_resolve_turns_epochs_into_steps():
     assert config_lib.resolve(resolved, num_examples=100) == resolved
 
 
+@pytest.mark.parametrize(
+    ("steps", "every"),
+    [(1, 1), (19, 1), (20, 1), (59, 2), (638, 31), (1000, 50), (93_000, 50)],
+)
+def test_training_lines_by_default(steps, every):
+    config = override("train.log_every=null", f"train.steps={steps}")
+    resolved = config_lib.resolve(config, num_examples=10)
+    assert resolved.train.log_every == every
+    given = override("train.log_every=7", f"train.steps={steps}")
+    assert config_lib.resolve(given, num_examples=10).train.log_every == 7
+
+
 def test_a_run_needs_a_length():
     with pytest.raises(ConfigError, match="train.epochs="):
         config_lib.resolve(Config(), num_examples=10)
