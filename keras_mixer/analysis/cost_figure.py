@@ -62,9 +62,9 @@ def draw(
     figure.supxlabel(caption, fontsize=8)
     figure.draw_without_rendering()  # makes the layout
     figure.set_layout_engine("none")
-    for axes, points in names.items():
-        if points:
-            pictures.name_points(axes, points)
+    for axes, named in names.items():
+        if named:
+            pictures.name_points(axes, named)
     return pictures.save_all(figure, output)
 
 

@@ -70,21 +70,19 @@ def name_points(
     """
     pixels = axes.figure.dpi / 72  # of a point of the font
     centers = axes.transData.transform([point[:2] for point in points])
-    taken = [_box(*center / pixels, _MARKER, _MARKER) for center in centers]
+    centers = centers / pixels
+    taken = [_box(center, _MARKER, _MARKER) for center in centers]
     legend = axes.get_legend()
     if legend is not None:
-        box = legend.get_window_extent()
-        middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
-        taken.append(_box(*np.divide((*middle, box.width, box.height), pixels)))
+        corners = legend.get_window_extent().get_points() / pixels
+        taken.append(_box(corners.mean(axis=0), *np.ptp(corners, axis=0)))
     for center, (x, y, name) in zip(centers, points, strict=True):
         width, height = 0.65 * size * len(name), 1.15 * size
         places = [
             (dx * (width + _MARKER) / 2, dy * (height + _MARKER) / 2)
             for dx, dy in _SIDES
         ]
-        boxes = [
-            _box(*(center / pixels + place), width, height) for place in places
-        ]
+        boxes = [_box(center + place, width, height) for place in places]
         hidden = [sum(_shared(box, other) for other in taken) for box in boxes]
         best = int(np.argmin(hidden))  # the first of the best
         taken.append(boxes[best])
@@ -99,8 +97,9 @@ def name_points(
         )
 
 
-def _box(x: float, y: float, width: float, height: float) -> _Box:
-    """Returns left, bottom, right and top of a box about x and y."""
+def _box(center: np.ndarray, width: float, height: float) -> _Box:
+    """Returns left, bottom, right and top of a box."""
+    x, y = center.tolist()
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
