@@ -8,10 +8,13 @@ from keras_mixer import models
 from keras_mixer.analysis import cost
 from keras_mixer.evaluation import pictures
 
-_GFLOP = "GFLOP per image (counted here)"
-_SPEED = "images per second"
-_MEMORY = "peak memory, MiB"
+_GFLOP = "GFLOP per image (counted here), log scale"
+_SPEED = "images per second, log scale"
+_PARAMETERS = "parameters, log scale"
+_MEMORY = "peak memory, MiB, log scale"
 _PAPER_SPEED = "paper_images_per_second_per_core"
+# Of axes: x, y and name of each point.
+_Names = dict[Any, list[tuple[float, float, str]]]
 
 
 def draw(
@@ -25,25 +28,27 @@ def draw(
     """
     here = any(_measured(rows, mode, "peak_mib") for mode in cost.MODES)
     figure = pictures.new_figure(figsize=(13, 8.4 if here else 4.3))
+    figure.suptitle("Mixer: accuracy, speed and memory against cost")
     grid = figure.subplots(2 if here else 1, 3, squeeze=False)
+    names: _Names = {axes: [] for axes in grid.flat}
     days, compute, speed = grid[0]
     for i, name in enumerate(cost.PRETRAINED):
         key = f"paper_top1_{name}"
         points = [(row, 100 * row[key]) for row in rows if row[key]]
         style = {"color": f"C{i}", "label": f"pre-trained on {name}"}
-        _scatter(days, points, f"paper_core_days_{name}", style)
-        _scatter(compute, points, "gflop", style)
-    days.set(xlabel="pre-training, TPUv3 core-days (paper)")
+        _scatter(days, points, f"paper_core_days_{name}", style, names)
+        _scatter(compute, points, "gflop", style, names)
+    days.set(xlabel="pre-training, TPUv3 core-days (paper), log scale")
     days.legend(fontsize=8, loc="lower right")
     compute.set(xlabel=_GFLOP)
     for axes in (days, compute):
         axes.set(ylabel="ImageNet top-1, % (paper)", xscale="log")
     points = [(row, row[_PAPER_SPEED]) for row in rows if row[_PAPER_SPEED]]
     style = {"color": "C4", "label": "inference, TPUv3 core (paper)"}
-    _scatter(speed, points, "gflop", style)
+    _scatter(speed, points, "gflop", style, names)
     _finish_log(speed, _GFLOP, _SPEED)
     if here:
-        _draw_measured(grid[1], rows)
+        _draw_measured(grid[1], rows, names)
     for axes in grid.flat:
         pictures.style(axes)
         axes.set_axisbelow(True)
@@ -55,24 +60,29 @@ def draw(
             "TensorFlow's own, one process each."
         )
     figure.supxlabel(caption, fontsize=8)
+    figure.draw_without_rendering()  # makes the layout
+    figure.set_layout_engine("none")
+    for axes, named in names.items():
+        if named:
+            pictures.name_points(axes, named)
     return pictures.save_all(figure, output)
 
 
 def _draw_measured(
-    panels: Sequence[Any], rows: Sequence[Mapping[str, Any]]
+    panels: Sequence[Any], rows: Sequence[Mapping[str, Any]], names: _Names
 ) -> None:
     """Draws what was measured here: speed, and memory twice."""
     from matplotlib import ticker
 
     for axes, key, x, xlabel, ylabel in (
         (panels[0], "images_per_second", "gflop", _GFLOP, _SPEED),
-        (panels[1], "peak_mib", "parameters", "parameters", _MEMORY),
+        (panels[1], "peak_mib", "parameters", _PARAMETERS, _MEMORY),
         (panels[2], "peak_mib", "gflop", _GFLOP, _MEMORY),
     ):
         for mode, color in (("inference", "C3"), ("training", "C5")):
             label = f"{mode}, here (measured)"
             style = {"color": color, "marker": "s", "label": label}
-            _scatter(axes, _measured(rows, mode, key), x, style)
+            _scatter(axes, _measured(rows, mode, key), x, style, names)
         _finish_log(axes, xlabel, ylabel)
     axis = panels[1].xaxis  # about one decade: 20 M, 50 M, 100 M ...
     axis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
@@ -93,8 +103,9 @@ def _scatter(
     points: Sequence[tuple[Mapping[str, Any], float]],
     x: str,
     style: Mapping[str, Any],
+    names: _Names,
 ) -> None:
-    """Draws rows and values against a column of the rows, with their names."""
+    """Draws rows and values against a column of the rows; adds their names."""
     if not points:
         return
     axes.scatter(
@@ -104,21 +115,7 @@ def _scatter(
         text = row["variant"]
         if row["image_size"] != models.DEFAULT_IMAGE_SIZE:
             text += f" {row['image_size']}"
-        # Patches of 32 cost about as much as patches of 16 of the next smaller
-        # size, and S/8 as much as B/16: their names go to three sides.
-        place, align = (5, -3), "left"
-        if row["variant"].endswith("/32"):
-            place, align = (-5, 3), "right"
-        elif row["variant"].endswith("/8"):
-            place = (5, -8)
-        axes.annotate(
-            text,
-            (row[x], y),
-            xytext=place,
-            textcoords="offset points",
-            ha=align,
-            fontsize=7,
-        )
+        names[axes].append((row[x], y, text))
 
 
 def _finish_log(axes: Any, xlabel: str, ylabel: str) -> None:

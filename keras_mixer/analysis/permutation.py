@@ -151,7 +151,7 @@ def draw(
             score = np.mean(_accuracies(rows, model, kind))
             style = {
                 "color": _COLORS[kind],
-                "label": f"{_NAMES[kind]}: {100 * score:.1f} %",
+                "label": f"{_NAMES[kind]}: {score:.3f}",
             }
             steps, low = _draw_curves(
                 above, [c.accuracy[split] for c in found], style
@@ -163,7 +163,7 @@ def draw(
         above.legend(fontsize=8, loc="best")
         below.set_xlabel("updates")
     grid[0, 0].set_ylabel(f"accuracy on {split}")
-    grid[1, 0].set_ylabel("training loss")
+    grid[1, 0].set_ylabel("training loss, log scale")
     grid[0, 0].set_ylim(bottom=lowest - 0.05 * (1 - lowest))
     _scale_loss(grid[1, 0])
     figure.align_ylabels()

@@ -175,9 +175,10 @@ def draw(
         label = f"{100 * fraction:g} % of the data"
         _line(of_size, _accuracies(line, "parameters"), label)
     of_data.set(
-        xlabel="training examples", ylabel=f"accuracy on {rows[0]['split']}"
+        xlabel="training examples, log scale",
+        ylabel=f"accuracy on {rows[0]['split']}",
     )
-    of_size.set(xlabel="parameters")
+    of_size.set(xlabel="parameters, log scale")
     for axes in (of_data, of_size):
         pictures.style(axes)
         axes.legend(fontsize=8)

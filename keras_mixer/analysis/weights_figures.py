@@ -14,6 +14,8 @@ from keras_mixer.weights import Parameters
 
 _PERCENTILE = 99.5  # of the absolute weights: the end of the colour scale
 _COLORS = "RdBu_r"
+# Share of the untrained units' frequency above which units look untrained.
+_SMOOTHER = 0.95
 
 
 def parse_layers(text: str, blocks: int) -> tuple[int, ...]:
@@ -70,6 +72,16 @@ class Layer(NamedTuple):
         """Rows and columns of patches."""
         return self.units.shape[1], self.units.shape[2]
 
+    @property
+    def looks_untrained(self) -> bool:
+        """Whether the units are hardly smoother than untrained ones."""
+        untrained = self.untrained["mean"]["frequency"]
+        return self.trained["frequency"] > _SMOOTHER * untrained
+
+
+def _block(number: int) -> str:
+    return f"MixerBlock_{number}"
+
 
 def measure(
     parameters: Parameters, layers: Sequence[int], grid: tuple[int, int]
@@ -102,7 +114,7 @@ def _units_panel(layer: Layer, end: float) -> mosaic.Panel:
     by_chance = layer.random_phases["mean"]["pair_correlation"]
     return mosaic.Panel(
         mosaic.compose(tiles, group=2),
-        f"MixerBlock_{layer.number}: {count} units on {grid[0]} x {grid[1]} "
+        f"{_block(layer.number)}: {count} units on {grid[0]} x {grid[1]} "
         f"patches\nfrequency {layer.trained['frequency']:.3f} cycles per patch "
         f"(white noise {noise:.3f})\ncorrelation in a pair "
         f"{layer.trained['pair_correlation']:.2f} (random phases "
@@ -122,6 +134,13 @@ def draw_units(
 
     The layers share `one_scale`, or each has its own.
     """
+    rough = [layer.number for layer in layers if layer.looks_untrained]
+    caution = ""
+    if rough:
+        caution = (
+            " Hardly smoother than untrained units, so not trained enough to "
+            f"show what a Mixer learns: {', '.join(map(_block, rough))}."
+        )
     ends = [_scale(layer.units) for layer in layers]
     if one_scale:
         ends = [max(ends)] * len(ends)
@@ -136,6 +155,7 @@ def draw_units(
             "lowest frequency first. Colour scale: "
             + ("the same for all layers" if one_scale else "one per layer")
             + f", {_PERCENTILE} % of the weights inside; 0 is white."
+            + caution
         ),
     )
 
@@ -179,7 +199,7 @@ def summary(layers: Sequence[Layer]) -> str:
     header.append("random phases")
     rows = []
     for layer in layers:
-        row = [f"MixerBlock_{layer.number}", str(len(layer.units))]
+        row = [_block(layer.number), str(len(layer.units))]
         for key in keys:
             row.append(f"{layer.trained[key]:.3f}")
             row.append(_with_deviation(layer.untrained, key))

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 import sys
@@ -232,8 +233,9 @@ def _draw(path: str) -> float:
 def _held_out(top: str, listing: Listing, share: float) -> np.ndarray:
     """Returns which images are set apart, bool, in the order of the listing.
 
-    The name of a file decides, whatever else is in the folder. A class that
-    would have none, or nothing else, gives or keeps the name closest to it.
+    The name of a file decides, whatever else is in the folder. Only in a class
+    where chance would take less than half the share, or more than one and a
+    half times, the names closest to it change sides.
 
     Raises:
       DataError: All images of a class have one name.
@@ -241,16 +243,19 @@ def _held_out(top: str, listing: Listing, share: float) -> np.ndarray:
     found = []
     for class_name, names in listing.items():
         draws = np.array([_draw(f"{top}/{class_name}/{x}") for x in names])
-        lowest, highest = draws.min(), draws.max()
-        if lowest == highest:
+        different = np.unique(draws)  # ascending
+        total = len(different)
+        if total == 1:
             raise DataError(
                 f"data.hold_out={share} sets images of each class apart, and "
                 f"{top}/{class_name} has one, {names[0]!r} (a name with "
                 "several suffixes counts once). Add images, or name the "
                 "splits, data.train_split=train data.eval_split=..."
             )
-        held = draws < min(share, highest)
-        found.append(held | (draws == lowest))
+        least = max(math.floor(share * total / 2), 1)
+        most = min(math.ceil(share * total * 1.5), total - 1)
+        count = np.clip((different < share).sum(), least, most)
+        found.append(draws < different[count])
     return np.concatenate(found)
 
 

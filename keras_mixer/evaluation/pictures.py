@@ -1,12 +1,23 @@
 """What all pictures share: their files, style, and matplotlib, an extra."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from keras_mixer.run.config import ConfigError
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 160
+
+_MARKER = 6.0  # side of a point's marker, in points of the font
+# Where a name can be, seen from its point: the first ones are preferred.
+_SIDES = (
+    *((1, 0), (-1, 0), (0, 1), (0, -1)),
+    *((1, 1), (1, -1), (-1, 1), (-1, -1)),
+)
+_Box = tuple[float, float, float, float]
 
 
 def check_file(path: str, flag: str) -> pathlib.Path:
@@ -47,6 +58,56 @@ def style(axes: Any, *, grid: str = "major") -> None:
     """
     axes.grid(alpha=0.3, which=grid)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def name_points(
+    axes: Any, points: Sequence[tuple[float, float, str]], size: float = 7
+) -> None:
+    """Writes names beside points, where they hide no other name or point.
+
+    Call it when the axes have their limits and the figure its layout. `points`
+    are x, y and the name; `size` is that of the font.
+    """
+    pixels = axes.figure.dpi / 72  # of a point of the font
+    centers = axes.transData.transform([point[:2] for point in points])
+    centers = centers / pixels
+    taken = [_box(center, _MARKER, _MARKER) for center in centers]
+    legend = axes.get_legend()
+    if legend is not None:
+        corners = legend.get_window_extent().get_points() / pixels
+        taken.append(_box(corners.mean(axis=0), *np.ptp(corners, axis=0)))
+    for center, (x, y, name) in zip(centers, points, strict=True):
+        width, height = 0.65 * size * len(name), 1.15 * size
+        places = [
+            (dx * (width + _MARKER) / 2, dy * (height + _MARKER) / 2)
+            for dx, dy in _SIDES
+        ]
+        boxes = [_box(center + place, width, height) for place in places]
+        hidden = [sum(_shared(box, other) for other in taken) for box in boxes]
+        best = int(np.argmin(hidden))  # the first of the best
+        taken.append(boxes[best])
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=places[best],
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=size,
+        )
+
+
+def _box(center: np.ndarray, width: float, height: float) -> _Box:
+    """Returns left, bottom, right and top of a box."""
+    x, y = center.tolist()
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _shared(one: _Box, other: _Box) -> float:
+    """Returns the area that two boxes share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def save(figure: Any, output: pathlib.Path) -> None:

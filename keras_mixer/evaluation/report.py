@@ -164,9 +164,9 @@ def draw_confusion(
     axes = figure.subplots()
     # Confusions are rare: a linear scale would show only the diagonal.
     picture = axes.imshow(
-        shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1)
+        100 * shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100)
     )
-    figure.colorbar(picture, ax=axes, label="share of the class's images")
+    figure.colorbar(picture, ax=axes, label="share of the class's images, %")
     axes.set(xlabel="predicted", ylabel="class", title=title)
     axes.title.set_fontsize(10)
     if named:

@@ -303,8 +303,8 @@ def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:
             pathlib.Path(FLAGS.confusion),
             split.class_names,
             rows,
-            f"{split.name}: accuracy {scores['accuracy']:.4f} on "
-            f"{len(rows['label']):,} images (shares in %)",
+            f"{split.name}: accuracy {scores['accuracy']:.2%} on "
+            f"{len(rows['label']):,} images",
         )
 
 

@@ -219,6 +219,51 @@ def test_what_was_measured_is_drawn(tmp_path, monkeypatch):
     ]
 
 
+def test_names_hide_no_point_and_no_name(tmp_path, monkeypatch):
+    """Of all variants; B/16 and S/8 cost about the same."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures = []
+    monkeypatch.setattr(
+        cost_figure.pictures, "save_all", lambda f, _: figures.append(f)
+    )
+    template = fake_rows()[0]
+    rows = [
+        {
+            **template,
+            **cost._of_paper(name, 224),
+            "variant": name,
+            "parameters": parameters,
+            "gflop": gflop,
+            "inference": {
+                "peak_mib": parameters / 2e5 + 4 * gflop,
+                "images_per_second": 200 / gflop,
+            },
+            "training": {
+                "peak_mib": parameters / 4e4 + 50 * gflop,
+                "images_per_second": 50 / gflop,
+            },
+        }
+        for name, (parameters, gflop) in PAPER.items()
+    ]
+    cost_figure.draw(tmp_path / "a.png", rows, SETTINGS)
+    FigureCanvasAgg(figures[0]).draw()
+    assert figures[0].get_suptitle()
+    for axes in figures[0].axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            is_log = axis.get_scale() == "log"
+            assert axis.get_label_text().endswith(", log scale") == is_log
+        boxes = [text.get_window_extent() for text in axes.texts]
+        points = [
+            axes.transData.transform(xy)
+            for collection in axes.collections
+            for xy in collection.get_offsets()
+        ]
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[:i])
+            assert not any(box.contains(*point) for point in points)
+
+
 @pytest.mark.parametrize("mode", ["inference", "training"])
 def test_what_the_process_calls(mode, monkeypatch):
     """In this process, whose peak is that of other tests."""

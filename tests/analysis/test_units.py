@@ -200,6 +200,26 @@ def test_default_layouts_are_readable(tokens):
         assert place.columns * (place.scale * side + 4) < 1700
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_caption_says_if_units_look_untrained(
+    tmp_path, monkeypatch, smooth
+):
+    said = []
+    monkeypatch.setattr(
+        weights_figures.mosaic,
+        "draw",
+        lambda *_, caption, **__: said.append(caption),
+    )
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(36, 100))
+    if smooth:
+        kernel = np.cumsum(kernel, axis=0)
+    measured = weights_figures.measure(parameters_of([kernel]), (0,), (6, 6))
+    weights_figures.draw_units(tmp_path / "w.png", "run", measured)
+    assert ("not trained enough" in said[0]) != smooth
+    assert ("MixerBlock_0." in said[0]) != smooth
+
+
 def test_pictures_and_numbers(tmp_path):
     rng = np.random.default_rng(0)
     kernels = [rng.normal(size=(12, 10)) for _ in range(2)]

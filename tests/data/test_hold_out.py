@@ -68,6 +68,17 @@ def test_each_class_is_in_both(tmp_path, count, share):
         assert {name[0] for name in found} == set("abcdefgh")
 
 
+def test_small_classes_give_about_the_share(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "abcdefghijkl":
+        write(
+            tmp_path, *(f"{name}/{i}.png" for i in rng.integers(1e6, size=20))
+        )
+    counts = collections.Counter(n[0] for n in files_of(tmp_path, "test"))
+    assert len(counts) == 12
+    assert all(2 <= count <= 6 for count in counts.values())
+
+
 def test_copies_and_links_do_not_cross(photos):
     """The same name in another class or with another suffix, and links."""
     for path in list(photos.glob("ants/*.png")):

@@ -5,6 +5,7 @@ import configparser
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -99,6 +100,28 @@ def test_an_error_ends_it_and_is_saved(tmp_path):
     assert [c["execution_count"] for c in code_cells(output)][2:] == [None] * (
         len(code_cells(output)) - 2
     )
+
+
+@pytest.mark.parametrize("inner", ["", "photos/"])
+def test_photos_may_be_a_folder_or_a_zip_file(tmp_path, inner):
+    (source,) = (
+        ast.unparse(node)
+        for cell in code_cells(SAVED)
+        for node in ast.parse(
+            re.sub("(?m)^%.*$", "", "".join(cell["source"]))
+        ).body
+        if getattr(node, "name", None) == "folder_of"
+    )
+    found: dict = {"pathlib": pathlib, "shutil": shutil}
+    exec(source, found)
+    for name in ("ants/1.jpg", "bees/1.jpg", "__MACOSX/1"):
+        file = tmp_path / "mine" / (inner if name[0] != "_" else "") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    archive = shutil.make_archive(tmp_path / "a", "zip", tmp_path / "mine")
+    for given, folder in ((archive, "a"), (tmp_path / "mine", "mine")):
+        got = found["folder_of"](str(given))
+        assert got == tmp_path / folder / inner
 
 
 def test_what_is_saved_is_what_ran():
