@@ -178,7 +178,7 @@ def test_folder_with_splits(folder, tmp_path_factory):
     assert data.open_split(f"folder:{root}", "test").num_examples == 2
     assert data.open_split(f"folder:{root}", "train").num_examples == 10
     (root / "test" / "dogs").rename(root / "test" / "wolves")
-    with pytest.raises(data.DataError, match="there.: only here .wolves"):
+    with pytest.raises(data.DataError, match="only here .dogs.; only there .wolves"):
         data.open_split(f"folder:{root}", "train")
 
 
