@@ -1,7 +1,6 @@
 """The curves of runs in one picture, and how the configs of several differ."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 from keras_mixer.analysis import curves
 from keras_mixer.evaluation import pictures, report
-from keras_mixer.run import config as config_lib, files
+from keras_mixer.run import config as config_lib, files, quoting
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.files import WorkdirError
 
@@ -66,13 +65,13 @@ def read(
         )
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError(f"A run is given twice: {', '.join(workdirs)}")
-    called = _names(paths) if names is None else names.split(",")
+    called = _names(paths) if names is None else quoting.names(names)
     if len(called) != len(paths) or len(set(called)) < len(called):
         raise ConfigError(
             f"--names takes {len(paths)} different names, one for each run. "
             f"Received: {names!r}"
         )
-    outputs = evaluations.split(",") if evaluations else []
+    outputs = quoting.names(evaluations) if evaluations else ()
     measured = _read_evaluations(paths, outputs)
     return [
         read_run(path, name, measured[path])
@@ -116,12 +115,14 @@ def _read_evaluations(
     by_place = {path.resolve(): path for path in paths}
     for file in outputs:
         try:
-            whole = json.loads(pathlib.Path(file).expanduser().read_text())
+            whole = files.read_json(pathlib.Path(file).expanduser())
             task, workdir = whole["task"], whole.get("workdir")
             rows = [
                 _read_row(task, row, whole.get("step"))
                 for row in whole.get("results", [whole])
             ]
+        except WorkdirError as error:
+            raise ConfigError(f"--evaluations: {error}") from error
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
                 f"--evaluations: cannot read {file} as what eval.py --output "

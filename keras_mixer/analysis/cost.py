@@ -149,11 +149,13 @@ def read_measured(path: pathlib.Path) -> dict[str, Any]:
 
     Raises:
       ConfigError: Another command wrote the file.
+      WorkdirError: It is no JSON.
     """
     if not path.exists():
         return {}
+    content = files.read_json(path)
     try:
-        return dict(json.loads(path.read_text())["measured"])
+        return dict(content["measured"])
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(
             f"{path} is not of this command. Give another --output, or remove "

@@ -16,9 +16,13 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_mixer.analysis.arguments import (
+    check_workdir as check_workdir,
+    parse_list as parse_list,
+)
 from keras_mixer.engines.engine import Engine
-from keras_mixer.run import progress, workdir as workdir_lib
-from keras_mixer.run.config import Config, ConfigError
+from keras_mixer.run import progress
+from keras_mixer.run.config import Config
 from keras_mixer.training import assembly, loop as trainer
 
 _PATIENCE = 30.0  # seconds between two lines of a run on the terminal
@@ -31,47 +35,6 @@ class Trial(NamedTuple):
     config: Config
     facts: Mapping[str, Any]  # what its row of results begins with
     build_model: assembly.BuildModel | None = None  # in place of a Mixer
-
-
-def parse_list(
-    text: str, kind: Callable[[str], Any], flag: str, allowed: str
-) -> tuple[Any, ...]:
-    """Reads the comma-separated values of a flag.
-
-    `kind` reads one value, or raises ValueError. The error says what is
-    `allowed`.
-
-    Raises:
-      ConfigError: There is no value, or one is unreadable or repeated.
-    """
-    try:
-        found = tuple(kind(part.strip()) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or len(set(found)) < len(found):
-        raise ConfigError(
-            f"{flag} takes {allowed}, each once, with commas between them. "
-            f"Received: {text!r}"
-        )
-    return found
-
-
-def check_workdir(path: str | None) -> pathlib.Path:
-    """Returns the folder of a sweep, or raises ConfigError."""
-    if not path:
-        raise ConfigError(
-            "Give --workdir: the folder of the runs, from which an "
-            "interrupted sweep continues."
-        )
-    workdir = workdir_lib.as_path(path)
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"--workdir={path} is not a folder.")
-    if (workdir / "config.json").exists():
-        raise ConfigError(
-            f"--workdir={path} is the workdir of a run. The runs of a sweep "
-            "get folders of their own inside its --workdir: give another one."
-        )
-    return workdir
 
 
 class _Log(io.TextIOBase):

@@ -5,7 +5,6 @@ Keras, JAX or TensorFlow, and programs call `use_engine` before anything does.
 """
 
 import importlib.util
-import json
 import os
 import pathlib
 import sys
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 from keras_mixer.engines import hosts
 from keras_mixer.engines.hosts import EngineError
-from keras_mixer.run import suggest
+from keras_mixer.run import files, suggest
 
 ENGINES = ("auto", "tensorflow", "jax")
 
@@ -36,15 +35,23 @@ def configured_backend(environment: Mapping[str, str]) -> tuple[str, str]:
 
     Keras reads KERAS_BACKEND, then its file keras.json. It writes "tensorflow"
     into a new file, whatever it runs on, so there this is no choice.
+
+    Raises:
+      EngineError: The file is damaged.
     """
     if backend := environment.get("KERAS_BACKEND"):
         return backend, "KERAS_BACKEND"
     home = environment.get("KERAS_HOME")
     folder = pathlib.Path(home) if home else pathlib.Path.home() / ".keras"
     try:
-        found = json.loads((folder / "keras.json").read_text())["backend"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = files.read_json(folder / "keras.json")["backend"]
+    except (OSError, KeyError):
         return "", ""
+    except (files.WorkdirError, TypeError) as error:
+        raise EngineError(
+            f"{error}. Keras reads its settings from {folder / 'keras.json'}: "
+            "mend or remove it, or set KERAS_BACKEND."
+        ) from error
     if found == "tensorflow":
         return "", ""
     return str(found), str(folder / "keras.json")

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from keras_mixer.engines import gpus
@@ -182,4 +183,28 @@ def check_batch_size(
         raise EngineError(
             f"train.batch_size={batch_size} does not divide over {replicas} "
             f"replicas{parts}; the nearest {noun} {' and '.join(sizes)}."
+        )
+
+
+def check_batch_memory(
+    batch_size: int, image_size: int, hosts: int, memory: int | None = None
+) -> None:
+    """Raises EngineError if the images of a batch alone take all memory.
+
+    Args:
+      batch_size: Images per update, over all hosts.
+      image_size: Their side, in pixels.
+      hosts: How many share the batch equally.
+      memory: Bytes of this host; by default what it has.
+    """
+    if memory is None:
+        memory = psutil.virtual_memory().total
+    each = image_size**2 * 3 * 4  # float32
+    needed, largest = batch_size * each // hosts, memory // each * hosts
+    if needed > memory:
+        raise EngineError(
+            f"train.batch_size={batch_size}: its images of {image_size} pixels "
+            f"take {needed / 1e9:,.0f} GB, and this machine has "
+            f"{memory / 1e9:,.0f} GB. Take a smaller one, far below "
+            f"{largest:,}."
         )

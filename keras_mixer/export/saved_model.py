@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import json
 import os
 import pathlib
 import platform
@@ -106,8 +105,12 @@ def export(
 
 
 def read_card(version: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns what a version's export.json says."""
-    return dict(json.loads(pathlib.Path(version, CARD).read_text()))
+    """Returns what a version's export.json says.
+
+    Raises:
+      OSError, WorkdirError: It cannot be read; the error names file and line.
+    """
+    return dict(files.read_json(pathlib.Path(version, CARD)))
 
 
 def _check(

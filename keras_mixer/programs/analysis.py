@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from keras_mixer.programs import analysis_help, flags as shared
+from keras_mixer.analysis import arguments as argument_lib
+from keras_mixer.programs import analysis_help, flags as shared, quiet
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import files, suggest
 from keras_mixer.run.config import Config, ConfigError
@@ -82,11 +83,12 @@ def _define_weights() -> None:
 
 
 def _weights(arguments: list[str], output: pathlib.Path) -> Files:
+    _take_nothing(arguments)
+    shared.check_source_flags(file_needs_model=False)
+    quiet.import_tensorflow()
     from keras_mixer import models, weights as weights_lib
     from keras_mixer.analysis import units, weights_figures
 
-    _take_nothing(arguments)
-    shared.check_source_flags(file_needs_model=False)
     grid = weights_figures.parse_grid(FLAGS.grid)
     if FLAGS.workdir:
         found = weights_lib.read_workdir(
@@ -126,6 +128,20 @@ def _define_permutation() -> None:
     )
 
 
+def _check_sweep(
+    overrides: list[str],
+) -> tuple[pathlib.Path, Config, tuple[int, ...]]:
+    """Returns workdir, config and seeds; fails before Keras is imported."""
+    workdir = argument_lib.check_workdir(FLAGS.workdir)
+    config = shared.read_config(overrides)
+    allowed = "whole numbers from 0 on"
+    seeds = argument_lib.parse_list(FLAGS.seeds, int, "--seeds", allowed)
+    if min(seeds) < 0:
+        raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
+    quiet.import_tensorflow()
+    return workdir, config, seeds
+
+
 def _train(
     arguments: list[str],
     output: pathlib.Path,
@@ -141,12 +157,7 @@ def _train(
     from keras_mixer.analysis import sweep
     from keras_mixer.training import loop as trainer, preemption
 
-    workdir = sweep.check_workdir(FLAGS.workdir)
-    config = shared.read_config(arguments)
-    allowed = "whole numbers from 0 on"
-    seeds = sweep.parse_list(FLAGS.seeds, int, "--seeds", allowed)
-    if min(seeds) < 0:
-        raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
+    workdir, config, seeds = _check_sweep(arguments)
     trials = plan(config, seeds=seeds)
     tf.get_logger().setLevel("ERROR")  # each run traces its own functions
     try:
@@ -174,6 +185,7 @@ def _title(config: Config, seeds: tuple[int, ...]) -> str:
 
 
 def _permutation(arguments: list[str], output: pathlib.Path) -> Files:
+    _check_sweep(arguments)
     from keras_mixer.analysis import permutation, sweep
 
     names = sweep.parse_list(
@@ -192,6 +204,7 @@ def _define_scale() -> None:
 
 
 def _scale(arguments: list[str], output: pathlib.Path) -> Files:
+    _check_sweep(arguments)
     from keras_mixer.analysis import scale, sweep
 
     plan = functools.partial(
@@ -239,9 +252,10 @@ def _define_cost() -> None:
 
 
 def _cost(arguments: list[str], output: pathlib.Path) -> Files:
+    _take_nothing(arguments)
+    quiet.import_tensorflow()
     from keras_mixer.analysis import cost, cost_figure, sweep
 
-    _take_nothing(arguments)
     variants = cost.parse_variants(FLAGS.variants)
     sizes = sweep.parse_list(
         FLAGS.image_sizes, int, "--image_sizes", "sides in pixels"

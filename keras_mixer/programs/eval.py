@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from keras_mixer.programs import flags as shared
+from keras_mixer.programs import flags as shared, quiet
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, fields, files, suites
+from keras_mixer.run import (
+    config as config_lib,
+    fields,
+    files,
+    suites,
+    workdir as workdir_lib,
+)
 from keras_mixer.run.config import Config, ConfigError
 
 if TYPE_CHECKING:  # they import Keras, for which no engine is chosen yet
@@ -129,31 +135,17 @@ def _check_flags() -> None:
             shared.check_file(name)
 
 
-def _load(
-    overrides: list[str],
-) -> "tuple[Trained, TrainedOn, dict[str, Any]]":
-    """Loads what the flags name; call it in the engine's scope.
+def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
+    """Reads the config of what the flags name, before Keras is imported.
 
-    Returns the model, what it was trained on, and what the JSON says of where
-    it comes from.
+    Returns it with the overrides, and what the run was trained on.
     """
-    from keras_mixer.training import assembly
-
     if FLAGS.workdir:
-        trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
+        own = workdir_lib.read_config(FLAGS.workdir)
         config = shared.override_some(
-            trained.config, overrides, _OVERRIDABLE, "an evaluation"
+            own, overrides, _OVERRIDABLE, "an evaluation"
         )
-        own = trained.config.data
-        return (
-            trained._replace(config=config),
-            own,
-            {
-                "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
-                "checkpoint": FLAGS.checkpoint,
-                "step": trained.step,
-            },
-        )
+        return config, own.data
     if FLAGS.weights.endswith(".h5"):
         raise ConfigError(
             f"{FLAGS.weights} says nothing of its classes. Load it into its "
@@ -169,11 +161,27 @@ def _load(
         train=fields.TrainConfig(batch_size=_BATCH_SIZE),
         fewshot=fields.FewshotConfig(data="imagenet"),
     )
-    config = shared.override_some(
-        config, overrides, (*_OVERRIDABLE, "model."), "an evaluation"
-    )
-    trained = assembly.load_weights(FLAGS.weights, config)
-    return trained, None, {"weights": FLAGS.weights, "model": FLAGS.model}
+    allowed = (*_OVERRIDABLE, "model.")
+    config = shared.override_some(config, overrides, allowed, "an evaluation")
+    return config, None
+
+
+def _load(config: Config) -> "tuple[Trained, dict[str, Any]]":
+    """Loads what the flags name; call it in the engine's scope.
+
+    Returns the model, and what the JSON says of where it comes from.
+    """
+    from keras_mixer.training import assembly
+
+    if FLAGS.weights:
+        trained = assembly.load_weights(FLAGS.weights, config)
+        return trained, {"weights": FLAGS.weights, "model": FLAGS.model}
+    trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
+    return trained._replace(config=config), {
+        "workdir": str(pathlib.Path(FLAGS.workdir).absolute()),
+        "checkpoint": FLAGS.checkpoint,
+        "step": trained.step,
+    }
 
 
 def _check_classes(split: Any, trained: "Trained") -> None:
@@ -342,11 +350,13 @@ def main(argv: list[str]) -> None:
     begun = time.perf_counter()
     task = _fewshot if FLAGS.task == "fewshot" else _classify
     # Nothing but the scores goes to stdout, whatever a download says.
+    config, trained_on = _read_config(argv[1:])
+    quiet.import_tensorflow()
     with contextlib.redirect_stdout(sys.stderr):
         engine = shared.make_engine()
         with engine.watch():
             with engine.scope():
-                trained, trained_on, origin = _load(argv[1:])
+                trained, origin = _load(config)
             results, table, write_details = task(trained, trained_on, engine)
             engine.part()
     if not engine.is_chief:

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from keras_mixer.programs import flags as shared
+from keras_mixer.programs import flags as shared, quiet
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, fields
+from keras_mixer.run import (
+    config as config_lib,
+    fields,
+    workdir as workdir_lib,
+)
 from keras_mixer.run.config import Config, ConfigError
 
 if TYPE_CHECKING:  # it imports Keras, which a wrong flag need not wait for
@@ -236,9 +240,17 @@ def _open_split(
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
+    shared.check_source_flags()
+    if FLAGS.workdir:  # fails before Keras is imported
+        shared.override_some(
+            workdir_lib.read_config(FLAGS.workdir),
+            argv[1:],
+            _OVERRIDABLE,
+            "an export",
+        )
+    quiet.import_tensorflow()
     from keras_mixer import export
 
-    shared.check_source_flags()
     export.check_output(FLAGS.output)
     names = _read_names(FLAGS.class_names) if FLAGS.class_names else None
     trained_on = None

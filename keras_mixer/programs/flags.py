@@ -9,7 +9,12 @@ from absl import flags
 
 from keras_mixer.engines import choice, hosts
 from keras_mixer.programs import photos
-from keras_mixer.run import config as config_lib, recipes
+from keras_mixer.run import (
+    config as config_lib,
+    files as files_lib,
+    recipes,
+    variants,
+)
 from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
@@ -216,8 +221,6 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
     `file_needs_model` is whether --weights=FILE needs --model, as the name of a
     release does.
     """
-    from keras_mixer import models, weights as weights_lib
-
     given = [name for name in ("workdir", "weights") if FLAGS[name].value]
     if len(given) != 1:
         raise ConfigError(
@@ -227,20 +230,22 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
     may_lack_model = (
         not file_needs_model
         and FLAGS.weights
-        and weights_lib.is_path(FLAGS.weights)
+        and files_lib.is_path(FLAGS.weights)
     )
     if bool(FLAGS.model) != bool(FLAGS.weights) and not may_lack_model:
         raise ConfigError(
             "--weights and --model go together: --weights=imagenet1k "
             "--model=B/16. The model of a --workdir is known. Received: "
             + (f"--model={FLAGS.model}" if FLAGS.model else "no --model")
-            + f". Variants: {', '.join(models.VARIANTS)}"
+            + f". Variants: {', '.join(variants.VARIANTS)}"
         )
     if FLAGS.weights and FLAGS["checkpoint"].present:
         raise ConfigError(
             f"--checkpoint goes with --workdir. Received: "
             f"--checkpoint={FLAGS.checkpoint} with --weights"
         )
+    if FLAGS.model not in (None, "custom"):
+        variants.get_variant(FLAGS.model)
     read_checkpoint()
 
 

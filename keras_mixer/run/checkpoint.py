@@ -77,7 +77,7 @@ def _read(folder: pathlib.Path, part: str | None = None) -> dict[str, State]:
 
     state = {}
     try:
-        written = json.loads((folder / _MANIFEST).read_text())["files"]
+        written = files.read_json(folder / _MANIFEST)["files"]
         for name in written if part is None else [f"{part}.safetensors"]:
             expected, path = written[name], folder / name
             size = path.stat().st_size

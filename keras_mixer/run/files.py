@@ -82,3 +82,19 @@ def read_other_model(workdir: pathlib.Path) -> str | None:
             f"Cannot read {workdir / OTHER_MODEL} "
             f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
+
+
+def is_path(weights: Any) -> bool:
+    """Whether `weights` names a file or workdir rather than a release."""
+    if isinstance(weights, os.PathLike):
+        return True
+    if not isinstance(weights, str):
+        raise ValueError(
+            f"weights must be a name, a path or None. Received: {weights!r}"
+        )
+    path = pathlib.Path(weights)
+    return (
+        path.suffix in (".npz", ".safetensors", ".h5")
+        or len(path.parts) > 1
+        or (path / "config.json").exists()
+    )

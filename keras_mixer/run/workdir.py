@@ -114,6 +114,22 @@ def _changes(
     return changes
 
 
+def read_config(workdir: str | os.PathLike[str]) -> Config:
+    """Reads the config of a run.
+
+    Raises:
+      ConfigError: It is damaged.
+      WorkdirError: The folder is not a workdir.
+    """
+    folder = pathlib.Path(workdir).expanduser()
+    for name in ("config.json", "classes.json"):
+        if not (folder / name).exists():
+            raise WorkdirError(
+                f"{folder} is not the workdir of a run: it has no {name}."
+            )
+    return config_lib.load(folder / "config.json")
+
+
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     """Reads classes.json: the names in the order of the labels."""
     names = files.read_json(path)

@@ -16,7 +16,7 @@ from keras_mixer.run import checkpoint, config as config_lib
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.fields import ModelConfig
 from keras_mixer.run.files import WorkdirError
-from keras_mixer.run.workdir import read_classes
+from keras_mixer.run.workdir import read_classes, read_config
 
 # (config, classes) -> a model of images in [-1, 1] that returns logits.
 BuildModel = Callable[[Config, int], keras.Model]
@@ -264,12 +264,7 @@ def load_trained(
       WeightsError: It has no such checkpoint, or one that cannot be read.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    for name in ("config.json", "classes.json"):
-        if not (workdir / name).exists():
-            raise WorkdirError(
-                f"{workdir} is not the workdir of a run: it has no {name}."
-            )
-    config = config_lib.load(workdir / "config.json")
+    config = read_config(workdir)
     class_names = read_classes(workdir / "classes.json")
     found = weights_lib.read_workdir(
         workdir, which, exact_gelu=config.model.gelu == "exact"

@@ -86,6 +86,7 @@ def _train(
         while state.step < run.total_steps:
             count = run.steps_until_due(state.step)
             stop = state.advance(batches, count, signals.came)
+            signals.saves = True
             # Several workers stop only once all have heard of the signal.
             alone = run.engine.is_alone
             duties.perform(state, stop or (alone and signals.came))

@@ -20,10 +20,13 @@ class Signals:
 
     Attributes:
       came: Whether a signal has come.
+      saves: Whether there is something to save. Before, while the first step
+        is compiled, SIGINT is a KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
         self.came = False
+        self.saves = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -42,8 +45,10 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.came = True
         self._restore()
+        if number == signal.SIGINT and not self.saves:
+            raise KeyboardInterrupt
+        self.came = True
         name = signal.Signals(number).name
         # Not print: the signal may have come in the middle of one.
         os.write(

@@ -238,6 +238,9 @@ def _parse_policies(
     engine_lib.check_batch_size(
         config.train.batch_size, engine.replicas, config.train.accumulate
     )
+    engine_lib.check_batch_memory(
+        config.train.batch_size, config.model.side, engine.hosts
+    )
     data.check_eval_policy(config, splits)
     return data.parse_train_policy(
         config.augment.policy,

@@ -9,9 +9,9 @@ Needs keras and NumPy alone; timm's files need the package safetensors.
 
 import keras as keras  # before the modules below: it imports keras_mixer.models
 
+from keras_mixer.run.files import is_path as is_path
 from keras_mixer.weights.formats import (
     is_keras_file as is_keras_file,
-    is_path as is_path,
     load_keras as load_keras,
     read as read,
     read_workdir as read_workdir,

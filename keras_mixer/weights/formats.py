@@ -215,22 +215,6 @@ def read(path: str | os.PathLike[str]) -> Parameters:
     return readers[path.suffix](path)
 
 
-def is_path(weights: Any) -> bool:
-    """Whether `weights` names a file or workdir rather than a release."""
-    if isinstance(weights, os.PathLike):
-        return True
-    if not isinstance(weights, str):
-        raise ValueError(
-            f"weights must be a name, a path or None. Received: {weights!r}"
-        )
-    path = pathlib.Path(weights)
-    return (
-        path.suffix in (".npz", ".safetensors", ".h5")
-        or len(path.parts) > 1
-        or (path / "config.json").exists()
-    )
-
-
 def is_keras_file(weights: Any) -> TypeGuard[str | os.PathLike[str]]:
     """Whether `weights` is the path of a file that Keras wrote."""
     is_path_like = isinstance(weights, str | os.PathLike)

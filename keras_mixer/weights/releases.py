@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from keras_mixer.run import suggest
-from keras_mixer.weights.formats import is_path, read, read_npz
+from keras_mixer.run.files import is_path
+from keras_mixer.weights.formats import read, read_npz
 from keras_mixer.weights.parameters import Parameters, WeightsError
 
 

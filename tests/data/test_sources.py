@@ -178,7 +178,8 @@ def test_folder_with_splits(folder, tmp_path_factory):
     assert data.open_split(f"folder:{root}", "test").num_examples == 2
     assert data.open_split(f"folder:{root}", "train").num_examples == 10
     (root / "test" / "dogs").rename(root / "test" / "wolves")
-    with pytest.raises(data.DataError, match="only here .dogs.; only there .wolves"):
+    message = "only here .dogs.; only there .wolves"
+    with pytest.raises(data.DataError, match=message):
         data.open_split(f"folder:{root}", "train")
 
 

@@ -97,8 +97,6 @@ def test_keras_json_counts_unless_keras_wrote_it(tmp_path, backend, engine):
     found = choose(environment=environment, tpus=CHIP)
     assert found.name == engine
     assert ("keras.json" in found.reason) == (backend == "jax")
-    (tmp_path / "keras.json").write_text("{")
-    assert choose(environment=environment).name == "tensorflow"
 
 
 @pytest.mark.parametrize(
@@ -128,3 +126,13 @@ def test_keras_is_not_changed_once_it_is_imported():
     other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
     with pytest.raises(EngineError, match="before Keras is imported"):
         choice.use_engine(choice.Choice(other, ""), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{,}", "keras.json: line 1, column 2: "), ("[]", "Keras reads its")],
+)
+def test_a_damaged_keras_json_is_named(tmp_path, text, message):
+    (tmp_path / "keras.json").write_text(text)
+    with pytest.raises(EngineError, match=message):
+        choice.configured_backend({"KERAS_HOME": str(tmp_path)})

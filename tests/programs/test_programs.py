@@ -359,7 +359,7 @@ def test_help_of_eval_teaches(run_here):
         ),
         (
             ("eval.py", "--weights=gsam", "--model=B/15"),
-            "not for B/15",
+            "Unknown variant 'B/15'. Did you mean",
         ),
         (
             ("eval.py", "--workdir=a", "--confusion=c.jpg"),

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import keras_mixer
+from keras_mixer.run import config as config_lib, recipes
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "keras_mixer"
@@ -218,15 +219,20 @@ def test_programs_choose_the_engine_before_keras_is_imported(program):
         ("train", ["optim.lrr=1"]),
         ("train", ["--recipe=digit"]),
         ("eval", ["--help"]),
-        ("export", ["--help"]),
-        ("export", []),
-        ("data", ["--help"]),
+        ("eval", ["--weights=a.npz", "--model=b/16"]),
+        ("eval", ["--workdir={run}", "optim.lr=1"]),
+        ("export", ["--workdir={run}", "--output=o", "optim.lr=1"]),
+        ("analysis", ["scale", "--output=a.png", "--workdir=w", "a.b=1"]),
+        ("analysis", ["weights", "--output=a.png", "--workdir=w", "a.b=1"]),
         ("data", ["--output=a.png", "optim.lrr=1"]),
         ("preflight", ["--help"]),
         ("preflight", ["--topology=v9"]),
     ],
 )
 def test_a_wrong_command_waits_for_no_library(program, arguments, tmp_path):
+    (tmp_path / "classes.json").write_text("[]")
+    config_lib.save(recipes.digits(), tmp_path / "config.json")
+    arguments = [text.format(run=tmp_path) for text in arguments]
     code = (
         f"import sys; sys.argv = ['p', *{arguments!r}]\n"
         f"from keras_mixer.programs.{program} import run\n"
