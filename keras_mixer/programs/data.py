@@ -15,8 +15,8 @@ _HELP = """Draws a contact sheet: what the model really gets.
 
   python -m keras_mixer.data --recipe=cifar10_scratch --output=grid.png \\
       data.data_dir=~/tensorflow_datasets
-  python -m keras_mixer.data --recipe=imagenet_b --output=grid.png \\
-      data.name=folder:~/photos data.train_split=train --images=64
+  python -m keras_mixer.data --output=grid.png data.name=folder:~/photos \\
+      --images=64
   python -m keras_mixer.data --recipe=imagenet_b --output=eval.png --evaluation
 
 Recipes and overrides are those of train.py. The pictures are the batch of

@@ -18,6 +18,7 @@ FLAGS = flags.FLAGS
 _HELP = """Trains an MLP-Mixer and prints its accuracy.
 
   python train.py                                  bundled digits, a minute
+  python train.py data.name=folder:~/photos        one folder per class
   python train.py --recipe=cifar10_scratch data.data_dir=~/data
   python train.py --recipe=digits optim.lr=1e-3 train.epochs=30 --workdir=runs/b
   python train.py --config=runs/b/config.json --workdir=runs/c
