@@ -60,6 +60,11 @@ def open_split(
       DataError: The data set, the split or a class does not exist, the split
         is empty, cannot be downloaded, or has no image and label.
     """
+    if not (isinstance(name, str) and isinstance(split, str)):
+        raise DataError(
+            "The name of a data set and its split are texts. Received: "
+            f"{name!r} and {split!r}"
+        )
     if name == "digits":
         found = _digits(split)
     elif name.startswith("folder:"):

@@ -9,6 +9,7 @@ the paper leaves open follows the released models' code
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from keras_mixer.weights.resolution import RESIZE_METHODS
 
 DEFAULT_IMAGE_SIZE = 224
 DEFAULT_CLASSES = 1000
+MAX_TOKENS = 2**16  # 4096 x 4096 pixels in patches of 16 x 16
 
 Weights = str | os.PathLike[str] | Parameters | None
 
@@ -147,6 +149,14 @@ def _image_shape(
                 f"{patch_size}. Received: input_shape={shape}; the nearest "
                 f"sides are {low} and {low + patch_size}."
             )
+    tokens = (height // patch_size) * (width // patch_size)
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"input_shape={shape} has {tokens:,} patches of {patch_size} x "
+            f"{patch_size}. Token mixing is a Dense layer over all of them, "
+            f"and {MAX_TOKENS:,} are allowed. Choose smaller images or larger "
+            "patches."
+        )
     return height, width, channels
 
 
@@ -165,6 +175,16 @@ def _check(
         raise ValueError(f"name must be a string. Received: {name!r}")
     suggest.to_positive_int("in_channels", options.in_channels)
     suggest.check_choice("pooling", pooling, (None, "avg", "max"))
+    if top and pooling is not None:
+        warnings.warn(
+            f"pooling={pooling!r} changes nothing with the head, which pools "
+            "by the mean. For features, give include_top=False.",
+            stacklevel=3,
+        )
+    approximate = options.gelu_approximate
+    suggest.check_choice("gelu_approximate", approximate, (None, True, False))
+    rescale = options.stoch_depth_rescale
+    suggest.check_choice("stoch_depth_rescale", rescale, (True, False))
     suggest.check_choice("head", options.head, HEADS)
     method = options.resize_tokens
     suggest.check_choice("resize_tokens", method, RESIZE_METHODS)

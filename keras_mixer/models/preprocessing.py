@@ -6,6 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_mixer.run import suggest
+
+_IMAGENET_CLASSES = 1000
+
 
 def to_value_range(image: Any) -> Any:
     """Maps 0..255, of any shape and type, to float32 in [-1, 1]."""
@@ -64,7 +68,27 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple]]:
     """Names the `top` ImageNet-1k classes of `preds`, `[batch, 1000]`.
 
     Returns for each image a list of `(wordnet_id, name, score)`, best first.
-    The first call downloads Keras' list of the class names. Another number of
-    columns is a ValueError.
+    The first call downloads Keras' list of the class names.
+
+    Raises:
+      ValueError: `preds` is of another shape, or `top` is not 1 to 1000.
+      OSError: The list cannot be downloaded.
     """
-    return keras.applications.imagenet_utils.decode_predictions(preds, top=top)
+    shape = tuple(getattr(preds, "shape", np.shape(preds)))
+    if len(shape) != 2 or shape[1] != _IMAGENET_CLASSES:
+        raise ValueError(
+            "preds must be of the shape (batch, 1000), the classes of "
+            f"ImageNet-1k. Received: {shape or repr(preds)[:80]}"
+        )
+    top = suggest.to_positive_int("top", top)
+    if top > _IMAGENET_CLASSES:
+        raise ValueError(f"top must be 1 to 1000. Received: {top}")
+    decode = keras.applications.imagenet_utils.decode_predictions
+    try:
+        return decode(preds, top=top)
+    except Exception as error:  # Keras raises this class of a failed download
+        if type(error) is not Exception:
+            raise
+        raise OSError(
+            f"Cannot download the names of ImageNet's classes: {error}"
+        ) from error

@@ -180,6 +180,8 @@ def load(path: str | os.PathLike[str]) -> Config:
     """
     try:
         text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+        if not text.strip():
+            raise ConfigError("The file is empty.")
         return _merge(Config(), OmegaConf.create(text.translate(_HIDE)))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config file {path}") from error

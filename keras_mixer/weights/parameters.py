@@ -182,6 +182,8 @@ def from_model(model: keras.Model, source: str) -> Parameters:
     Raises:
       ValueError: The model is not a Mixer, or a kernel cannot be merged.
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"This is no Keras model: {model!r}")
     variables = mixer_variables(model)
     if not any(key.startswith("MixerBlock_") for key in variables):
         raise ValueError(
