@@ -80,9 +80,11 @@ def read(
 
 
 def read_run(
-    workdir: pathlib.Path, name: str, evaluations: Sequence[Evaluation] = ()
+    workdir: pathlib.Path,
+    name: str | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> Compared:
-    """Reads one run, which `name` names for people.
+    """Reads one run, which `name` names for people; by default its folder.
 
     Raises:
       WorkdirError: It is not the workdir of a run that trained.
@@ -93,7 +95,7 @@ def read_run(
         )
     result = workdir / "result.json"
     return Compared(
-        name,
+        name or workdir.absolute().name,
         config_lib.load(workdir / "config.json"),
         files.read_other_model(workdir),
         curves.read(workdir),

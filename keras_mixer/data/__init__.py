@@ -23,6 +23,7 @@ from keras_mixer.data.broken import (
 from keras_mixer.data.runs import (
     Splits as Splits,
     check_eval_policy as check_eval_policy,
+    open_evaluated as open_evaluated,
     open_splits as open_splits,
     resolve as resolve,
     training_split as training_split,

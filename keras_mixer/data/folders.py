@@ -224,8 +224,7 @@ def _draw(path: str) -> float:
     It is the same for copies and links in other folders, and for the same name
     with another suffix.
     """
-    path = path if _is_remote(path) else os.path.realpath(path)
-    stem = os.path.splitext(os.path.basename(path))[0].lower()
+    stem = os.path.splitext(os.path.basename(_real(path)))[0].lower()
     digest = hashlib.sha256(os.fsencode(stem)).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -83,6 +83,26 @@ def warned(split: Split, trained_on: Split | None) -> Split:
     return dataclasses.replace(split, warning=warning)
 
 
+def open_evaluated(
+    name: str, split: str, own: DataConfig, trained_on: DataConfig | None
+) -> Split:
+    """Opens a split, with a warning if the run was trained on its images.
+
+    `own` says where and how to read. `trained_on` is what the run was trained
+    on, None of weights without a run.
+    """
+    found = open_split(
+        name,
+        split,
+        own.data_dir,
+        classes=own.classes,
+        hold_out=own.hold_out,
+    )
+    if trained_on is None:
+        return found
+    return warned(found, training_split(trained_on, name, own.data_dir))
+
+
 def training_split(
     own: DataConfig, name: str, data_dir: str | None
 ) -> Split | None:

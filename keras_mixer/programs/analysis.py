@@ -128,10 +128,16 @@ def _define_permutation() -> None:
     )
 
 
-def _check_sweep(
-    overrides: list[str],
-) -> tuple[pathlib.Path, Config, tuple[int, ...]]:
-    """Returns workdir, config and seeds; fails before Keras is imported."""
+class _Sweep(NamedTuple):
+    """What the flags of a sweep say."""
+
+    workdir: pathlib.Path
+    config: Config
+    seeds: tuple[int, ...]
+
+
+def _read_sweep(overrides: list[str]) -> _Sweep:
+    """Reads the flags of a sweep; fails before Keras is imported."""
     workdir = argument_lib.check_workdir(FLAGS.workdir)
     config = shared.read_config(overrides)
     allowed = "whole numbers from 0 on"
@@ -139,11 +145,11 @@ def _check_sweep(
     if min(seeds) < 0:
         raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
     quiet.import_tensorflow()
-    return workdir, config, seeds
+    return _Sweep(workdir, config, seeds)
 
 
 def _train(
-    arguments: list[str],
+    asked: _Sweep,
     output: pathlib.Path,
     plan: "Callable[..., list[sweep.Trial]]",
 ) -> tuple[list[dict[str, Any]], str]:
@@ -157,7 +163,7 @@ def _train(
     from keras_mixer.analysis import sweep
     from keras_mixer.training import loop as trainer, preemption
 
-    workdir, config, seeds = _check_sweep(arguments)
+    workdir, config, seeds = asked
     trials = plan(config, seeds=seeds)
     tf.get_logger().setLevel("ERROR")  # each run traces its own functions
     try:
@@ -185,16 +191,16 @@ def _title(config: Config, seeds: tuple[int, ...]) -> str:
 
 
 def _permutation(arguments: list[str], output: pathlib.Path) -> Files:
-    _check_sweep(arguments)
+    asked = _read_sweep(arguments)
     from keras_mixer.analysis import permutation, sweep
 
     names = sweep.parse_list(
         FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
     )
     plan = functools.partial(permutation.plan, models=names)
-    rows, title = _train(arguments, output, plan)
+    rows, title = _train(asked, output, plan)
     print(permutation.summary(rows))
-    return permutation.draw(rows, pathlib.Path(FLAGS.workdir), output, title)
+    return permutation.draw(rows, asked.workdir, output, title)
 
 
 def _define_scale() -> None:
@@ -204,7 +210,7 @@ def _define_scale() -> None:
 
 
 def _scale(arguments: list[str], output: pathlib.Path) -> Files:
-    _check_sweep(arguments)
+    asked = _read_sweep(arguments)
     from keras_mixer.analysis import scale, sweep
 
     plan = functools.partial(
@@ -219,7 +225,7 @@ def _scale(arguments: list[str], output: pathlib.Path) -> Files:
             "numbers above 0, up to 1",
         ),
     )
-    rows, title = _train(arguments, output, plan)
+    rows, title = _train(asked, output, plan)
     print(scale.summary(rows))
     return scale.draw(output, rows, title)
 
@@ -320,7 +326,7 @@ def _curves(arguments: list[str], output: pathlib.Path) -> Files:
 
     _take_nothing(arguments)
     workdir = pathlib.Path(FLAGS.workdir)
-    run = compare.read_run(workdir, workdir.absolute().name)
+    run = compare.read_run(workdir)
     compare.write_csv(output.with_suffix(".csv"), [run])
     print(compare.summary([run]))
     return compare.draw(output, [run])

@@ -223,26 +223,6 @@ def _reported(config: Config, name: str, split: str) -> dict[str, Any]:
     return {"reported": {"accuracy": found.accuracy, "source": found.source}}
 
 
-def _open_split(
-    name: str, split: str, config: Config, trained_on: TrainedOn
-) -> Any:
-    """Opens a split, with a warning if the run was trained on its images."""
-    from keras_mixer import data
-
-    own = config.data
-    found = data.open_split(
-        name,
-        split,
-        own.data_dir,
-        classes=own.classes,
-        hold_out=own.hold_out,
-    )
-    if trained_on is None:
-        return found
-    train = data.training_split(trained_on, name, own.data_dir)
-    return data.warned(found, train)
-
-
 def _classify(
     trained: "Trained", trained_on: TrainedOn, engine: "Engine"
 ) -> Evaluated:
@@ -257,7 +237,7 @@ def _classify(
     if FLAGS.data:
         entries = data.parse_classification(FLAGS.data, own.eval_split)
     splits = [
-        _open_split(name, split, config, trained_on)
+        data.open_evaluated(name, split, own, trained_on)
         for _, (name, split) in entries
     ]
     for split in splits:  # before any is evaluated
@@ -349,9 +329,9 @@ def main(argv: list[str]) -> None:
     _check_flags()
     begun = time.perf_counter()
     task = _fewshot if FLAGS.task == "fewshot" else _classify
-    # Nothing but the scores goes to stdout, whatever a download says.
     config, trained_on = _read_config(argv[1:])
     quiet.import_tensorflow()
+    # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):
         engine = shared.make_engine()
         with engine.watch():

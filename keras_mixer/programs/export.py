@@ -225,17 +225,7 @@ def _open_split(
         if not any(text.startswith("data.eval_split=") for text in overrides):
             return None
         name = own.eval_split
-    split = data.open_split(
-        own.name,
-        name,
-        own.data_dir,
-        classes=own.classes,
-        hold_out=own.hold_out,
-    )
-    if trained_on is None:
-        return split
-    train = data.training_split(trained_on, own.name, own.data_dir)
-    return data.warned(split, train)
+    return data.open_evaluated(own.name, name, own, trained_on)
 
 
 def main(argv: list[str]) -> None:

@@ -92,7 +92,7 @@ def _draw_curves(workdir: pathlib.Path) -> None:
         return
     from keras_mixer.analysis import compare
 
-    run = compare.read_run(workdir, workdir.absolute().name)
+    run = compare.read_run(workdir)
     picture, *_ = compare.draw(workdir / "curves.png", [run])
     print(f"Curves of the run: {picture}")
 
