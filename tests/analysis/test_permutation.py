@@ -132,7 +132,8 @@ def test_mixer_is_not_invariant_to_permuted_pixels(tmp_path, engine_of):
     other = Trajectory(
         tmp_path / "pixels", config, everywhere, start, engine_of(1)
     )
-    assert np.abs(other.losses - ours.losses).max() > 0.02
+    # 20 times what `train_both` allows. How much it is depends on the CPU.
+    assert np.abs(other.losses / ours.losses - 1).max() > 20e-4
 
 
 def test_training_and_evaluation_permute_alike(tmp_path, engine_of):
