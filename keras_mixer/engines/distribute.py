@@ -260,6 +260,15 @@ def compiles() -> bool:
     return True
 
 
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that TensorFlow traces without AutoGraph.
+
+    AutoGraph rewrites the source of every function that is called, which takes
+    longer than to trace them. This package's branches and loops are ops.
+    """
+    return tf.autograph.experimental.do_not_convert(function)
+
+
 def without_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Returns a pipeline without tf.data's autotuning, for runs on CPUs.
 

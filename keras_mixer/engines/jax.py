@@ -70,7 +70,7 @@ class JaxEngine(Engine):
             )
 
     def batches(self, make: MakeBatches) -> Iterator[Batch]:
-        dataset = make(self.replicas, self._mine)
+        dataset = distribute.as_written(make)(self.replicas, self._mine)
         if self._is_cpu:
             dataset = distribute.without_autotuning(dataset)
         parts = dataset.as_numpy_iterator()

@@ -1,6 +1,9 @@
 """Makes the JAX engine: devices, hosts, and TensorFlow beside it."""
 
+import hashlib
 import os
+import pathlib
+import platform
 from collections.abc import Mapping
 
 import jax
@@ -13,6 +16,8 @@ from keras_mixer.engines.jax import JaxEngine
 # A host that is silent for so long is lost. A closed connection is noticed at
 # once.
 _HEARTBEAT_SECONDS = 30
+# Programs that took less to compile are not kept.
+_WORTH_KEEPING_SECONDS = 0.3
 
 
 def make_jax_engine(
@@ -36,6 +41,7 @@ def make_jax_engine(
       EngineError: The devices or the other hosts are not there.
     """
     hide_devices_from_tensorflow()
+    keep_compiled_programs()
     if virtual_devices is not None:
         split_cpu(virtual_devices)
     join_hosts(coordinator, num_hosts, host)
@@ -64,6 +70,44 @@ def hide_devices_from_tensorflow() -> None:
             "TensorFlow has been used in this process and holds the memory of "
             "the GPU. Start a new process for --engine=jax."
         ) from error
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs on disk, for the next process.
+
+    In the folder of JAX_COMPILATION_CACHE_DIR, or else in keras_mixer/jax of
+    the user's cache folder ($XDG_CACHE_HOME or ~/.cache), if that can be
+    written. There each kind of CPU has a folder: machines may share a home, and
+    JAX does not tell their programs apart. JAX_ENABLE_COMPILATION_CACHE=0
+    switches it off.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = pathlib.Path(
+        os.path.expanduser(cache), "keras_mixer", "jax", _kind_of_cpu()
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs",
+            _WORTH_KEEPING_SECONDS,
+        )
+
+
+def _kind_of_cpu() -> str:
+    """Returns a name for the CPU's instructions."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    flags = sorted({x for x in lines if x.startswith(("flags", "Features"))})
+    digest = hashlib.sha256("\n".join(flags).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
 
 
 def split_cpu(count: int) -> None:

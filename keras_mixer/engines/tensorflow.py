@@ -48,6 +48,8 @@ class TensorFlowEngine(Engine):
         return self.strategy.scope()
 
     def batches(self, make: MakeBatches) -> Any:
+        make = distribute.as_written(make)
+
         def of_host(context: tf.distribute.InputContext) -> tf.data.Dataset:
             replicas = context.num_replicas_in_sync
             local = replicas // context.num_input_pipelines
@@ -157,7 +159,7 @@ class TensorFlowEngine(Engine):
         # A partial is new to TensorFlow each time. Without it, the first calls
         # of several such functions look like one function that is traced again
         # and again, and TensorFlow warns.
-        traced = tf.function(functools.partial(rows_of_next))
+        traced = tf.function(functools.partial(rows_of_next), autograph=False)
         return lambda batches: {
             key: value.numpy() for key, value in traced(batches).items()
         }
@@ -197,6 +199,7 @@ def maybe_compile(
     function: Callable[..., Any], xla: bool
 ) -> Callable[..., Any]:
     """Compiles a function with XLA if `xla` and this TensorFlow has XLA."""
+    function = distribute.as_written(function)
     if not (xla and distribute.compiles()):
         return function
     return tf.function(function, jit_compile=True)

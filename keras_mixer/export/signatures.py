@@ -46,10 +46,11 @@ class Server(tf.Module):
             classifier,
             input_signature=[pixels],
             jit_compile=options.xla or None,
+            autograph=False,
         )
         self._classifier, self._options = classifier, options
 
-        @tf.function(input_signature=[pixels])
+        @tf.function(input_signature=[pixels], autograph=False)
         def classify_pixels(image: tf.Tensor) -> Outputs:
             """Takes the model's size, 0 to 255, not rounded: for TFLite."""
             _, logits = classifier(to_value_range(image))
@@ -90,7 +91,7 @@ class Server(tf.Module):
             return answer(to_value_range(image))
 
         serve.__name__ = name
-        return tf.function(serve, input_signature=[spec])
+        return tf.function(serve, input_signature=[spec], autograph=False)
 
     def _features(self, image: tf.Tensor) -> Outputs:
         """Maps images in [-1, 1] to the head's input."""

@@ -50,6 +50,31 @@ print(engine.replicas, engine.hosts, engine.is_chief, engine.describe())
     ]
 
 
+def test_compiled_programs_are_kept(tmp_path):
+    """The second process reads what the first one compiled."""
+    code = """
+import os
+import jax
+import jax.monitoring
+from keras_mixer.engines import jax_machine
+cache = os.environ["XDG_CACHE_HOME"]
+os.environ["XDG_CACHE_HOME"] = jax_machine.__file__
+jax_machine.keep_compiled_programs()
+assert jax.config.jax_compilation_cache_dir is None, "it cannot be written"
+os.environ["XDG_CACHE_HOME"] = cache
+jax_machine.keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+jax.jit(lambda x: x + 1)(1.0)
+print(*(x.rsplit("/")[-1] for x in found if x.endswith(("_hits", "_misses"))))
+"""
+    for answer in ("cache_misses", "cache_hits"):
+        done = run_python(code, XDG_CACHE_HOME=str(tmp_path))
+        assert done.stdout.split() == [answer], done.stderr
+    assert list((tmp_path / "keras_mixer" / "jax").glob("*/jit*"))
+
+
 def test_what_cannot_be_made():
     """All in one process: each would import TensorFlow, Keras and JAX."""
     code = """
