@@ -5,6 +5,7 @@ The engine is that of KERAS_BACKEND.
 The oracle is always the uninterrupted run: same weights, same metrics.jsonl.
 """
 
+import functools
 import json
 import os
 import random
@@ -17,9 +18,9 @@ import time
 import numpy as np
 import pytest
 
-from keras_mixer.run import checkpoint
-from keras_mixer.training import preemption
-from tests.conftest import ROOT
+from keras_mixer.run import checkpoint, config as config_lib, recipes
+from keras_mixer.training import loop as trainer, preemption
+from tests.conftest import ROOT, make_engine
 from tests.training.common import (
     RANDOM,
     SMALL,
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.slow
 
 PATIENCE = 240  # seconds
 JAX = os.environ["KERAS_BACKEND"] == "jax"
-ONE_DEVICE = "--virtual_devices=1" if JAX else "--strategy=one_device"
 # Of the rows that TensorFlow runs, JAX runs some: it is the same loop.
 not_with_jax = pytest.mark.skipif(JAX, reason="runs with TensorFlow alone")
 
@@ -86,24 +86,22 @@ class Run:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Runs to the end, once for all tests with the same arguments."""
-    workdirs = {}
+    """Trains to the end on one device of this process, once per arguments."""
 
-    def run(*arguments):
-        if arguments not in workdirs:
-            folder = tmp_path_factory.mktemp("uninterrupted")
-            run = Run(folder / "run", *arguments, output=folder / "output.txt")
-            assert run.end() == 0, run.text()
-            workdirs[arguments] = folder / "run"
-        return workdirs[arguments]
+    @functools.cache
+    def train(*arguments):
+        workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+        config = config_lib.override(recipes.digits(), arguments)
+        trainer.fit(config, workdir=workdir, engine=make_engine(1))
+        return workdir
 
-    return run
+    return train
 
 
 def test_killed_ten_times(tmp_path):
     """kill -9 at random moments of training, saving, evaluating."""
     arguments = overrides(
-        "train.steps=3600",
+        "train.steps=2000",
         "train.log_every=70",
         "train.eval_every=300",
         "train.checkpoint_every=30",
@@ -120,7 +118,7 @@ def test_killed_ten_times(tmp_path):
             time.sleep(rng.uniform(0, 6))
         else:
             run.wait_for("\nstep ")
-            time.sleep(rng.uniform(0, 1.5))
+            time.sleep(rng.uniform(0, 0.8))
         run.process.send_signal(signal.SIGKILL)
         kills += run.end() == -signal.SIGKILL
     assert kills >= 6, "the run should not have ended before"
@@ -134,7 +132,7 @@ def test_killed_ten_times(tmp_path):
     ]
     for key in ("step", "split", "accuracy", "loss", "count"):
         assert result[0][key] == result[1][key]
-    assert checkpoint.Checkpoints(parts).steps == [3570, 3600]
+    assert checkpoint.Checkpoints(parts).steps == [1980, 2000]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,7 @@ def test_killed_ten_times(tmp_path):
 )
 def test_a_signal_saves_and_stops(tmp_path, uninterrupted, number):
     arguments = overrides(
-        "train.steps=2000",
+        "train.steps=800",
         "train.log_every=70",
         "train.eval_every=100",
         "train.checkpoint_every=5000",
@@ -155,7 +153,7 @@ def test_a_signal_saves_and_stops(tmp_path, uninterrupted, number):
     assert run.end() == preemption.EXIT_CODE == 75, run.text()
     assert "Traceback" not in run.text()
     [step] = checkpoint.Checkpoints(parts).steps
-    assert 140 <= step < 2000
+    assert 140 <= step < 800
     assert f"saved as {parts}/checkpoints/step_{step:08d}" in run.text()
     run = Run(parts, *arguments, output=tmp_path / "second.txt")
     assert run.end() == 0, run.text()
@@ -241,13 +239,11 @@ SIGMOID = ("train.loss=sigmoid", "train.head_bias_init=-2")
         "adamw-softmax-3-plain-xla",
     ],
 )
-def test_two_workers_train_as_one(tmp_path, changes):
+def test_two_workers_train_as_one(tmp_path, uninterrupted, changes):
     arguments = overrides(
         "train.steps=20", "optim.clip_norm=0.3", "train.batch_size=24", *changes
     )
-    one, two = tmp_path / "one", tmp_path / "two"
-    run = Run(one, *arguments, ONE_DEVICE, output=tmp_path / "1")
-    assert run.end() == 0, run.text()
+    one, two = uninterrupted(*arguments), tmp_path / "two"
     workers = start_workers(two, arguments, tmp_path, "w")
     codes = [worker.end() for worker in workers]
     assert codes == [0, 0], workers[0].text()[-3000:]
@@ -257,7 +253,7 @@ def test_two_workers_train_as_one(tmp_path, changes):
     assert_same_lines(lines_of(one), lines_of(two), rel=1e-4)
 
 
-def test_two_workers_share_a_few_shot_evaluation(tmp_path):
+def test_two_workers_share_a_few_shot_evaluation(tmp_path, uninterrupted):
     """Each computes half of the features, and both get all of them."""
     arguments = overrides(
         "train.steps=4",
@@ -267,9 +263,7 @@ def test_two_workers_share_a_few_shot_evaluation(tmp_path):
         "fewshot.shots=1,5",
         "fewshot.every=4",
     )
-    one, two = tmp_path / "one", tmp_path / "two"
-    run = Run(one, *arguments, ONE_DEVICE, output=tmp_path / "1")
-    assert run.end() == 0, run.text()
+    one, two = uninterrupted(*arguments), tmp_path / "two"
     workers = start_workers(two, arguments, tmp_path, "w")
     codes = [worker.end() for worker in workers]
     assert codes == [0, 0], workers[0].text()[-3000:]
@@ -283,15 +277,15 @@ def test_two_workers_share_a_few_shot_evaluation(tmp_path):
 def test_a_worker_is_killed(tmp_path, uninterrupted, victim):
     """The other one names it, and a restart of both goes on exactly."""
     arguments = overrides(
-        "train.steps=900",
-        "train.log_every=70",
-        "train.eval_every=300",
-        "train.checkpoint_every=100",
+        "train.steps=300",
+        "train.log_every=35",
+        "train.eval_every=100",
+        "train.checkpoint_every=50",
     )
     one, two = uninterrupted(*arguments), tmp_path / "two"
     workers = start_workers(two, arguments, tmp_path, "first")
     workers[0].wait_for("Compiling the training step")
-    workers[0].wait_for(f"step {490 if victim else 210}/")
+    workers[0].wait_for(f"step {140 if victim else 70}/")
     time.sleep(random.Random(victim).uniform(0, 0.3))
     workers[victim].process.send_signal(signal.SIGKILL)
     assert workers[victim].end() == -signal.SIGKILL
@@ -367,10 +361,10 @@ def test_another_process_in_the_workdir_is_refused(tmp_path):
 def test_going_on_with_more_replicas(tmp_path, uninterrupted):
     replicas = 4 if JAX else 2
     arguments = overrides(
-        "train.steps=1000",
-        "train.log_every=25",
-        "train.eval_every=500",
-        "train.checkpoint_every=400",
+        "train.steps=400",
+        "train.log_every=10",
+        "train.eval_every=200",
+        "train.checkpoint_every=160",
     )
     whole, parts = uninterrupted(*arguments), tmp_path / "parts"
     run = Run(parts, *arguments, output=tmp_path / "first.txt")
