@@ -23,12 +23,11 @@ import psutil
 import tensorflow as tf
 
 from keras_mixer import models
-from keras_mixer.analysis import flops, sweep
+from keras_mixer.analysis import arguments, flops
 from keras_mixer.evaluation import paper, report
 from keras_mixer.run import files, progress
 from keras_mixer.run.config import ConfigError
 
-MODES = ("inference", "training")
 _COPIES = {"inference": 1, "training": 4}  # weights, gradients, two moments
 _NOT_RUN = {"status": "not run"}
 _CLASSES = 1000
@@ -38,7 +37,7 @@ PRETRAINED = ("imagenet1k", "imagenet21k", "jft300m")
 class Settings(NamedTuple):
     """How to measure."""
 
-    modes: tuple[str, ...]  # of `MODES`
+    modes: tuple[str, ...]  # of `arguments.MODES`
     batch: int  # images at once
     seconds: float  # for how long to repeat the call
     time_limit: float  # seconds after which a measurement is given up
@@ -60,27 +59,6 @@ def machine() -> str:
     return f"{name or platform.machine()}, {cores} cores"
 
 
-def parse_variants(text: str) -> tuple[str, ...]:
-    """Reads --variants; "all" means every one."""
-    if text == "all":
-        return tuple(models.VARIANTS)
-    allowed = f"all, or some of {', '.join(models.VARIANTS)}"
-    found = sweep.parse_list(text, str, "--variants", allowed)
-    for name in found:
-        models.get_variant(name)
-    return found
-
-
-def parse_modes(text: str) -> tuple[str, ...]:
-    """Reads --measure; "none" means neither."""
-    if text == "none":
-        return ()
-    allowed = f"none, or some of {', '.join(MODES)}"
-    return sweep.parse_list(
-        text, lambda part: MODES[MODES.index(part)], "--measure", allowed
-    )
-
-
 def count(
     variants: Sequence[str],
     sizes: Sequence[int],
@@ -93,7 +71,7 @@ def count(
     A size that a variant's patches do not divide is left out, and reported.
 
     Raises:
-      ConfigError: No variant can take any of the sizes.
+      ConfigError: The only variant cannot take a size.
       AssertionError: Graph and formula differ.
     """
     planned = []
@@ -104,8 +82,6 @@ def count(
             continue
         dims = flops.at_size(variant, size, expand=expand)
         planned.append((name, size, dims))
-    if not planned:
-        raise ConfigError(f"No variant has a patch that divides {sizes}.")
     rows = []
     for name, size, dims in planned:
         found = flops.in_graph(dims, size, _CLASSES)
@@ -236,7 +212,9 @@ def measure(
     missing = [x for x in todo if fresh or _key(*x, settings) not in known]
     if len(missing) < len(todo):
         say(f"{len(todo) - len(missing)} of {len(todo)} are measured already.")
-    keys = {_key(row, mode, settings) for row in rows for mode in MODES}
+    keys = {
+        _key(row, mode, settings) for row in rows for mode in arguments.MODES
+    }
     others = len(set(known) - keys)
     if others:
         say(
@@ -264,7 +242,7 @@ def measure(
             f"({i} of {len(missing)}, {spent} so far{left if limit else ''})"
         )
     for row in rows:  # also what is known without being asked for
-        for mode in MODES:
+        for mode in arguments.MODES:
             row[mode] = known.get(_key(row, mode, settings), row.get(mode))
 
 
@@ -274,8 +252,8 @@ def write_csv(
     """Writes a line per variant and size."""
     lines = []
     for row in rows:
-        line = {k: v for k, v in row.items() if k not in MODES}
-        for mode in MODES:
+        line = {k: v for k, v in row.items() if k not in arguments.MODES}
+        for mode in arguments.MODES:
             found = row.get(mode) or _NOT_RUN
             line[f"{mode}_batch"] = settings.batch
             for key in ("status", "peak_mib", "images_per_second"):
@@ -287,14 +265,14 @@ def write_csv(
 def summary(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
     """Returns the numbers as a table."""
     header = ["model", "px", "parameters", "GFLOP"]
-    for mode in MODES:
+    for mode in arguments.MODES:
         header += [f"{mode} MiB", f"{mode} img/s"]
     header += ["img/s/core (paper)", "core-days (paper)"]
     body = []
     for row in rows:
         cells = [row["variant"], str(row["image_size"])]
         cells += [f"{row['parameters']:,}", f"{row['gflop']:.2f}"]
-        for mode in MODES:
+        for mode in arguments.MODES:
             found = row.get(mode) or _NOT_RUN
             if found["status"] == "measured":
                 speed = f"{found['images_per_second']:.2f}"

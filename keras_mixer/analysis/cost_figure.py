@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_mixer import models
-from keras_mixer.analysis import cost
+from keras_mixer.analysis import arguments, cost
 from keras_mixer.evaluation import pictures
 
 _GFLOP = "GFLOP per image (counted here), log scale"
@@ -26,7 +26,7 @@ def draw(
 
     What was measured here, if anything, is in a second row.
     """
-    here = any(_measured(rows, mode, "peak_mib") for mode in cost.MODES)
+    here = any(_measured(rows, mode, "peak_mib") for mode in arguments.MODES)
     figure = pictures.new_figure(figsize=(13, 8.4 if here else 4.3))
     figure.suptitle("Mixer: accuracy, speed and memory against cost")
     grid = figure.subplots(2 if here else 1, 3, squeeze=False)

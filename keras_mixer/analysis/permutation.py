@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_mixer import data
-from keras_mixer.analysis import curves, resnet, sweep
+from keras_mixer.analysis import arguments, curves, resnet, sweep
 from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
@@ -31,7 +31,10 @@ _NAMES = {
 INPUTS = tuple(_NAMES)
 _HIDDEN = 0.1  # of the training: its accuracies may lie below the picture
 _COLORS = {"original": "C0", "patches": "C1", "pixels": "C3"}
-MODELS: dict[str, Any] = {"mixer": None, "resnet": resnet.build}
+# Name of a model -> what builds it; None of a Mixer.
+_BUILD: dict[str, Any] = dict(
+    zip(arguments.MODELS, (None, resnet.build), strict=True)
+)
 
 
 def permuted(config: Config, kind: str) -> Config:
@@ -63,13 +66,8 @@ def plan(
       Trials whose facts are `model`, `input` and `seed`.
 
     Raises:
-      ConfigError: A model is unknown, or the policies permute already.
+      ConfigError: The policies permute already.
     """
-    for name in models:
-        if name not in MODELS:
-            raise ConfigError(
-                f"--models takes {' and '.join(MODELS)}. Received: {name!r}"
-            )
     for policy in (config.augment.policy, config.augment.eval_policy):
         if permutations.split(policy)[1] is not None:
             raise ConfigError(
@@ -94,7 +92,7 @@ def plan(
         data.check_eval_policy(run, splits)
         facts = {"model": name, "input": kind, "seed": seed}
         called = f"{name}_{kind}_{seed}"
-        trials.append(sweep.Trial(called, run, facts, MODELS[name]))
+        trials.append(sweep.Trial(called, run, facts, _BUILD[name]))
     return trials
 
 

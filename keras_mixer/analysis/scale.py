@@ -9,32 +9,18 @@ import dataclasses
 import itertools
 import pathlib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_mixer import data
-from keras_mixer.analysis import flops, sweep
+from keras_mixer.analysis import arguments, flops, sweep
 from keras_mixer.evaluation import pictures, report
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.training import assembly
 
 _WIDTHS = ("hidden_dim", "tokens_mlp_dim", "channels_mlp_dim")
-
-
-def parse_positive(text: str, most: float = sys.float_info.max) -> float:
-    """Reads a finite number above 0, up to `most`; ValueError otherwise."""
-    number = float(text)
-    if not 0 < number <= most:
-        raise ValueError(text)
-    return number
-
-
-def parse_fraction(text: str) -> float:
-    """Reads a number above 0, up to 1; ValueError otherwise."""
-    return parse_positive(text, 1)
 
 
 def widened(config: Config, width: float) -> Config:
@@ -97,12 +83,7 @@ def plan(
       Trials whose facts are `width`, `fraction`, `seed`, `examples`,
       `parameters` and `gflop`.
     """
-    if config.data.classes is not None and any(f != 1 for f in fractions):
-        raise ConfigError(
-            "--fractions count the examples of all classes, but data.classes "
-            "selects some. Give --fractions=1 or no data.classes. Received: "
-            f"data.classes={config.data.classes}"
-        )
+    arguments.check_fractions(config, fractions)
     splits = data.open_splits(config)
     split = splits.train
     config = data.resolve(config, split)  # the updates of all data

@@ -16,10 +16,6 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_mixer.analysis.arguments import (
-    check_workdir as check_workdir,
-    parse_list as parse_list,
-)
 from keras_mixer.engines.engine import Engine
 from keras_mixer.run import progress
 from keras_mixer.run.config import Config

@@ -6,46 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_mixer.analysis import mosaic, sweep, units as units_lib
+from keras_mixer.analysis import mosaic, units as units_lib
 from keras_mixer.evaluation import report
 from keras_mixer.run import files
-from keras_mixer.run.config import ConfigError
 from keras_mixer.weights import Parameters
 
 _PERCENTILE = 99.5  # of the absolute weights: the end of the colour scale
 _COLORS = "RdBu_r"
 # Share of the untrained units' frequency above which units look untrained.
 _SMOOTHER = 0.95
-
-
-def parse_layers(text: str, blocks: int) -> tuple[int, ...]:
-    """Reads --layers: numbers from 0 on.
-
-    Raises:
-      ConfigError: A value is no number, or the model has no such block.
-    """
-    allowed = f"numbers of blocks from 0 to {blocks - 1}"
-    numbers = range(blocks)
-    return sweep.parse_list(
-        text, lambda part: numbers.index(int(part)), "--layers", allowed
-    )
-
-
-def parse_grid(text: str | None) -> tuple[int, int] | None:
-    """Reads --grid, ROWSxCOLUMNS.
-
-    Raises:
-      ConfigError: It cannot be read.
-    """
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
-        raise ConfigError(
-            "--grid is written ROWSxCOLUMNS, in patches, for example 7x14. "
-            f"Received: {text!r}"
-        )
-    return int(parts[0]), int(parts[1])
 
 
 def _scale(values: np.ndarray) -> float:

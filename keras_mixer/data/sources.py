@@ -249,15 +249,39 @@ def _open_tfds(name: str, split: str, data_dir: str | None) -> Split:
         ) from error
 
 
-def _require_uint8(name: str, key: str, feature: Any) -> None:
-    """Raises DataError for images that are no pixels of 8 or 16 bits."""
-    dtype = np.dtype(feature.np_dtype)
-    if dtype not in (np.uint8, np.uint16):
+def _loader(name: str, key: str, feature: Any) -> dict[str, Any]:
+    """Returns `load` of a split, if its images are not ordinary files.
+
+    TFDS writes the bits of a float32 image as the channels of a PNG.
+    """
+    if len(feature.shape) != 3:
         raise DataError(
-            f"{name!r} has images of {dtype} ({key!r}); only uint8 and uint16 "
-            "can be read. Prepare it with tfds.features.Image(dtype=np.uint8), "
-            "or write the images to data.name=folder:/path."
+            f"{name!r} has images of the shape {feature.shape} ({key!r}); "
+            "(height, width, channels) can be read."
         )
+    if np.dtype(feature.np_dtype) != np.float32:
+        return {}
+
+    def load(record: Record) -> tf.Tensor:
+        image = feature.decode_example(record["image"])  # [height, width, 1]
+        grey = tf.numpy_function(_to_grey, [image], tf.uint8)
+        grey = tf.ensure_shape(grey, (None, None, 1))
+        return tf.io.encode_png(grey, compression=0)
+
+    return {"load": load}
+
+
+def _to_grey(image: np.ndarray) -> np.ndarray:
+    """Maps floats from [0, 1] to 0..255, or raises ValueError.
+
+    No feature says what its range is, and [0, 1] is TensorFlow's for images.
+    """
+    if not ((image >= 0) & (image <= 1)).all():
+        raise ValueError(
+            f"float32 values of {image.min():.3g} to {image.max():.3g}; "
+            "images of floats can be read if they are in [0, 1]"
+        )
+    return np.round(image * 255).astype(np.uint8)
 
 
 def _require_network(builder: Any) -> None:
@@ -278,7 +302,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
     splits, features = builder.info.splits, builder.info.features
     image_key = _feature(name, features, tfds.features.Image, "image")
     label_key = _feature(name, features, tfds.features.ClassLabel, "label")
-    _require_uint8(name, image_key, features[image_key])
+    loader = _loader(name, image_key, features[image_key])
     ranges = read_split(split, splits, name)
     info = splits[split]
     decoders = {image_key: tfds.decode.SkipDecoding()}
@@ -343,6 +367,7 @@ def _tfds(name: str, split: str, data_dir: str | None) -> Split:
         ],
         num_bytes=lambda: int(info.num_examples / max(whole, 1) * num_bytes),
         is_multi_label=is_multi_label,
+        **loader,
         **order,
     )
 

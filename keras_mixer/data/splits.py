@@ -240,9 +240,11 @@ def cached(split: Split) -> Split:
     def load(record: Record) -> dict[str, tf.Tensor]:
         return {**record, "image": split.load(record)}
 
-    records = (
-        split.records().map(load, num_parallel_calls=tf.data.AUTOTUNE).cache()
-    )
+    records = split.records()
+    is_read = "image" in records.element_spec  # by the data set itself
+    if not is_read:
+        records = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    records = records.cache()
 
     def shuffled(seed: tf.Tensor, first: Any, buffer: int) -> tf.data.Dataset:
         del buffer  # it shares the images with the cache: all fit
@@ -251,7 +253,7 @@ def cached(split: Split) -> Split:
     return dataclasses.replace(
         split,
         records=lambda: records,
-        load=_image_of,
+        load=split.load if is_read else _image_of,
         table=None,
         shuffled=shuffled,
     )

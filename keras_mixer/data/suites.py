@@ -1,18 +1,15 @@
 """Data sets of an evaluation, by their names or by the name of a suite."""
 
-import os
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from keras_mixer.data.augment import permutations, policy as policy_lib
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, require_same_classes
-from keras_mixer.run import quoting
 from keras_mixer.run.config import Config, ConfigError
-from keras_mixer.run.suites import CLASSIFICATION_SUITES, FEWSHOT_SUITES
-
-# A name for people, and (data set, split, ...).
-Entry = tuple[str, tuple[str, ...]]
+from keras_mixer.run.suites import (
+    parse_classification as parse_classification,
+    parse_fewshot as parse_fewshot,
+)
 
 
 class FewshotData(NamedTuple):
@@ -25,84 +22,6 @@ class FewshotData(NamedTuple):
     dataset: str
     train: Split
     test: Split
-
-
-def _parse(
-    text: str,
-    field: str,
-    *,
-    suites: Mapping[str, Mapping[str, tuple[str, ...]]],
-    defaults: Sequence[str],
-    form: str,
-) -> list[Entry]:
-    """Reads data sets with commas between them.
-
-    Each is NAME, NAME@SPLIT..., or a key of `suites`; one that names no split
-    has those of `defaults`. `field` and `form` are for errors. quoting.py says
-    how names with , or @ are written.
-
-    Raises:
-      ConfigError: `text` cannot be read, or names something twice.
-    """
-    found: list[Entry] = []
-    for entry in quoting.split(text, ","):
-        name, *splits = quoting.names(entry, "@")
-        if name in suites and not splits:
-            found += suites[name].items()
-        elif name and all(splits) and len(splits) in (0, len(defaults)):
-            found.append((name, (name, *(splits or defaults))))
-        else:
-            raise ConfigError(
-                f"{field}: cannot read {entry!r}. A data set is written "
-                f"{form}, several with commas between them. {quoting.RULE} "
-                f"Known by name: {', '.join(suites)}. Received: {text!r}"
-            )
-        _check_folder(name, text, field)
-    names = [name for name, _ in found]
-    full = ["@".join(parts) for _, parts in found]
-    for entry in full:
-        if full.count(entry) > 1:
-            raise ConfigError(f"{field} names {entry} twice: {text!r}")
-    # Splits tell two entries of one name apart.
-    return [
-        ("@".join(parts) if names.count(name) > 1 else name, parts)
-        for name, parts in found
-    ]
-
-
-def _check_folder(name: str, text: str, field: str) -> None:
-    """Raises ConfigError for a folder whose name may have been split."""
-    path = os.path.expanduser(name.removeprefix("folder:"))
-    if path == name or "://" in path or os.path.exists(path):
-        return
-    if "," in text or "@" in text:
-        raise ConfigError(
-            f"{field}: there is no image folder {path}. {quoting.RULE} "
-            f"Received: {text!r}"
-        )
-
-
-def parse_fewshot(text: str) -> list[Entry]:
-    """Reads `fewshot.data`: names for people, and (data set, train, test)."""
-    return _parse(
-        text,
-        "fewshot.data",
-        suites=FEWSHOT_SUITES,
-        defaults=("train", "test"),
-        form="NAME or NAME@TRAIN@TEST, for example cifar10 or "
-        "uc_merced@train[:1000]@train[1000:]",
-    )
-
-
-def parse_classification(text: str, split: str) -> list[Entry]:
-    """Reads --data of eval.py; `split` is that of entries that name none."""
-    return _parse(
-        text,
-        "--data",
-        suites=CLASSIFICATION_SUITES,
-        defaults=(split,),
-        form="NAME or NAME@SPLIT, for example imagenet_v2@test",
-    )
 
 
 def open_fewshot(config: Config) -> list[FewshotData]:

@@ -17,6 +17,7 @@ import keras
 
 from keras_mixer import weights as weights_lib
 from keras_mixer.models import layers
+from keras_mixer.models.inputs import MixerModel
 from keras_mixer.run import suggest
 from keras_mixer.run.variants import (
     VARIANTS as VARIANTS,
@@ -292,7 +293,9 @@ def _build(
         )(x)  # [batch, classes]
     sources = keras.utils.get_source_inputs(images)
     inputs = sources[0] if len(sources) == 1 else sources
-    return keras.Model(inputs, x, name=name)
+    # What comes before the images has an input of its own kind.
+    kind = MixerModel if inputs is images else keras.Model
+    return kind(inputs, x, name=name)
 
 
 def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)

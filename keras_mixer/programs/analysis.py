@@ -85,11 +85,11 @@ def _define_weights() -> None:
 def _weights(arguments: list[str], output: pathlib.Path) -> Files:
     _take_nothing(arguments)
     shared.check_source_flags(file_needs_model=False)
+    grid = argument_lib.parse_grid(FLAGS.grid)
     quiet.import_tensorflow()
     from keras_mixer import models, weights as weights_lib
     from keras_mixer.analysis import units, weights_figures
 
-    grid = weights_figures.parse_grid(FLAGS.grid)
     if FLAGS.workdir:
         found = weights_lib.read_workdir(
             FLAGS.workdir, shared.read_checkpoint()
@@ -100,7 +100,7 @@ def _weights(arguments: list[str], output: pathlib.Path) -> Files:
         found = weights_lib.get(FLAGS.weights, FLAGS.model)
     blocks = units.num_blocks(found)
     text = FLAGS.layers or ",".join(map(str, range(min(3, blocks))))
-    layers = weights_figures.parse_layers(text, blocks)
+    layers = argument_lib.parse_layers(text, blocks)
     grid = units.grid_of(found, grid)
     units.stem_tiles(found)  # fails here rather than after the slow part
     measured = weights_figures.measure(found, layers, grid)
@@ -140,11 +140,12 @@ def _read_sweep(overrides: list[str]) -> _Sweep:
     """Reads the flags of a sweep; fails before Keras is imported."""
     workdir = argument_lib.check_workdir(FLAGS.workdir)
     config = shared.read_config(overrides)
-    allowed = "whole numbers from 0 on"
-    seeds = argument_lib.parse_list(FLAGS.seeds, int, "--seeds", allowed)
-    if min(seeds) < 0:
-        raise ConfigError(f"--seeds are from 0 on. Received: {FLAGS.seeds!r}")
-    quiet.import_tensorflow()
+    seeds = argument_lib.parse_list(
+        FLAGS.seeds,
+        argument_lib.parse_whole,
+        "--seeds",
+        "whole numbers from 0 on",
+    )
     return _Sweep(workdir, config, seeds)
 
 
@@ -192,11 +193,10 @@ def _title(config: Config, seeds: tuple[int, ...]) -> str:
 
 def _permutation(arguments: list[str], output: pathlib.Path) -> Files:
     asked = _read_sweep(arguments)
-    from keras_mixer.analysis import permutation, sweep
+    names = argument_lib.parse_models(FLAGS.models)
+    quiet.import_tensorflow()
+    from keras_mixer.analysis import permutation
 
-    names = sweep.parse_list(
-        FLAGS.models, str, "--models", " and ".join(permutation.MODELS)
-    )
     plan = functools.partial(permutation.plan, models=names)
     rows, title = _train(asked, output, plan)
     print(permutation.summary(rows))
@@ -211,20 +211,23 @@ def _define_scale() -> None:
 
 def _scale(arguments: list[str], output: pathlib.Path) -> Files:
     asked = _read_sweep(arguments)
-    from keras_mixer.analysis import scale, sweep
-
-    plan = functools.partial(
-        scale.plan,
-        widths=sweep.parse_list(
-            FLAGS.widths, scale.parse_positive, "--widths", "numbers above 0"
-        ),
-        fractions=sweep.parse_list(
-            FLAGS.fractions,
-            scale.parse_fraction,
-            "--fractions",
-            "numbers above 0, up to 1",
-        ),
+    widths = argument_lib.parse_list(
+        FLAGS.widths,
+        argument_lib.parse_positive,
+        "--widths",
+        "numbers above 0",
     )
+    fractions = argument_lib.parse_list(
+        FLAGS.fractions,
+        argument_lib.parse_fraction,
+        "--fractions",
+        "numbers above 0, up to 1",
+    )
+    argument_lib.check_fractions(asked.config, fractions)
+    quiet.import_tensorflow()
+    from keras_mixer.analysis import scale
+
+    plan = functools.partial(scale.plan, widths=widths, fractions=fractions)
     rows, title = _train(asked, output, plan)
     print(scale.summary(rows))
     return scale.draw(output, rows, title)
@@ -259,15 +262,14 @@ def _define_cost() -> None:
 
 def _cost(arguments: list[str], output: pathlib.Path) -> Files:
     _take_nothing(arguments)
+    variants = argument_lib.parse_variants(FLAGS.variants)
+    sizes = argument_lib.parse_sizes(FLAGS.image_sizes, variants)
+    modes = argument_lib.parse_modes(FLAGS.measure)
     quiet.import_tensorflow()
-    from keras_mixer.analysis import cost, cost_figure, sweep
+    from keras_mixer.analysis import cost, cost_figure
 
-    variants = cost.parse_variants(FLAGS.variants)
-    sizes = sweep.parse_list(
-        FLAGS.image_sizes, int, "--image_sizes", "sides in pixels"
-    )
     settings = cost.Settings(
-        cost.parse_modes(FLAGS.measure),
+        modes,
         FLAGS.batch,
         FLAGS.seconds,
         FLAGS.time_limit,

@@ -166,6 +166,14 @@ def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
     return config, None
 
 
+def _check_data(config: Config) -> None:
+    """Raises ConfigError for names of data sets that cannot be read."""
+    if FLAGS.task == "fewshot" and (FLAGS.data or config.fewshot.data):
+        suites.parse_fewshot(FLAGS.data or config.fewshot.data)
+    elif FLAGS.task == "classification" and FLAGS.data:
+        suites.parse_classification(FLAGS.data, config.data.eval_split)
+
+
 def _load(config: Config) -> "tuple[Trained, dict[str, Any]]":
     """Loads what the flags name; call it in the engine's scope.
 
@@ -330,6 +338,7 @@ def main(argv: list[str]) -> None:
     begun = time.perf_counter()
     task = _fewshot if FLAGS.task == "fewshot" else _classify
     config, trained_on = _read_config(argv[1:])
+    _check_data(config)
     quiet.import_tensorflow()
     # Nothing but the scores goes to stdout, whatever a download says.
     with contextlib.redirect_stdout(sys.stderr):

@@ -13,6 +13,7 @@ from keras_mixer.run import (
     config as config_lib,
     files as files_lib,
     recipes,
+    suites,
     variants,
 )
 from keras_mixer.run.config import Config, ConfigError
@@ -155,10 +156,14 @@ def read_config(overrides: list[str]) -> Config:
     """Returns the config that the flags and overrides ask for."""
     _require_no_flags(overrides)
     if FLAGS.config is None:
-        return _read_recipe(overrides)
-    if FLAGS["recipe"].present:
+        config = _read_recipe(overrides)
+    elif FLAGS["recipe"].present:
         raise ConfigError("Give --recipe or --config, not both.")
-    return config_lib.override(config_lib.load(FLAGS.config), overrides)
+    else:
+        config = config_lib.override(config_lib.load(FLAGS.config), overrides)
+    if config.fewshot.data:
+        suites.parse_fewshot(config.fewshot.data)
+    return config
 
 
 def _read_recipe(overrides: list[str]) -> Config:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from keras_mixer import models
-from keras_mixer.analysis import cost, cost_figure, cost_process, flops
+from keras_mixer.analysis import (
+    arguments,
+    cost,
+    cost_figure,
+    cost_process,
+    flops,
+)
 from keras_mixer.evaluation import paper
 from keras_mixer.run.config import ConfigError
 
@@ -87,17 +93,20 @@ def test_the_papers_costs_stand_beside_the_accuracies():
 
 
 def test_bad_flags(tmp_path):
-    assert cost.parse_variants("all") == tuple(models.VARIANTS)
-    assert cost.parse_variants("S/32, B/16") == ("S/32", "B/16")
+    assert arguments.parse_variants("all") == tuple(models.VARIANTS)
+    assert arguments.parse_variants("S/32, B/16") == ("S/32", "B/16")
     with pytest.raises(ValueError, match="B/17"):
-        cost.parse_variants("B/17")
+        arguments.parse_variants("B/17")
     with pytest.raises(ConfigError, match="each once"):
-        cost.parse_variants("S/32,S/32")
-    assert cost.parse_modes("none") == ()
+        arguments.parse_variants("S/32,S/32")
+    assert arguments.parse_modes("none") == ()
     with pytest.raises(ConfigError, match="inference, training"):
-        cost.parse_modes("sleeping")
-    with pytest.raises(ConfigError, match="No variant"):
-        cost.count(("S/32", "S/16"), (100,), expand=True, say=print)
+        arguments.parse_modes("sleeping")
+    names = ("S/32", "S/16")
+    assert arguments.parse_sizes("100, 48", names) == (100, 48)
+    for text in ("100", "0", "-32", "x"):
+        with pytest.raises(ConfigError, match="--image_sizes"):
+            arguments.parse_sizes(text, names)
     other = tmp_path / "other.json"
     other.write_text('{"rows": []}')
     with pytest.raises(ConfigError, match=r"other\.json"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.analysis import permutation, resnet, sweep
+from keras_mixer.analysis import arguments, permutation, resnet, sweep
 from keras_mixer.data.augment import permutations
 from keras_mixer.run import checkpoint, files
 from keras_mixer.run.config import ConfigError
@@ -165,7 +165,7 @@ def test_the_plan_of_a_study():
 
 def test_bad_studies():
     with pytest.raises(ConfigError, match="mixer and resnet"):
-        permutation.plan(small(), models=("vgg",), seeds=(0,))
+        arguments.parse_models("mixer,vgg")
     config = small(
         "augment.policy=resize|shuffle_pixels(0)",
         "augment.eval_policy=resize|shuffle_pixels(0)",

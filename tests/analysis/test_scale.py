@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_mixer import data
-from keras_mixer.analysis import scale
+from keras_mixer.analysis import arguments, scale
 from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import assembly
@@ -22,7 +22,7 @@ def test_shares_of_a_split():
         scale.subset("train", 10, 0.01)
     for text in ("0", "1.5", "nan", "x"):
         with pytest.raises(ValueError):
-            scale.parse_fraction(text)
+            arguments.parse_fraction(text)
 
 
 def test_the_plan_of_a_sweep():

@@ -8,7 +8,7 @@ import keras
 import pytest
 
 from keras_mixer import weights as weights_lib
-from keras_mixer.analysis import permutation, scale, sweep
+from keras_mixer.analysis import arguments, permutation, scale, sweep
 from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import ConfigError
 from keras_mixer.run.workdir import WorkdirError, claim
@@ -178,14 +178,14 @@ def test_models_that_the_step_cannot_train(tmp_path, engine_of):
 
 
 def test_lists_and_folders(tmp_path):
-    assert sweep.parse_list("1, 2", int, "--seeds", "numbers") == (1, 2)
+    assert arguments.parse_list("1, 2", int, "--seeds", "numbers") == (1, 2)
     for text in ("", "1,1", "a"):
         with pytest.raises(ConfigError, match="--seeds takes numbers"):
-            sweep.parse_list(text, int, "--seeds", "numbers")
+            arguments.parse_list(text, int, "--seeds", "numbers")
     with pytest.raises(ConfigError, match="--workdir"):
-        sweep.check_workdir(None)
+        arguments.check_workdir(None)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="workdir of a run"):
-        sweep.check_workdir(str(tmp_path))
+        arguments.check_workdir(str(tmp_path))
     assert sweep.spread([0.5]) == "0.5000"
     assert sweep.spread([0.4, 0.6]) == "0.5000 ± 0.1414"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from keras_mixer import models, weights as weights_lib
-from keras_mixer.analysis import mosaic, units, weights_figures
+from keras_mixer.analysis import arguments, mosaic, units, weights_figures
 from keras_mixer.run.config import ConfigError
 from keras_mixer.training import loop as trainer
 from keras_mixer.weights import Parameters, WeightsError
@@ -154,14 +154,14 @@ def test_layers_are_read_and_the_shape_is_the_models():
 
 
 def test_bad_flags():
-    assert weights_figures.parse_layers("2,0", 3) == (2, 0)
+    assert arguments.parse_layers("2,0", 3) == (2, 0)
     for text in ("3", "0,0", "a", ""):
         with pytest.raises(ConfigError, match="0 to 2"):
-            weights_figures.parse_layers(text, 3)
-    assert weights_figures.parse_grid("7x14") == (7, 14)
+            arguments.parse_layers(text, 3)
+    assert arguments.parse_grid("7x14") == (7, 14)
     for text in ("7", "0x4", "axb"):
         with pytest.raises(ConfigError, match="ROWSxCOLUMNS"):
-            weights_figures.parse_grid(text)
+            arguments.parse_grid(text)
     grey = parameters_of([np.eye(4)], stem=(2, 2, 1, 5))
     with pytest.raises(WeightsError, match="RGB"):
         units.stem_tiles(grey)

@@ -50,12 +50,38 @@ def builder_class():
     return TinyShapes
 
 
-def prepare(root, **options):
+@functools.cache
+def float_builder_class():
+    """Makes the same images of floats, multiplied by `factor`."""
+    import tensorflow_datasets as tfds
+
+    class TinyFloats(builder_class()):
+        VERSION = tfds.core.Version("1.0.0")
+        factor = 1.0
+
+        def _info(self):
+            image = tfds.features.Image(shape=(6, 6, 1), dtype=np.float32)
+            label = tfds.features.ClassLabel(names=["o", "x"])
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {"picture": image, "shape": label}
+                )
+            )
+
+        def _generate_examples(self):
+            for i, example in super()._generate_examples():
+                image = example["picture"][..., :1] / np.float32(255)
+                yield i, {**example, "picture": image * self.factor}
+
+    return TinyFloats
+
+
+def prepare(root, builder=builder_class, **options):
     import tensorflow_datasets as tfds
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TFDS's own
-        builder_class()(data_dir=root, **options).download_and_prepare(
+        builder()(data_dir=root, **options).download_and_prepare(
             download_config=tfds.download.DownloadConfig(num_shards=3)
         )
     return root

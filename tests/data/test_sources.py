@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_mixer import data
 from keras_mixer.data import sources
+from tests.data.conftest import float_builder_class, prepare
 from tests.data.streams import numbers, stream
 
 DIGITS_TEST_SHA256 = (
@@ -381,15 +382,34 @@ def test_no_name_ends_in_a_traceback(tmp_path, monkeypatch, name):
         data.open_split(name, "train", str(tmp_path))
 
 
-def test_images_of_floats_are_refused():
+def test_images_of_floats_are_scaled(tmp_path):
+    prepare(tmp_path, float_builder_class)
+    split = data.open_split("tiny_floats", "train", str(tmp_path))
+    batches = zip(*stream(split, 5, batch_size=2), strict=True)
+    images, labels = map(np.concatenate, batches)
+    want = np.argsort(np.argsort(images[:, 0, 0, 0])) * 10  # each once
+    np.testing.assert_array_equal(
+        images, np.broadcast_to(want[:, None, None, None], images.shape)
+    )
+    np.testing.assert_array_equal(labels, want // 10 % 2)
+
+
+def test_floats_of_another_range_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(float_builder_class(), "factor", np.float32(255))
+    prepare(tmp_path, float_builder_class)
+    split = data.open_split("tiny_floats", "train", str(tmp_path))
+    broken = data.BrokenImages(split)
+    message = r"the last one .*train.*\(float32 values of \d+ to \d+; images"
+    with pytest.raises(data.DataError, match=message), broken.errors():
+        stream(split, 1, broken=broken, cache=True)
+
+
+def test_images_that_move_are_refused():
     import tensorflow_datasets as tfds
 
-    for kind in (np.uint8, np.uint16):
-        feature = tfds.features.Image(shape=(8, 8, 1), dtype=kind)
-        sources._require_uint8("a", "image", feature)
-    feature = tfds.features.Image(shape=(8, 8, 1), dtype=np.float32)
-    with pytest.raises(data.DataError, match="images of float32 .'image'.;"):
-        sources._require_uint8("a", "image", feature)
+    feature = tfds.features.Image(shape=(None, 8, 8, 3))
+    with pytest.raises(data.DataError, match=r"shape \(None, 8, 8, 3\)"):
+        sources._loader("a", "image", feature)
 
 
 def test_wrong_split_of_a_tfds_name(cifar10_dir):

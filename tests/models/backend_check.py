@@ -7,6 +7,7 @@ python -m tests.models.backend_check small|full WEIGHTS.npz LOGITS.npy \
 import importlib.abc
 import json
 import sys
+import warnings
 
 
 class _NoTensorFlow(importlib.abc.MetaPathFinder):
@@ -49,6 +50,11 @@ labels = np.array([0, 1, 2, 3])
 history = small.fit(
     reference.random_images(4, 32, 32, 3), labels, epochs=2, verbose=0
 )
+small.predict(reference.random_images(4, 32, 32, 3), verbose=0)
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        small.predict(np.zeros((4, 32, 32, 3), np.uint8), verbose=0)
 half = keras_mixer.Mixer(
     reference.SMALL,
     classes=4,
@@ -61,6 +67,9 @@ print(
             "backend": keras.backend.backend(),
             "tensorflow_imported": imported,
             "tensorflow_imported_at_the_end": "tensorflow" in sys.modules,
+            "warnings": [
+                str(x.message) for x in warned if "[-1, 1]" in str(x.message)
+            ],
             "losses": history.history["loss"],
             "half_output": keras.backend.standardize_dtype(half.output.dtype),
         }

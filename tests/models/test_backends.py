@@ -54,6 +54,8 @@ def run(backend, oracle, tmp_path, *flags):
     assert reference.relative_error(logits, tensorflow_logits) <= 1e-4
     assert report["losses"][0] > report["losses"][1] > 0
     assert report["half_output"] == "float32"
+    (warning,) = report["warnings"]
+    assert "takes floats in [-1, 1]. Received: uint8." in warning
     return report
 
 
