@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from keras_mixer.run import workdir as workdir_lib
+from keras_mixer.run import files, workdir as workdir_lib
 from keras_mixer.run.config import ConfigError
 
 
@@ -31,6 +31,14 @@ def parse_list(
     return found
 
 
+def parse_positive_int(text: str) -> int:
+    """Reads a whole number from 1 on; ValueError otherwise."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def check_workdir(path: str | None) -> pathlib.Path:
     """Returns the folder of a sweep, or raises ConfigError."""
     if not path:
@@ -46,4 +54,5 @@ def check_workdir(path: str | None) -> pathlib.Path:
             f"--workdir={path} is the workdir of a run. The runs of a sweep "
             "get folders of their own inside its --workdir: give another one."
         )
+    files.check_target(path, "--workdir")
     return workdir

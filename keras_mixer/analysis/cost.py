@@ -96,16 +96,21 @@ def count(
       ConfigError: No variant can take any of the sizes.
       AssertionError: Graph and formula differ.
     """
-    planned = []
+    planned, left_out = [], []
     for name, size in itertools.product(variants, sizes):
         variant = models.get_variant(name)
         if size % variant.patch_size and len(variants) > 1:
-            say(f"{name} at {size}: not a multiple of the patch, left out")
+            left_out.append(f"{name} at {size}")
             continue
         dims = flops.at_size(variant, size, expand=expand)
         planned.append((name, size, dims))
     if not planned:
-        raise ConfigError(f"No variant has a patch that divides {sizes}.")
+        shown = ", ".join(map(str, sizes))
+        raise ConfigError(
+            f"No variant has a patch that divides --image_sizes={shown}."
+        )
+    for text in left_out:
+        say(f"{text}: not a multiple of the patch, left out")
     rows = []
     for name, size, dims in planned:
         found = flops.in_graph(dims, size, _CLASSES)

@@ -202,9 +202,11 @@ def check_batch_memory(
     each = image_size**2 * 3 * 4  # float32
     needed, largest = batch_size * each // hosts, memory // each * hosts
     if needed > memory:
+        way_out = f"Take a smaller one, far below {largest:,}."
+        if not largest:
+            way_out = "Take smaller images, model.image_size=224."
         raise EngineError(
             f"train.batch_size={batch_size}: its images of {image_size} pixels "
             f"take {needed / 1e9:,.0f} GB, and this machine has "
-            f"{memory / 1e9:,.0f} GB. Take a smaller one, far below "
-            f"{largest:,}."
+            f"{memory / 1e9:,.0f} GB. {way_out}"
         )

@@ -234,7 +234,7 @@ def _classify(
     # A run's own name may be a folder with a comma in it.
     entries: Sequence[tuple[str, tuple[str, ...]]]
     entries = [(own.name, (own.name, own.eval_split))]
-    if FLAGS.data:
+    if FLAGS.data is not None:
         entries = data.parse_classification(FLAGS.data, own.eval_split)
     splits = [
         data.open_evaluated(name, split, own, trained_on)
@@ -303,7 +303,7 @@ def _fewshot(
     from keras_mixer.evaluation import features, report
 
     config = trained.config
-    if FLAGS.data:
+    if FLAGS.data is not None:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
     sets = data.open_fewshot(config)
     if trained_on is not None:

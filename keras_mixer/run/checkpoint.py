@@ -163,8 +163,8 @@ def read_part(
         if best is None:
             raise CheckpointError(
                 f"{workdir} has no best checkpoint: the run has no validation "
-                "split (data.val_split), or was not evaluated on it yet. Take "
-                "the latest, or a step."
+                "split (data.val_split), or was not evaluated on it yet, or "
+                "best.json is damaged. Take the latest, or a step."
             )
         which = best["step"]
     step = int(which)
@@ -177,8 +177,9 @@ def read_part(
 
 
 def _read_best(root: pathlib.Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads((root / "best.json").read_text()))
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        best = dict(json.loads((root / "best.json").read_text()))
+        return {**best, "step": int(best["step"])}
     return None
 
 

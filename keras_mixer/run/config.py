@@ -95,7 +95,11 @@ def _parse(text: str) -> tuple[str, Any]:
             f"Cannot read {text!r}: an override is section.field=value, "
             "for example optim.lr=3e-3"
         )
-    for known in dataclasses.fields(SECTIONS.get(section, Config)):
+    if section not in SECTIONS:
+        raise ConfigError(_unknown(section))
+    if field not in _field_names(section):
+        raise ConfigError(_unknown(field))
+    for known in dataclasses.fields(SECTIONS[section]):
         if known.name == name and known.type in (str, str | None):
             text = value.translate(_HIDE)
             return field, None if value == "null" else text
@@ -124,7 +128,12 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
     name = str(getattr(error, "full_key", "") or "").translate(_SHOW)
     if not isinstance(error, omegaconf.errors.ConfigKeyError):
         return f"{name}: {message}" if name else message
-    section = name.rpartition(".")[0]
+    return _unknown(name)
+
+
+def _unknown(name: str) -> str:
+    """Says that a field does not exist, and which ones do."""
+    section = name.partition(".")[0]
     known = _field_names(section) if section in SECTIONS else list(SECTIONS)
     # The section that the names share makes all of them similar.
     hint = suggest.nearest(name, known, cutoff=0.8)
@@ -151,7 +160,13 @@ def resolve(config: Config, *, num_examples: int) -> Config:
         passes = getattr(values, epochs)
         if passes is None:
             continue
-        updates = round(passes * steps_per_epoch)
+        length = passes * steps_per_epoch
+        if length >= 2**31:
+            raise ConfigError(
+                f"{section}.{epochs}={passes:g} is {length:g} updates, and up "
+                "to 2**31 - 1 are allowed. Take fewer epochs or larger batches."
+            )
+        updates = round(length)
         if section != "optim":  # a warm-up may be empty
             updates = max(updates, 1)
         values = dataclasses.replace(values, **{steps: updates, epochs: None})

@@ -74,8 +74,7 @@ def read_result(
                 + ". To train on from its weights with these settings: "
                 f"init.weights={workdir} with a new --workdir."
             )
-        result = workdir / "result.json"
-        return dict(files.read_json(result)) if result.exists() else None
+        return files.read_result(workdir)
     except OSError as error:
         raise WorkdirError(
             f"Cannot read the workdir {workdir}: {error.strerror}"
@@ -133,9 +132,10 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     """Reads classes.json: the names in the order of the labels."""
     names = files.read_json(path)
-    if not isinstance(names, list):
+    is_list = isinstance(names, list) and len(names) > 0
+    if not is_list or not all(isinstance(name, str) for name in names):
         raise WorkdirError(f"Cannot read {path}: it must hold a list of names")
-    return tuple(map(str, names))
+    return tuple(names)
 
 
 @contextlib.contextmanager

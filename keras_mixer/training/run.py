@@ -88,6 +88,8 @@ class Run:
         policy = None
         if result is None:
             engine.check_precision(config.model.precision)
+            if build_model is None:
+                assembly.check_memory(config.model)
             policy = _parse_policies(config, splits, engine)
             if config.fewshot.data:
                 fewshot_sets = _open_fewshot(config, splits.train)
