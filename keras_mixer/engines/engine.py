@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_mixer.engines import gpus
 from keras_mixer.engines.hosts import EngineError
+from keras_mixer.run import suggest
 from keras_mixer.run.config import Config
 
 # Tensors by name, each with one row per example.
@@ -158,6 +159,8 @@ class Engine(abc.ABC):
 
 def check_backend(engine: Engine) -> None:
     """Raises EngineError if Keras runs on another backend."""
+    wanted = "an Engine, which engines.make.make_engine returns"
+    suggest.check_type("engine", engine, Engine, wanted)
     backend = keras.backend.backend()
     if backend != engine.name:
         raise EngineError(

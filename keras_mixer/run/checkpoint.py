@@ -10,6 +10,7 @@ dictionary of NumPy arrays. Nothing here needs TensorFlow.
 import contextlib
 import hashlib
 import json
+import numbers
 import os
 import pathlib
 import re
@@ -148,6 +149,13 @@ def read_part(
     Raises:
       CheckpointError: There is none, or it is damaged.
     """
+    is_step = isinstance(which, numbers.Integral)
+    is_step = is_step and not isinstance(which, bool)
+    if not is_step and which not in ("latest", "best"):
+        raise CheckpointError(
+            "A checkpoint is 'latest', 'best' or the number of a step. "
+            f"Received: {which!r}"
+        )
     root = pathlib.Path(workdir) / "checkpoints"
     steps = _steps(root)
     if which == "latest" and (found := _read_newest(steps, part, sys.stderr)):

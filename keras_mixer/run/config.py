@@ -45,6 +45,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
       ConfigError: A field is unknown (the error names the nearest), or a value
         has the wrong type or is not allowed.
     """
+    require_config(config)
+    is_list = isinstance(overrides, list | tuple)
+    if not is_list or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError(
+            "overrides must be a list of texts, such as ['optim.lr=3e-3']. "
+            f"Received: {overrides!r}"
+        )
     changes = OmegaConf.create()
     try:
         values = dict(map(_parse, overrides))
@@ -57,6 +64,12 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         return _merge(config, changes)
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
+
+
+def require_config(config: Any) -> None:
+    """Raises ValueError for what is no `Config`."""
+    wanted = "a Config, which a recipe or config.load returns"
+    suggest.check_type("config", config, Config, wanted)
 
 
 def _merge(config: Config, changes: Any) -> Config:
@@ -152,6 +165,7 @@ def resolve(config: Config, *, num_examples: int) -> Config:
     Raises:
       ConfigError: The run has no length.
     """
+    suggest.to_positive_int("num_examples", num_examples)
     if config.train.steps is None and config.train.epochs is None:
         raise ConfigError("Give the length of the run: train.epochs=<number>")
     steps_per_epoch = num_examples / config.train.batch_size

@@ -30,6 +30,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       WorkdirError: It lies in a bucket, where nothing can be locked or renamed.
     """
+    suggest.check_path("workdir", workdir)
     # pathlib turns gs://bucket into gs:/bucket, which would be a local folder.
     if re.match(r"[a-z][a-z0-9]+:/", os.fspath(workdir)):
         raise WorkdirError(
@@ -120,6 +121,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
       ConfigError: It is damaged.
       WorkdirError: The folder is not a workdir.
     """
+    suggest.check_path("workdir", workdir)
     folder = pathlib.Path(workdir).expanduser()
     for name in ("config.json", "classes.json"):
         if not (folder / name).exists():

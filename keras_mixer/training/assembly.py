@@ -193,6 +193,7 @@ def build_training(
         model = build_mixer(config, num_classes, initial=initial)
     else:
         model = build_model(config, num_classes)
+        weights_lib.require_model(model)
         _require_trainable_alone(model)
     schedule = optim.make_schedule(
         config.optim, total_steps=config.train.total_steps
@@ -288,8 +289,8 @@ def load_trained(
       WorkdirError: The folder is not a workdir.
       WeightsError: It has no such checkpoint, or one that cannot be read.
     """
-    workdir = pathlib.Path(workdir).expanduser()
     config = read_config(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     class_names = read_classes(workdir / "classes.json")
     found = weights_lib.read_workdir(
         workdir, which, exact_gelu=config.model.gelu == "exact"

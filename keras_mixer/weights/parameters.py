@@ -84,6 +84,18 @@ def _list(keys: Any) -> str:
     return ", ".join(keys[:_LISTED]) + more
 
 
+def require_model(model: Any) -> None:
+    """Raises ValueError for what is no Keras model."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"This is no Keras model: {model!r}")
+
+
+def require_parameters(parameters: Any) -> None:
+    """Raises ValueError for what is no `Parameters`."""
+    wanted = "the Parameters that weights.read or weights.get returns"
+    suggest.check_type("parameters", parameters, Parameters, wanted)
+
+
 def mixer_variables(model: keras.Model) -> dict[str, Any]:
     """Returns the Mixer's variables by the keys of the released checkpoints.
 
@@ -138,6 +150,8 @@ def load(
       WeightsError: Keys are missing or left over, a shape differs, or a value
         is not a finite number. The model is unchanged.
     """
+    require_model(model)
+    require_parameters(parameters)
     suggest.check_choice("head", head, HEADS)
     variables = mixer_variables(model)
     values = dict(parameters.values)
@@ -201,8 +215,7 @@ def from_model(model: keras.Model, source: str) -> Parameters:
     Raises:
       ValueError: The model is not a Mixer, or a kernel cannot be merged.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"This is no Keras model: {model!r}")
+    require_model(model)
     variables = mixer_variables(model)
     if not any(key.startswith("MixerBlock_") for key in variables):
         raise ValueError(

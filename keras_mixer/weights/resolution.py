@@ -9,7 +9,11 @@ import keras
 import numpy as np
 
 from keras_mixer.run import suggest
-from keras_mixer.weights.parameters import Parameters, WeightsError
+from keras_mixer.weights.parameters import (
+    Parameters,
+    WeightsError,
+    require_parameters,
+)
 
 RESIZE_METHODS = ("expand", "resample")
 _TOKEN_MLP = re.compile(r"(MixerBlock_\d+/token_mixing)/Dense_0/kernel")
@@ -172,6 +176,13 @@ def resize_tokens(
     Raises:
       ValueError: The grid cannot be expanded; the message names sizes that can.
     """
+    require_parameters(parameters)
+    is_pair = suggest.is_shape(new_grid) and len(new_grid) == 2
+    if not is_pair or any(side is None or side < 1 for side in new_grid):
+        raise ValueError(
+            "new_grid must be two positive integers, the rows and columns of "
+            f"patches. Received: {new_grid!r}"
+        )
     grid = _grid_to_resize(parameters, new_grid, method, patch_size)
     if grid is None:
         return parameters
