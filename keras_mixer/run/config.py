@@ -8,6 +8,7 @@ checks values.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -52,6 +53,8 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             "overrides must be a list of texts, such as ['optim.lr=3e-3']. "
             f"Received: {overrides!r}"
         )
+    if not overrides:  # a merge takes a twentieth of a second
+        return config
     changes = OmegaConf.create()
     try:
         values = dict(map(_parse, overrides))
@@ -72,10 +75,16 @@ def require_config(config: Any) -> None:
     suggest.check_type("config", config, Config, wanted)
 
 
+@functools.cache
+def _schema() -> Any:
+    """Returns the types and defaults, which nobody changes."""
+    return OmegaConf.structured(Config)
+
+
 def _merge(config: Config, changes: Any) -> Config:
     """Returns `config` with what OmegaConf read, checked and typed."""
-    known = OmegaConf.create(_translate(dataclasses.asdict(config), _HIDE))
-    merged = OmegaConf.merge(OmegaConf.structured(Config), known, changes)
+    known = _translate(dataclasses.asdict(config), _HIDE)
+    merged = OmegaConf.merge(_schema(), known, changes)
     values = _translate(OmegaConf.to_container(merged), _SHOW)
     sections = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
     return Config(recipe=values["recipe"], **sections)
