@@ -60,6 +60,8 @@ if "tensorflow" in sys.modules:  # a plugin of pytest imported it
 else:
     sys.meta_path.insert(0, SplitTheCpuOnImport())
 
+from tests.programs.here import run_here  # noqa: F401, it is a fixture
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

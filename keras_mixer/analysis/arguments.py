@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keras_mixer.run import variants, workdir as workdir_lib
+from keras_mixer.run import files, variants, workdir as workdir_lib
 from keras_mixer.run.config import Config, ConfigError
 
 MODES = ("inference", "training")  # what `cost` measures
@@ -40,6 +40,14 @@ def parse_whole(text: str) -> int:
     """Reads a whole number from 0 on; ValueError otherwise."""
     number = int(text)
     if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def parse_positive_int(text: str) -> int:
+    """Reads a whole number from 1 on; ValueError otherwise."""
+    number = int(text)
+    if number < 1:
         raise ValueError(text)
     return number
 
@@ -94,10 +102,12 @@ def parse_sizes(text: str, names: Sequence[str]) -> tuple[int, ...]:
     Raises:
       ConfigError: A side is no whole number, or no patch divides any.
     """
-    sizes = parse_list(text, parse_whole, "--image_sizes", "sides in pixels")
+    sizes = parse_list(
+        text, parse_positive_int, "--image_sizes", "sides in pixels"
+    )
     patches = [variants.get_variant(name).patch_size for name in names]
     pairs = itertools.product(sizes, patches)
-    if not any(size and size % patch == 0 for size, patch in pairs):
+    if not any(size % patch == 0 for size, patch in pairs):
         known = ", ".join(map(str, sorted(set(patches))))
         raise ConfigError(
             f"No patch of the variants ({known} pixels) divides an image of "
@@ -161,4 +171,5 @@ def check_workdir(path: str | None) -> pathlib.Path:
             f"--workdir={path} is the workdir of a run. The runs of a sweep "
             "get folders of their own inside its --workdir: give another one."
         )
+    files.check_target(path, "--workdir")
     return workdir

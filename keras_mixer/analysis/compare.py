@@ -71,7 +71,7 @@ def read(
             f"--names takes {len(paths)} different names, one for each run. "
             f"Received: {names!r}"
         )
-    outputs = quoting.names(evaluations) if evaluations else ()
+    outputs = () if evaluations is None else quoting.names(evaluations)
     measured = _read_evaluations(paths, outputs)
     return [
         read_run(path, name, measured[path])
@@ -93,13 +93,12 @@ def read_run(
         raise WorkdirError(
             f"{workdir} is not the workdir of a run: it has no config.json."
         )
-    result = workdir / "result.json"
     return Compared(
         name or workdir.absolute().name,
         config_lib.load(workdir / "config.json"),
         files.read_other_model(workdir),
         curves.read(workdir),
-        files.read_json(result) if result.exists() else None,
+        files.read_result(workdir, ["seconds"]),
         evaluations,
     )
 

@@ -30,6 +30,26 @@ def fewshot_name(data: str, shots: int, l2_reg: float) -> str:
     return f"{data} {shots}-shot, l2 {l2_reg:g}"
 
 
+_NUMBER = int | float
+# What a line of metrics.jsonl has besides its step, by its kind.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "train": {"loss": _NUMBER},
+    "eval": {"split": str, "accuracy": _NUMBER},
+    "fewshot": {
+        "data": str,
+        "shots": int,
+        "l2_reg": _NUMBER,
+        "accuracy": _NUMBER,
+    },
+}
+
+
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether a line has all fields of its kind, of the right types."""
+    fields = {"step": int, **_FIELDS.get(str(line["kind"]), {})}
+    return all(isinstance(line.get(k), kind) for k, kind in fields.items())
+
+
 def _read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the lines of metrics.jsonl, without a half-written one."""
     path = workdir / "metrics.jsonl"
@@ -40,13 +60,20 @@ def _read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
             f"{workdir} is not the workdir of a run that trained: cannot read "
             f"its metrics.jsonl ({error.strerror})."
         ) from error
+    except UnicodeDecodeError as error:
+        raise WorkdirError(f"Cannot read {path}: {error}") from error
     lines = []
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             found = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(found, dict) and {"step", "kind"} <= set(found):
+            if not _is_whole(found):
+                raise WorkdirError(
+                    f"Cannot read {path}: line {number} lacks a field of its "
+                    f"kind, or has another type in it: {line[:100]}"
+                )
             lines.append(found)
     if not lines:
         raise WorkdirError(f"{path} has no line yet: let the run train first.")

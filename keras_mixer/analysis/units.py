@@ -64,9 +64,17 @@ def token_units(
     """Returns the hidden units of a layer's token-mixing MLP as images.
 
     Layers count from 0. Float `[tokens_mlp_dim, rows, columns]`.
+
+    Raises:
+      WeightsError: There are none, or not as many tokens, or a value is not
+        finite.
     """
-    name = f"MixerBlock_{layer}/token_mixing/Dense_0/kernel"
-    kernel = np.asarray(parameters.values[name], np.float32)
+    kernel = parameters.token_kernel(layer).astype(np.float32)
+    if len(kernel) != grid[0] * grid[1] or not np.isfinite(kernel).all():
+        raise WeightsError(
+            f"{parameters.source}: the token-mixing kernel of block {layer} "
+            f"has the shape {kernel.shape}, or values that are not finite."
+        )
     return kernel.T.reshape(-1, *grid)
 
 
@@ -220,10 +228,15 @@ def stem_tiles(parameters: Parameters) -> np.ndarray:
     Float `[hidden_dim, patch, patch, 3]`.
 
     Raises:
-      WeightsError: The stem does not take 3 channels.
+      WeightsError: There is no stem, it does not take 3 channels, or a value
+        is not finite.
     """
-    kernel = np.asarray(parameters.values["stem/kernel"], np.float32)
-    if kernel.ndim != 4 or kernel.shape[2] != 3:
+    kernel = parameters.find("stem/kernel", 4).astype(np.float32)
+    if not np.isfinite(kernel).all():
+        raise WeightsError(
+            f"The stem of {parameters.source} has values that are not finite."
+        )
+    if kernel.shape[2] != 3:
         raise WeightsError(
             f"The stem of {parameters.source} is {kernel.shape}. Only a stem "
             "of RGB images, [patch, patch, 3, hidden_dim], is a picture."

@@ -196,6 +196,19 @@ def _tell_left_out(
         _tell(f"Left out in {root}: {'; '.join(parts)}.")
 
 
+def _require_no_level(
+    root: str, listings: Mapping[str, Listing], split: str
+) -> None:
+    """Raises DataError if the one folder is no split that anybody names."""
+    first, *others = listings
+    if not others and first not in ("train", "test", split):
+        raise DataError(
+            f"{root} has one folder, {first!r}, with the class folders in it. "
+            "Unzipping often adds such a level: give the folder that holds "
+            f"the class folders, folder:{root.rstrip('/')}/{first}"
+        )
+
+
 def _class_names(root: str, listings: Mapping[str, Listing]) -> tuple[str, ...]:
     """Returns the classes, which must be the same for all splits."""
     first, *others = listings
@@ -300,14 +313,22 @@ def open_folder(path: str, split: str, hold_out: float = 0.0) -> Split:
     Raises:
       DataError: The folder is missing, or laid out in no known way.
     """
+    if not path:
+        raise DataError(
+            "A path is missing behind folder: in the name of the data set. It "
+            "is written folder:/path"
+        )
+    part = split.partition("[")[0]
     root = path.rstrip("/") if _is_remote(path) else os.path.expanduser(path)
     listings, has_splits = _list(root)
+    if has_splits:
+        _require_no_level(root, listings, part)
     class_names = _class_names(root, listings)
     held = None
     if hold_out and list(listings) == ["train"]:
         top = f"{root}/train" if has_splits else root
         held = _held_out(top, listings["train"], hold_out)
-    elif split.partition("[")[0] == "test" and "test" not in listings:
+    elif part == "test" and "test" not in listings:
         raise DataError(_no_test(path, listings))
     lengths = _split_lengths(listings, held)
     part, begin, end = select(split, lengths, f"folder:{path}")

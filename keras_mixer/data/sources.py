@@ -6,6 +6,7 @@ TFDS name, and `folder:/path` (folders.py).
 
 import dataclasses
 import functools
+import numbers
 import os
 import socket
 import urllib.request
@@ -65,6 +66,14 @@ def open_split(
             "The name of a data set and its split are texts. Received: "
             f"{name!r} and {split!r}"
         )
+    if data_dir is not None:
+        suggest.check_path("data_dir", data_dir)
+    if classes is not None:
+        wanted = "names with commas between them"
+        suggest.check_type("classes", classes, str, wanted)
+    suggest.check_type("hold_out", hold_out, numbers.Real, "a number")
+    if not 0 <= hold_out < 1:
+        raise DataError(f"hold_out must be in [0, 1). Received: {hold_out}")
     if name == "digits":
         found = _digits(split)
     elif name.startswith("folder:"):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_mixer.engines import gpus
 from keras_mixer.engines.hosts import EngineError
+from keras_mixer.run import suggest
 from keras_mixer.run.config import Config
 
 # Tensors by name, each with one row per example.
@@ -158,6 +159,8 @@ class Engine(abc.ABC):
 
 def check_backend(engine: Engine) -> None:
     """Raises EngineError if Keras runs on another backend."""
+    wanted = "an Engine, which engines.make.make_engine returns"
+    suggest.check_type("engine", engine, Engine, wanted)
     backend = keras.backend.backend()
     if backend != engine.name:
         raise EngineError(
@@ -202,9 +205,11 @@ def check_batch_memory(
     each = image_size**2 * 3 * 4  # float32
     needed, largest = batch_size * each // hosts, memory // each * hosts
     if needed > memory:
+        way_out = f"Take a smaller one, far below {largest:,}."
+        if not largest:
+            way_out = "Take smaller images, model.image_size=224."
         raise EngineError(
             f"train.batch_size={batch_size}: its images of {image_size} pixels "
             f"take {needed / 1e9:,.0f} GB, and this machine has "
-            f"{memory / 1e9:,.0f} GB. Take a smaller one, far below "
-            f"{largest:,}."
+            f"{memory / 1e9:,.0f} GB. {way_out}"
         )

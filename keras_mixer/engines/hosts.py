@@ -22,6 +22,7 @@ _SERVICES = {
     "Colab": ("COLAB_RELEASE_TAG", "COLAB_BACKEND_VERSION"),
 }
 
+_MOST_VIRTUAL = 1024  # devices that the CPU is split into
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
@@ -42,6 +43,11 @@ def check_virtual_devices(count: int) -> None:
     if count < 1:
         raise EngineError(
             f"virtual_devices must be positive. Received: {count}"
+        )
+    if count > _MOST_VIRTUAL:
+        raise EngineError(
+            f"virtual_devices must be at most {_MOST_VIRTUAL}. Received: "
+            f"{count}"
         )
 
 

@@ -81,7 +81,7 @@ def keep_compiled_programs() -> None:
     JAX does not tell their programs apart. JAX_ENABLE_COMPILATION_CACHE=0
     switches it off.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = pathlib.Path(

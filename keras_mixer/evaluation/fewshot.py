@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from keras_mixer.run import suggest
+
 SHOTS = (1, 5, 10, 25)  # of the authors' suite
 SEEDS = (0, 1, 2)
 L2_REG = 1024.0
@@ -77,6 +79,7 @@ class Regression:
         return (self.left * self._scale(l2_reg)) @ self.right
 
     def _scale(self, l2_reg: float) -> np.ndarray:
+        suggest.check_number("l2_reg", l2_reg)
         if not 0 < l2_reg < np.inf:
             raise ValueError(
                 f"l2_reg must be positive and finite. Received: {l2_reg}"
@@ -246,10 +249,15 @@ def accuracies(
             f"test_features has {test_features.shape[1]}."
         )
     for number in shots:
-        if not isinstance(number, int | np.integer) or number < 1:
+        is_whole = isinstance(number, int | np.integer)
+        if not is_whole or isinstance(number, bool) or number < 1:
             raise ValueError(
-                f"shots must be positive whole numbers. Received: {number}"
+                f"shots must be positive whole numbers. Received: {number!r}"
             )
+    for seed in seeds:
+        suggest.check_type("seed", seed, int | np.integer, "a whole number")
+        if seed < 0:
+            raise ValueError(f"seed must be from 0 on. Received: {seed}")
     found = np.empty([len(shots), len(l2_regs), len(seeds)])
     for j, seed in enumerate(seeds):
         for i, number in enumerate(shots):
@@ -296,7 +304,8 @@ def _check_labels(
     labels: np.ndarray, num_classes: int, name: str
 ) -> np.ndarray:
     """Returns int64 labels, or raises ValueError."""
-    labels = np.asarray(labels)
+    suggest.to_positive_int("num_classes", num_classes)
+    labels = suggest.to_numbers(name, labels, "integers of shape [n]")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"{name} must be integers of shape [n]. Received: {labels.dtype} "
@@ -317,7 +326,7 @@ def _check_features(
     features: np.ndarray, name: str, count: int | None = None
 ) -> np.ndarray:
     """Returns float features `[count, features]`, or raises ValueError."""
-    features = np.asarray(features)
+    features = suggest.to_numbers(name, features, "an array of floats")
     if features.dtype not in (np.float32, np.float64):
         features = features.astype(np.float64)
     if features.ndim != 2 or count not in (None, len(features)):

@@ -2,18 +2,20 @@
 
 import datetime
 import hashlib
+import json
+import numbers
 import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 import keras_mixer
-from keras_mixer import data
+from keras_mixer import data, weights
 from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.export import accuracy, fresh, versions
 from keras_mixer.export.classifier import (
@@ -25,7 +27,7 @@ from keras_mixer.export.classifier import (
     make_classifier,
 )
 from keras_mixer.export.signatures import Server
-from keras_mixer.run import files
+from keras_mixer.run import files, suggest
 
 CARD = "export.json"
 
@@ -81,11 +83,14 @@ def export(
             f"{keras.backend.backend()!r}"
         )
     folder = versions.check_output(output)
+    weights.require_model(model)
+    _check_types(xla, tflite, split, max_broken, provenance)
     classifier = make_classifier(
         model, precision=precision, probabilities=probabilities
     )
-    names = None if class_names is None else tuple(map(str, class_names))
-    options = Options(eval_policy, names, top_k, precision, xla)
+    options = Options(
+        eval_policy, _to_names(class_names), top_k, precision, xla
+    )
     _check(options, classifier, split, tflite)
     card = _describe(classifier, options, provenance)
     with versions.draft(folder) as draft:
@@ -104,13 +109,50 @@ def export(
         return versions.publish(draft)
 
 
+def _to_names(names: Any) -> tuple[str, ...] | None:
+    """Returns the names of the classes, or raises ValueError."""
+    if names is None:
+        return None
+    wanted = "a list of names, one per class"
+    suggest.check_type("class_names", names, list | tuple | np.ndarray, wanted)
+    for name in names:
+        suggest.check_type("class_names", name, str, wanted)
+    return tuple(names)
+
+
 def read_card(version: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns what a version's export.json says.
 
     Raises:
+      ValueError: `version` is no path.
       OSError, WorkdirError: It cannot be read; the error names file and line.
     """
+    suggest.check_path("version", version)
     return dict(files.read_json(pathlib.Path(version, CARD)))
+
+
+def _check_types(
+    xla: Any, tflite: Any, split: Any, max_broken: Any, provenance: Any
+) -> None:
+    """Raises ValueError for arguments of `export` of another type."""
+    for name, flag in (("xla", xla), ("tflite", tflite)):
+        suggest.check_type(name, flag, bool, "True or False")
+    if split is not None:
+        wanted = "a Split, which data.open_split returns"
+        suggest.check_type("split", split, data.Split, wanted)
+    wanted = "a number from 0 to 1"
+    suggest.check_type("max_broken", max_broken, numbers.Real, wanted)
+    if not 0 <= max_broken <= 1:
+        raise ValueError(f"max_broken must be {wanted}. Received: {max_broken}")
+    if provenance is not None:
+        wanted = "a dictionary"
+        suggest.check_type("provenance", provenance, Mapping, wanted)
+        try:
+            json.dumps(dict(provenance))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"provenance cannot be written as JSON: {error}"
+            ) from error
 
 
 def _check(
@@ -120,6 +162,9 @@ def _check(
     tflite: bool,
 ) -> None:
     """Raises ValueError for options that cannot be used together."""
+    precisions = get_args(Precision)
+    suggest.check_choice("precision", options.precision, precisions)
+    suggest.check_type("eval_policy", options.eval_policy, str, "a text")
     policy_lib.parse(
         options.eval_policy, classifier.image_size, evaluation=True
     )
@@ -129,10 +174,10 @@ def _check(
         raise ExportError(
             f"The model has {classes} classes. Received: {len(names)} names."
         )
-    if options.top_k < 1:
-        raise ExportError(
-            f"top_k must be a positive integer. Received: {options.top_k}"
-        )
+    try:
+        suggest.to_positive_int("top_k", options.top_k)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
     if split is not None and split.num_classes != classes:
         raise ExportError(
             f"The model has {classes} classes, and {split.name} has "

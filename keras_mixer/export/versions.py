@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 
 from keras_mixer.export.classifier import ExportError
-from keras_mixer.run import files
+from keras_mixer.run import files, suggest
 
 _DRAFT = ".exporting-"
 
@@ -27,6 +27,7 @@ def check_output(output: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       ExportError: Versions cannot be written there.
     """
+    suggest.check_path("output", output)
     if re.match(r"[a-z][a-z0-9+.-]*://", str(output)):
         raise ExportError(
             f"The output must be a local folder. Received: {output}. A bucket "

@@ -19,6 +19,7 @@ from keras import ops
 from keras_mixer.models import fused
 from keras_mixer.run import suggest
 
+_BOOLS = (True, False)
 _drawn_by: contextvars.ContextVar[Callable[..., Any] | None] = (
     contextvars.ContextVar("drawn_by", default=None)
 )
@@ -179,6 +180,7 @@ class MlpBlock(_Layer):
         super().__init__(**kwargs)
         self.mlp_dim = suggest.to_positive_int("mlp_dim", mlp_dim)
         self.dropout = check_rate("dropout", dropout)
+        suggest.check_choice("gelu_approximate", gelu_approximate, _BOOLS)
         self.gelu_approximate = gelu_approximate
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -329,11 +331,17 @@ class MixerBlock(_Layer):
                 f"remat={remat!r}; choose one"
             )
         self.remat = remat
-        self.tokens_mlp_dim = tokens_mlp_dim
-        self.channels_mlp_dim = channels_mlp_dim
+        self.tokens_mlp_dim = suggest.to_positive_int(
+            "tokens_mlp_dim", tokens_mlp_dim
+        )
+        self.channels_mlp_dim = suggest.to_positive_int(
+            "channels_mlp_dim", channels_mlp_dim
+        )
         self.dropout = check_rate("dropout", dropout)
         self.stoch_depth = check_rate("stoch_depth", stoch_depth)
+        suggest.check_choice("stoch_depth_rescale", stoch_depth_rescale, _BOOLS)
         self.stoch_depth_rescale = stoch_depth_rescale
+        suggest.check_choice("gelu_approximate", gelu_approximate, _BOOLS)
         self.gelu_approximate = gelu_approximate
 
         def mlp(mlp_dim: int, name: str) -> MlpBlock:
@@ -352,8 +360,8 @@ class MixerBlock(_Layer):
 
         self.norm_0 = norm("LayerNorm_0")
         self.norm_1 = norm("LayerNorm_1")
-        self.token_mixing = mlp(tokens_mlp_dim, "token_mixing")
-        self.channel_mixing = mlp(channels_mlp_dim, "channel_mixing")
+        self.token_mixing = mlp(self.tokens_mlp_dim, "token_mixing")
+        self.channel_mixing = mlp(self.channels_mlp_dim, "channel_mixing")
         # One layer for both branches: each call draws anew.
         self.drop = self._make(
             StochasticDepth,

@@ -33,12 +33,9 @@ def preprocess_input(x: Any, data_format: str | None = None) -> Any:
             f"Received: data_format={data_format!r}"
         )
     if not keras.utils.is_keras_tensor(x) and not keras.ops.is_tensor(x):
-        given, x = x, np.asarray(x)
-        if x.dtype.kind not in "uifb" and x.dtype.name != "bfloat16":
-            raise ValueError(
-                "x must be an array or tensor of images with values of 0 to "
-                f"255. Received: {str(given)[:80]!r}"
-            )
+        x = suggest.to_numbers(
+            "x", x, "an array or tensor of images with values of 0 to 255"
+        )
         _warn_of_range(x)
     if not isinstance(x, np.ndarray):  # Keras divides uint8 tensors in place
         x = keras.ops.cast(x, keras.config.floatx())
@@ -74,12 +71,12 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple]]:
       ValueError: `preds` is of another shape, or `top` is not 1 to 1000.
       OSError: The list cannot be downloaded.
     """
-    shape = tuple(getattr(preds, "shape", np.shape(preds)))
+    wanted = "of the shape (batch, 1000), the classes of ImageNet-1k"
+    if not keras.ops.is_tensor(preds):
+        preds = suggest.to_numbers("preds", preds, wanted)
+    shape = tuple(preds.shape)
     if len(shape) != 2 or shape[1] != _IMAGENET_CLASSES:
-        raise ValueError(
-            "preds must be of the shape (batch, 1000), the classes of "
-            f"ImageNet-1k. Received: {shape or repr(preds)[:80]}"
-        )
+        raise ValueError(f"preds must be {wanted}. Received: {shape}")
     top = suggest.to_positive_int("top", top)
     if top > _IMAGENET_CLASSES:
         raise ValueError(f"top must be 1 to 1000. Received: {top}")

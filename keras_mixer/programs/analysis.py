@@ -43,7 +43,7 @@ def _say(line: str) -> None:
 
 
 def _check_output() -> pathlib.Path:
-    """Returns the file of the picture, after making its folder."""
+    """Returns the file of the picture, whose folder may be missing."""
     output = shared.check_picture("output")
     if (output.parent / "config.json").exists():
         raise ConfigError(
@@ -98,10 +98,12 @@ def _weights(arguments: list[str], output: pathlib.Path) -> Files:
         if FLAGS.model is not None:
             models.get_variant(FLAGS.model)
         found = weights_lib.get(FLAGS.weights, FLAGS.model)
-    blocks = units.num_blocks(found)
-    text = FLAGS.layers or ",".join(map(str, range(min(3, blocks))))
-    layers = argument_lib.parse_layers(text, blocks)
     grid = units.grid_of(found, grid)
+    blocks = units.num_blocks(found)
+    text = FLAGS.layers
+    if text is None:
+        text = ",".join(map(str, range(min(3, blocks))))
+    layers = argument_lib.parse_layers(text, blocks)
     units.stem_tiles(found)  # fails here rather than after the slow part
     measured = weights_figures.measure(found, layers, grid)
     drawn = weights_figures.draw_units(
@@ -246,10 +248,10 @@ def _define_cost() -> None:
         "What to measure: inference, training, both, or none.",
     )
     flags.DEFINE_integer("batch", 8, "Images at once.", lower_bound=1)
-    flags.DEFINE_float(
+    shared.define_number(
         "seconds", 10, "How long to repeat a call.", lower_bound=0
     )
-    flags.DEFINE_float(
+    shared.define_number(
         "time_limit",
         600,
         "Seconds after which a measurement is given up.",
@@ -376,7 +378,6 @@ def run() -> None:
         )
     del sys.argv[1]
     command = COMMANDS[name]
-    FLAGS.set_gnu_getopt(True)  # flags may follow workdirs and overrides
 
     def define() -> None:
         command.define_flags()

@@ -34,7 +34,11 @@ def define_flags() -> None:
         "images", 32, "How many, at most.", lower_bound=1, upper_bound=1024
     )
     flags.DEFINE_integer(
-        "step", 0, "Updates before the batch that is shown.", lower_bound=0
+        "step",
+        0,
+        "Updates before the batch that is shown.",
+        lower_bound=0,
+        upper_bound=2**31 - 1,
     )
     flags.DEFINE_bool("evaluation", False, "Show what evaluation sees.")
 

@@ -7,10 +7,11 @@ be missing or broken.
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras_mixer
 from keras_mixer.doctor import (
@@ -37,8 +38,36 @@ _SHOWN = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the other programs do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+def _path(text: str) -> str:
+    """Reads a path, in which a leading ~ is a home folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is missing after the =")
+    return os.path.expanduser(text)
+
+
+def _seconds(text: str) -> float:
+    """Reads a finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seconds above 0. Received: {text!r}"
+        )
+    return number
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    """Reads the flags; ends the program if they cannot be used."""
+    parser = _Parser(
         prog="python -m keras_mixer.doctor", description=_DESCRIPTION
     )
     parser.add_argument(
@@ -67,18 +96,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json",
         metavar="FILE",
-        type=os.path.expanduser,
+        type=_path,
         help="write the findings there, too",
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=600,
         metavar="SECONDS",
         help="how long the step may take, compiling and waiting for other "
         "hosts included (600)",
     )
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    try:
+        if flags.virtual_devices is not None:
+            hosts.check_virtual_devices(flags.virtual_devices)
+        if flags.engine != "jax":
+            hosts.check_device_flags(
+                flags.strategy, flags.tpu, flags.virtual_devices
+            )
+        if flags.json is not None:
+            files.check_file(flags.json, "--json")
+    except ValueError as error:
+        parser.error(str(error))
+    return flags
 
 
 def say(name: str, finding: Finding) -> None:

@@ -168,10 +168,13 @@ def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
 
 def _check_data(config: Config) -> None:
     """Raises ConfigError for names of data sets that cannot be read."""
-    if FLAGS.task == "fewshot" and (FLAGS.data or config.fewshot.data):
-        suites.parse_fewshot(FLAGS.data or config.fewshot.data)
-    elif FLAGS.task == "classification" and FLAGS.data:
-        suites.parse_classification(FLAGS.data, config.data.eval_split)
+    names = FLAGS.data
+    if FLAGS.task == "fewshot":
+        names = names or config.fewshot.data
+        if names:
+            suites.parse_fewshot(names)
+    elif names:
+        suites.parse_classification(names, config.data.eval_split)
 
 
 def _load(config: Config) -> "tuple[Trained, dict[str, Any]]":
@@ -242,7 +245,7 @@ def _classify(
     # A run's own name may be a folder with a comma in it.
     entries: Sequence[tuple[str, tuple[str, ...]]]
     entries = [(own.name, (own.name, own.eval_split))]
-    if FLAGS.data:
+    if FLAGS.data is not None:
         entries = data.parse_classification(FLAGS.data, own.eval_split)
     splits = [
         data.open_evaluated(name, split, own, trained_on)
@@ -311,7 +314,7 @@ def _fewshot(
     from keras_mixer.evaluation import features, report
 
     config = trained.config
-    if FLAGS.data:
+    if FLAGS.data is not None:
         config = config_lib.override(config, [f"fewshot.data={FLAGS.data}"])
     sets = data.open_fewshot(config)
     if trained_on is not None:

@@ -1,5 +1,6 @@
 """Flags that several programs have, each defined once."""
 
+import math
 import os
 import pathlib
 import sys
@@ -43,6 +44,24 @@ class _PathParser(flags.ArgumentParser[str]):
 def define_path(name: str, help_text: str) -> None:
     """Defines a flag that is a path; by default None."""
     flags.DEFINE(_PathParser(), name, None, help_text)
+
+
+class _FiniteParser(flags.FloatParser):
+    """Reads a finite number; the bounds of absl's flags let NaN pass."""
+
+    def convert(self, argument: int | float | str) -> float:
+        number = super().convert(argument)
+        if not math.isfinite(number):
+            raise ValueError(f"it is no finite number: {argument}")
+        return number
+
+
+def define_number(
+    name: str, default: float, help_text: str, *, lower_bound: float
+) -> None:
+    """Defines a flag that is a finite number."""
+    parser = _FiniteParser(lower_bound=lower_bound)
+    flags.DEFINE(parser, name, default, help_text)
 
 
 def define_device_flags() -> None:
@@ -267,16 +286,12 @@ def read_checkpoint() -> str | int:
 
 
 def check_file(name: str) -> pathlib.Path:
-    """Returns the file that a flag names, after making its folder.
+    """Returns the file that a flag names, whose folder may be missing.
 
     Raises:
-      ConfigError: It is a folder.
+      ConfigError: It is a folder, or cannot be written.
     """
-    file = pathlib.Path(getattr(FLAGS, name))
-    if file.is_dir():
-        raise ConfigError(f"--{name} must be a file: {file} is a folder")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
+    return files_lib.check_file(getattr(FLAGS, name), f"--{name}")
 
 
 def check_picture(name: str) -> pathlib.Path:

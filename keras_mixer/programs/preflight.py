@@ -14,7 +14,7 @@ from keras_mixer.programs.flags import (
     read_config,
 )
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import files
+from keras_mixer.run import files, variants
 from keras_mixer.run.config import Config, ConfigError
 
 FLAGS = flags.FLAGS
@@ -48,15 +48,14 @@ def define_flags() -> None:
         "model", None, "Variant, in place of the recipe's: S/32 ... H/14."
     )
     flags.DEFINE_string("topology", "v5e:2x4", "The TPU.")
-    flags.DEFINE_integer(
-        "batch", None, "Global batch, in place of the recipe's."
-    )
-    flags.DEFINE_integer(
-        "classes", None, "Width of the head; the data set's by default."
-    )
-    flags.DEFINE_integer(
-        "examples", None, "Training examples, for data that is not known here."
-    )
+    for name, wants in (
+        ("batch", "Global batch, in place of the recipe's."),
+        ("classes", "Width of the head; the data set's by default."),
+        ("examples", "Training examples, for data that is not known here."),
+    ):
+        flags.DEFINE_integer(
+            name, None, wants, lower_bound=1, upper_bound=2**31 - 1
+        )
     flags.DEFINE_bool(
         "largest", None, "Look for the largest batch even if this one fits."
     )
@@ -67,7 +66,10 @@ def read_run(overrides: list[str]) -> Config:
     """Returns the config that the flags and overrides ask for."""
     given = {"model.variant": FLAGS.model, "train.batch_size": FLAGS.batch}
     ours = [f"{name}={x}" for name, x in given.items() if x is not None]
-    return read_config([*ours, *overrides])
+    config = read_config([*ours, *overrides])
+    if config.model.variant != "custom":
+        variants.get_variant(config.model.variant)
+    return config
 
 
 def _check_json(path: str) -> None:
@@ -83,12 +85,13 @@ def main(argv: list[str]) -> None:
     if FLAGS.json is not None:
         _check_json(FLAGS.json)
     topology = chips.parse_topology(FLAGS.topology)
+    config = read_run(argv[1:])  # fails before JAX is imported
     compiler.require()
     choice.use_engine(choice.Choice("jax", "preflight compiles its step"))
     from keras_mixer.preflight import lowering, report
 
     subject = lowering.resolve(
-        read_run(argv[1:]), classes=FLAGS.classes, examples=FLAGS.examples
+        config, classes=FLAGS.classes, examples=FLAGS.examples
     )
     start = time.perf_counter()
 

@@ -11,7 +11,7 @@ from absl import flags
 
 from keras_mixer.programs import flags as shared, quiet
 from keras_mixer.programs.program import run_program
-from keras_mixer.run import config as config_lib, recipes
+from keras_mixer.run import config as config_lib, files, recipes
 
 FLAGS = flags.FLAGS
 
@@ -62,12 +62,18 @@ def main(argv: list[str]) -> None:
     """Reads the flags and overrides, trains, prints the accuracy."""
     config = shared.read_config(argv[1:])  # fails before Keras is imported
     name = config.recipe or pathlib.Path(FLAGS.config).stem
+    # It imports NumPy, for which --help and a wrong field do not wait.
+    from keras_mixer.run import workdir as workdir_lib
+
+    asked = FLAGS.workdir or f"runs/{name}"
+    workdir = workdir_lib.as_path(asked)
+    if not workdir.exists():
+        files.check_target(asked, "--workdir")
 
     quiet.import_tensorflow()
     from keras_mixer.engines.hosts import WorkerLostError
     from keras_mixer.training import loop as trainer, preemption
 
-    workdir = pathlib.Path(FLAGS.workdir or f"runs/{name}")
     engine = shared.make_engine()
     try:
         result = trainer.fit(

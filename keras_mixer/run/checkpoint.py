@@ -10,6 +10,7 @@ dictionary of NumPy arrays. Nothing here needs TensorFlow.
 import contextlib
 import hashlib
 import json
+import numbers
 import os
 import pathlib
 import re
@@ -148,6 +149,13 @@ def read_part(
     Raises:
       CheckpointError: There is none, or it is damaged.
     """
+    is_step = isinstance(which, numbers.Integral)
+    is_step = is_step and not isinstance(which, bool)
+    if not is_step and which not in ("latest", "best"):
+        raise CheckpointError(
+            "A checkpoint is 'latest', 'best' or the number of a step. "
+            f"Received: {which!r}"
+        )
     root = pathlib.Path(workdir) / "checkpoints"
     steps = _steps(root)
     if which == "latest" and (found := _read_newest(steps, part, sys.stderr)):
@@ -163,8 +171,8 @@ def read_part(
         if best is None:
             raise CheckpointError(
                 f"{workdir} has no best checkpoint: the run has no validation "
-                "split (data.val_split), or was not evaluated on it yet. Take "
-                "the latest, or a step."
+                "split (data.val_split), or was not evaluated on it yet, or "
+                "best.json is damaged. Take the latest, or a step."
             )
         which = best["step"]
     step = int(which)
@@ -177,8 +185,9 @@ def read_part(
 
 
 def _read_best(root: pathlib.Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads((root / "best.json").read_text()))
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        best = dict(json.loads((root / "best.json").read_text()))
+        return {**best, "step": int(best["step"])}
     return None
 
 

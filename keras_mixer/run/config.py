@@ -8,6 +8,7 @@ checks values.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -45,6 +46,15 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
       ConfigError: A field is unknown (the error names the nearest), or a value
         has the wrong type or is not allowed.
     """
+    require_config(config)
+    is_list = isinstance(overrides, list | tuple)
+    if not is_list or not all(isinstance(text, str) for text in overrides):
+        raise ConfigError(
+            "overrides must be a list of texts, such as ['optim.lr=3e-3']. "
+            f"Received: {overrides!r}"
+        )
+    if not overrides:  # a merge takes a twentieth of a second
+        return config
     changes = OmegaConf.create()
     try:
         values = dict(map(_parse, overrides))
@@ -59,10 +69,22 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         raise ConfigError(_explain(error)) from error
 
 
+def require_config(config: Any) -> None:
+    """Raises ValueError for what is no `Config`."""
+    wanted = "a Config, which a recipe or config.load returns"
+    suggest.check_type("config", config, Config, wanted)
+
+
+@functools.cache
+def _schema() -> Any:
+    """Returns the types and defaults, which nobody changes."""
+    return OmegaConf.structured(Config)
+
+
 def _merge(config: Config, changes: Any) -> Config:
     """Returns `config` with what OmegaConf read, checked and typed."""
-    known = OmegaConf.create(_translate(dataclasses.asdict(config), _HIDE))
-    merged = OmegaConf.merge(OmegaConf.structured(Config), known, changes)
+    known = _translate(dataclasses.asdict(config), _HIDE)
+    merged = OmegaConf.merge(_schema(), known, changes)
     values = _translate(OmegaConf.to_container(merged), _SHOW)
     sections = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
     return Config(recipe=values["recipe"], **sections)
@@ -95,7 +117,11 @@ def _parse(text: str) -> tuple[str, Any]:
             f"Cannot read {text!r}: an override is section.field=value, "
             "for example optim.lr=3e-3"
         )
-    for known in dataclasses.fields(SECTIONS.get(section, Config)):
+    if section not in SECTIONS:
+        raise ConfigError(_unknown(section))
+    if field not in _field_names(section):
+        raise ConfigError(_unknown(field))
+    for known in dataclasses.fields(SECTIONS[section]):
         if known.name == name and known.type in (str, str | None):
             text = value.translate(_HIDE)
             return field, None if value == "null" else text
@@ -124,7 +150,12 @@ def _explain(error: omegaconf.errors.OmegaConfBaseException) -> str:
     name = str(getattr(error, "full_key", "") or "").translate(_SHOW)
     if not isinstance(error, omegaconf.errors.ConfigKeyError):
         return f"{name}: {message}" if name else message
-    section = name.rpartition(".")[0]
+    return _unknown(name)
+
+
+def _unknown(name: str) -> str:
+    """Says that a field does not exist, and which ones do."""
+    section = name.partition(".")[0]
     known = _field_names(section) if section in SECTIONS else list(SECTIONS)
     # The section that the names share makes all of them similar.
     hint = suggest.nearest(name, known, cutoff=0.8)
@@ -143,6 +174,7 @@ def resolve(config: Config, *, num_examples: int) -> Config:
     Raises:
       ConfigError: The run has no length.
     """
+    suggest.to_positive_int("num_examples", num_examples)
     if config.train.steps is None and config.train.epochs is None:
         raise ConfigError("Give the length of the run: train.epochs=<number>")
     steps_per_epoch = num_examples / config.train.batch_size
@@ -151,7 +183,13 @@ def resolve(config: Config, *, num_examples: int) -> Config:
         passes = getattr(values, epochs)
         if passes is None:
             continue
-        updates = round(passes * steps_per_epoch)
+        length = passes * steps_per_epoch
+        if length >= 2**31:
+            raise ConfigError(
+                f"{section}.{epochs}={passes:g} is {length:g} updates, and up "
+                "to 2**31 - 1 are allowed. Take fewer epochs or larger batches."
+            )
+        updates = round(length)
         if section != "optim":  # a warm-up may be empty
             updates = max(updates, 1)
         values = dataclasses.replace(values, **{steps: updates, epochs: None})

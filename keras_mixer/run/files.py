@@ -7,7 +7,16 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from keras_mixer.run.fields import ConfigError
+
 OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+_NUMBER = int | float
+_OF_RESULT: dict[str, Any] = {
+    "step": int,
+    "split": str,
+    "accuracy": _NUMBER,
+    "seconds": _NUMBER,
+}
 
 
 class WorkdirError(ValueError):
@@ -21,6 +30,37 @@ def sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_target(path: str | os.PathLike[str], name: str) -> pathlib.Path:
+    """Returns the path of a file or folder that can be written.
+
+    The folders that lead to it may be missing. `name` is that of the flag.
+
+    Raises:
+      ConfigError: A file or a dead link is in the way, or writing is not
+        permitted.
+    """
+    target = there = pathlib.Path(path).expanduser()
+    while not os.path.lexists(there):
+        there = there.parent
+    if there != target and not there.is_dir():
+        raise ConfigError(f"{name}={path}: {there} is not a folder.")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"{name}={path}: {there} cannot be written.")
+    return target
+
+
+def check_file(path: str | os.PathLike[str], name: str) -> pathlib.Path:
+    """Returns the path of a file as `check_target` does.
+
+    Raises:
+      ConfigError: It is a folder, or cannot be written.
+    """
+    file = check_target(path, name)
+    if file.is_dir():
+        raise ConfigError(f"{name} must be a file: {path} is a folder")
+    return file
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -53,6 +93,31 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise WorkdirError(f"Cannot read {path}: {error}") from error
+
+
+def read_result(
+    workdir: pathlib.Path, fields: Sequence[str] = tuple(_OF_RESULT)
+) -> dict[str, Any] | None:
+    """Returns what result.json holds, None of a run that is not finished.
+
+    `fields` are those that are needed.
+
+    Raises:
+      OSError: It cannot be read.
+      WorkdirError: It is damaged, or lacks a field.
+    """
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    result = read_json(path)
+    if not isinstance(result, dict) or not all(
+        isinstance(result.get(key), _OF_RESULT[key]) for key in fields
+    ):
+        raise WorkdirError(
+            f"Cannot read {path}: it must hold {', '.join(fields)} of a "
+            "finished run"
+        )
+    return result
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import numbers
+import os
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -70,6 +71,47 @@ def check_number(name: str, value: Any) -> None:
     """Raises ValueError, naming the argument, unless it is a real number."""
     if not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number. Received: {value!r}")
+
+
+def check_type(name: str, value: Any, kind: Any, wanted: str) -> None:
+    """Raises ValueError, naming the argument, unless it is of a type.
+
+    `wanted` names the type for people, "a Config" for example. A bool is no
+    number.
+    """
+    is_wrong_bool = isinstance(value, bool) and kind is not bool
+    if is_wrong_bool or not isinstance(value, kind):
+        raise ValueError(f"{name} must be {wanted}. Received: {_short(value)}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises ValueError, naming the argument, unless it may be a path."""
+    check_type(name, value, str | os.PathLike, "a path")
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{name} must be a path. Received: {value!r}")
+
+
+def to_numbers(name: str, value: Any, wanted: str) -> Any:
+    """Returns an array of real numbers, bfloat16 too, or raises ValueError.
+
+    `wanted` names for people what is asked for.
+    """
+    import numpy as np  # --help does not wait for it
+
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # rows of several lengths, for example
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise ValueError(f"{name} must be {wanted}. Received: {_short(value)}")
+    return array
+
+
+def _short(value: Any) -> str:
+    """Returns the text of a value, in one line of a message."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def is_shape(shape: Any) -> bool:

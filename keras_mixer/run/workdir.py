@@ -30,6 +30,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       WorkdirError: It lies in a bucket, where nothing can be locked or renamed.
     """
+    suggest.check_path("workdir", workdir)
     # pathlib turns gs://bucket into gs:/bucket, which would be a local folder.
     if re.match(r"[a-z][a-z0-9]+:/", os.fspath(workdir)):
         raise WorkdirError(
@@ -74,8 +75,7 @@ def read_result(
                 + ". To train on from its weights with these settings: "
                 f"init.weights={workdir} with a new --workdir."
             )
-        result = workdir / "result.json"
-        return dict(files.read_json(result)) if result.exists() else None
+        return files.read_result(workdir)
     except OSError as error:
         raise WorkdirError(
             f"Cannot read the workdir {workdir}: {error.strerror}"
@@ -121,6 +121,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
       ConfigError: It is damaged.
       WorkdirError: The folder is not a workdir.
     """
+    suggest.check_path("workdir", workdir)
     folder = pathlib.Path(workdir).expanduser()
     for name in ("config.json", "classes.json"):
         if not (folder / name).exists():
@@ -133,9 +134,10 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
 def read_classes(path: pathlib.Path) -> tuple[str, ...]:
     """Reads classes.json: the names in the order of the labels."""
     names = files.read_json(path)
-    if not isinstance(names, list):
+    is_list = isinstance(names, list) and len(names) > 0
+    if not is_list or not all(isinstance(name, str) for name in names):
         raise WorkdirError(f"Cannot read {path}: it must hold a list of names")
-    return tuple(map(str, names))
+    return tuple(names)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import psutil
 
 from keras_mixer import data, models, weights as weights_lib
 from keras_mixer.engines import optim
@@ -69,6 +70,30 @@ def resolve_model(
     if fitted != dims:
         model = dataclasses.replace(model, tokens_mlp_dim=fitted.tokens_mlp_dim)
     return dataclasses.replace(config, model=model)
+
+
+def check_memory(config: ModelConfig) -> None:
+    """Raises ConfigError if the weights alone take all memory.
+
+    The config has an image size.
+    """
+    dims = dimensions(config)
+    tokens = dims.num_tokens(config.side, config.side)
+    block = 2 * tokens * dims.tokens_mlp_dim
+    block += 2 * dims.hidden_dim * dims.channels_mlp_dim
+    stem = 3 * dims.patch_size**2 * dims.hidden_dim
+    needed = 4 * (stem + dims.num_blocks * block)  # float32
+    memory = psutil.virtual_memory().total
+    if needed > memory:
+        raise ConfigError(
+            f"The weights take {needed / 1e9:,.0f} GB, and this machine has "
+            f"{memory / 1e9:,.0f} GB. Make the model smaller: "
+            f"model.image_size={config.side}, "
+            + ", ".join(
+                f"model.{name}={x}"
+                for name, x in dataclasses.asdict(dims).items()
+            )
+        )
 
 
 def build_mixer(
@@ -168,6 +193,7 @@ def build_training(
         model = build_mixer(config, num_classes, initial=initial)
     else:
         model = build_model(config, num_classes)
+        weights_lib.require_model(model)
         _require_trainable_alone(model)
     schedule = optim.make_schedule(
         config.optim, total_steps=config.train.total_steps
@@ -263,8 +289,8 @@ def load_trained(
       WorkdirError: The folder is not a workdir.
       WeightsError: It has no such checkpoint, or one that cannot be read.
     """
-    workdir = pathlib.Path(workdir).expanduser()
     config = read_config(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     class_names = read_classes(workdir / "classes.json")
     found = weights_lib.read_workdir(
         workdir, which, exact_gelu=config.model.gelu == "exact"
@@ -290,7 +316,7 @@ def load_weights(weights: str, config: Config) -> Trained:
         )
     found = weights_lib.get(weights, config.model.variant)
     if config.model.image_size is None:
-        patch = config.model.patch_size or found.values["stem/kernel"].shape[0]
+        patch = config.model.patch_size or found.patch_size
         side = int(weights_lib.square_grid(found)[0] * patch)
         config = config_lib.override(config, [f"model.image_size={side}"])
     if found.num_classes is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_mixer import data
-from keras_mixer.engines import step as step_lib
+from keras_mixer.engines import engine as engine_lib, step as step_lib
 from keras_mixer.evaluation import pictures
 from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run.config import Config
@@ -72,10 +72,12 @@ def first_images(
     The images are float32 [n, side, side, 3] in [-1, 1].
     """
     split, size = splits.train, config.train.batch_size
+    engine_lib.check_batch_memory(size, config.model.side, hosts=1)
     # A shard has the same images as the whole batch, and is decoded alone.
     unit = math.gcd(size, data.MIXING_GROUP)
     fit = [n for n in range(unit, count + 1, unit) if size % n == 0]
     shard = max(fit, default=unit)
+    broken = data.BrokenImages(split, limit=config.data.max_broken)
     batches = data.train_batches(
         split,
         batch_size=size,
@@ -86,9 +88,10 @@ def first_images(
         shuffle_buffer=config.data.shuffle_buffer,
         num_shards=size // shard,
         mixup=config.mixup,
-        broken=data.BrokenImages(split, limit=config.data.max_broken),
+        broken=broken,
     )
-    batch = step_lib.split_partners(next(batches.as_numpy_iterator()))
+    with broken.errors():
+        batch = step_lib.split_partners(next(batches.as_numpy_iterator()))
     image, _ = step_lib.make_inputs(batch, split.num_classes, 0.0)
     return np.asarray(image)[:count], [
         _caption(_labels({k: v[i] for k, v in batch.items()}), split)
@@ -101,14 +104,16 @@ def first_evaluated(
 ) -> tuple[np.ndarray, list[str]]:
     """Returns the same for the first images of the evaluation split."""
     split = splits.evaluation
+    broken = data.BrokenImages(split, limit=config.data.max_broken)
     batches = data.eval_batches(
         split,
         batch_size=min(count, split.num_examples),
         image_size=config.model.side,
         policy=config.augment.eval_policy,
-        broken=data.BrokenImages(split, limit=config.data.max_broken),
+        broken=broken,
     )
-    batch = next(iter(batches))
+    with broken.errors():
+        batch = next(iter(batches))
     labels = np.where(np.asarray(batch["mask"]) > 0, batch["label"], -1)
     return np.asarray(to_value_range(batch["image"])), [
         _caption([(label, 1.0)], split) for label in labels

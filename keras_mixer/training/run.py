@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import pathlib
 import types
 import zlib
@@ -63,6 +64,7 @@ class Run:
           ConfigError, DataError, EngineError, WorkdirError, WeightsError:
             The run cannot start; all of them are ValueErrors.
         """
+        config_lib.require_config(config)
         engine_lib.check_backend(engine)
         path = workdir_lib.as_path(workdir)
         permutations.require_same(
@@ -88,6 +90,8 @@ class Run:
         policy = None
         if result is None:
             engine.check_precision(config.model.precision)
+            if build_model is None:
+                assembly.check_memory(config.model)
             policy = _parse_policies(config, splits, engine)
             if config.fewshot.data:
                 fewshot_sets = _open_fewshot(config, splits.train)
@@ -264,4 +268,11 @@ def _name_of(build_model: assembly.BuildModel | None) -> str | None:
             "build_model must be a function, whose name tells one model from "
             f"another in the workdir. Received: {build_model!r}"
         )
+    try:
+        inspect.signature(build_model).bind("config", "classes")
+    except TypeError as error:
+        raise config_lib.ConfigError(
+            "build_model must take the config and the number of classes: "
+            f"{build_model.__qualname__}: {error}"
+        ) from error
     return f"{build_model.__module__}.{build_model.__qualname__}"

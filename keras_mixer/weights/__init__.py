@@ -23,6 +23,7 @@ from keras_mixer.weights.parameters import (
     from_model as from_model,
     load as load,
     mixer_variables as mixer_variables,
+    require_model as require_model,
 )
 from keras_mixer.weights.releases import (
     RELEASES as RELEASES,

@@ -18,8 +18,13 @@ from typing import Any, TypeGuard
 import keras
 import numpy as np
 
-from keras_mixer.run import checkpoint, files
-from keras_mixer.weights.parameters import Parameters, WeightsError, from_model
+from keras_mixer.run import checkpoint, files, suggest
+from keras_mixer.weights.parameters import (
+    Parameters,
+    WeightsError,
+    from_model,
+    require_model,
+)
 
 # What NumPy and safetensors raise for a file that is damaged or something else.
 _DAMAGED = (
@@ -46,6 +51,7 @@ def _damaged(path: pathlib.Path, error: Exception, kind: str) -> WeightsError:
 
 def _existing_file(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path with ~ expanded."""
+    suggest.check_path("path", path)
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise WeightsError(f"There is no file of weights {path}")
@@ -174,7 +180,8 @@ def read_workdir(
       WeightsError: The folder is no workdir, has no such checkpoint, or its
         model is no Mixer.
     """
-    folder = pathlib.Path(workdir)
+    suggest.check_path("workdir", workdir)
+    folder = pathlib.Path(workdir).expanduser()
     try:
         other = files.read_other_model(folder)
         if other is not None:
@@ -202,6 +209,7 @@ def read(path: str | os.PathLike[str]) -> Parameters:
     Raises:
       WeightsError: The file does not exist, is damaged, or of another kind.
     """
+    suggest.check_path("path", path)
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         return read_workdir(path)
@@ -228,8 +236,9 @@ def load_keras(model: keras.Model, path: str | os.PathLike[str]) -> None:
       WeightsError: It cannot be read, does not fit, or is not finite. The
         model is unchanged.
     """
-    before = model.get_weights()
+    require_model(model)
     path = _existing_file(path)
+    before = model.get_weights()
     try:
         with warnings.catch_warnings(record=True) as skipped:
             warnings.simplefilter("always")
@@ -273,6 +282,7 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
         kernel cannot be merged.
       WeightsError: The file cannot be written.
     """
+    suggest.check_path("path", path)
     target = pathlib.Path(path).expanduser()
     if target.suffix != ".npz":
         raise ValueError(f"The file must end in .npz. Received: {target}")

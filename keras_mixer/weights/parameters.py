@@ -37,32 +37,63 @@ class Parameters:
     @property
     def num_classes(self) -> int | None:
         """Width of the head; None if there is none."""
-        bias = self.values.get("head/bias")
-        return None if bias is None else len(bias)
+        if "head/bias" not in self.values:
+            return None
+        return len(self.find("head/bias", 1))
 
     @property
     def num_tokens(self) -> int:
-        return int(self._token_kernel.shape[0])
+        return int(self.token_kernel(0).shape[0])
 
     @property
     def tokens_mlp_dim(self) -> int:
-        return int(self._token_kernel.shape[-1])
+        return int(self.token_kernel(0).shape[1])
 
     @property
-    def _token_kernel(self) -> np.ndarray:
-        key = "MixerBlock_0/token_mixing/Dense_0/kernel"
-        if key not in self.values:
+    def patch_size(self) -> int:
+        return int(self.find("stem/kernel", 4).shape[0])
+
+    def token_kernel(self, block: int) -> np.ndarray:
+        """Returns a block's `[tokens, tokens_mlp_dim]`; see `find`."""
+        return self.find(f"MixerBlock_{block}/token_mixing/Dense_0/kernel", 2)
+
+    def find(self, key: str, rank: int) -> np.ndarray:
+        """Returns floats of a rank.
+
+        Raises:
+          WeightsError: There are none under this key.
+        """
+        value = self.values.get(key)
+        if value is None:
             raise WeightsError(
                 f"{self.source} holds no Mixer: it has no {key}. Its keys "
                 f"are {_list(self.values)}"
             )
-        return self.values[key]
+        if value.ndim != rank or value.dtype.kind != "f":
+            raise WeightsError(
+                f"{self.source} holds no Mixer: {key} has the shape "
+                f"{value.shape} and the type {value.dtype}, in place of floats "
+                f"in {rank} dimensions."
+            )
+        return value
 
 
 def _list(keys: Any) -> str:
     keys = sorted(keys)
     more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     return ", ".join(keys[:_LISTED]) + more
+
+
+def require_model(model: Any) -> None:
+    """Raises ValueError for what is no Keras model."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"This is no Keras model: {model!r}")
+
+
+def require_parameters(parameters: Any) -> None:
+    """Raises ValueError for what is no `Parameters`."""
+    wanted = "the Parameters that weights.read or weights.get returns"
+    suggest.check_type("parameters", parameters, Parameters, wanted)
 
 
 def mixer_variables(model: keras.Model) -> dict[str, Any]:
@@ -119,6 +150,8 @@ def load(
       WeightsError: Keys are missing or left over, a shape differs, or a value
         is not a finite number. The model is unchanged.
     """
+    require_model(model)
+    require_parameters(parameters)
     suggest.check_choice("head", head, HEADS)
     variables = mixer_variables(model)
     values = dict(parameters.values)
@@ -182,8 +215,7 @@ def from_model(model: keras.Model, source: str) -> Parameters:
     Raises:
       ValueError: The model is not a Mixer, or a kernel cannot be merged.
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"This is no Keras model: {model!r}")
+    require_model(model)
     variables = mixer_variables(model)
     if not any(key.startswith("MixerBlock_") for key in variables):
         raise ValueError(

@@ -65,7 +65,7 @@ RELEASES: tuple[Release, ...] = (
 def find_release(name: str, variant: str | None) -> Release:
     """Returns a release; ValueError lists what there is, if not this one."""
     variants = {r.variant: r for r in RELEASES if r.name == name}
-    if variant in variants:
+    if isinstance(variant, str) and variant in variants:
         return variants[variant]
     if variants:
         others = [r.name for r in RELEASES if r.variant == variant]

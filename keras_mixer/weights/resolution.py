@@ -9,7 +9,11 @@ import keras
 import numpy as np
 
 from keras_mixer.run import suggest
-from keras_mixer.weights.parameters import Parameters, WeightsError
+from keras_mixer.weights.parameters import (
+    Parameters,
+    WeightsError,
+    require_parameters,
+)
 
 RESIZE_METHODS = ("expand", "resample")
 _TOKEN_MLP = re.compile(r"(MixerBlock_\d+/token_mixing)/Dense_0/kernel")
@@ -60,6 +64,20 @@ def _expand(
     ]
 
 
+def _check_shapes(
+    parameters: Parameters, name: str, mlp: list[np.ndarray]
+) -> None:
+    """Raises WeightsError unless a token-mixing MLP fits the first one."""
+    tokens, width = parameters.num_tokens, parameters.tokens_mlp_dim
+    wanted = [(tokens, width), (width,), (width, tokens), (tokens,)]
+    shapes = [value.shape for value in mlp]
+    if shapes != wanted or any(value.dtype.kind != "f" for value in mlp):
+        raise WeightsError(
+            f"{parameters.source}: {name} has the shapes {shapes}, not "
+            f"{wanted}, or values that are no floats."
+        )
+
+
 def _resample(
     mlp: list[np.ndarray], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> list[np.ndarray]:
@@ -100,8 +118,8 @@ def _grid_to_resize(
 ) -> tuple[int, int] | None:
     """Returns the grid of the weights; None if there is nothing to resize."""
     suggest.check_choice("method", method, RESIZE_METHODS)
-    stem = parameters.values.get("stem/kernel")
-    if patch_size and stem is not None and stem.shape[0] != patch_size:
+    has_stem = "stem/kernel" in parameters.values
+    if patch_size and has_stem and parameters.patch_size != patch_size:
         return None
     tokens = parameters.num_tokens
     if new_grid[0] * new_grid[1] == tokens and (
@@ -158,6 +176,13 @@ def resize_tokens(
     Raises:
       ValueError: The grid cannot be expanded; the message names sizes that can.
     """
+    require_parameters(parameters)
+    is_pair = suggest.is_shape(new_grid) and len(new_grid) == 2
+    if not is_pair or any(side is None or side < 1 for side in new_grid):
+        raise ValueError(
+            "new_grid must be two positive integers, the rows and columns of "
+            f"patches. Received: {new_grid!r}"
+        )
     grid = _grid_to_resize(parameters, new_grid, method, patch_size)
     if grid is None:
         return parameters
@@ -174,5 +199,6 @@ def resize_tokens(
                 f"{parameters.source} lacks {', '.join(missing)}"
             )
         old = [np.asarray(values[key]) for key in keys]
+        _check_shapes(parameters, found[1], old)
         values.update(zip(keys, resize(old, grid, new_grid), strict=True))
     return dataclasses.replace(parameters, values=values)

@@ -4,9 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
-from keras_mixer.programs import analysis
 from tests.analysis.test_compare import write_run
 from tests.conftest import ROOT
 
@@ -39,24 +36,3 @@ def test_curves_are_drawn_into_the_workdir(tmp_path):
     assert "accuracy on test" in done.stdout
     for name in ("curves.png", "curves.svg", "curves.csv"):
         assert (tmp_path / "a" / name).exists(), name
-
-
-def test_the_command_is_checked_first(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["analysis", "weight"])
-    with pytest.raises(SystemExit, match="Did you mean 'weights'?"):
-        analysis.run()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["cost", "--output=a.jpg"], "--output must end in .png"),
-        (["scale", "--output=a.png"], "Give --workdir"),
-    ],
-)
-def test_errors_of_the_program(tmp_path, arguments, message):
-    done = program(*arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr

@@ -25,19 +25,6 @@ def test_help():
     assert "--topology" in text and "v5e" in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--topology=v9:2x2", "'v9'"),
-        ("--json=/nowhere/x.json", "/nowhere/x.json"),
-        ("--model=B/15", "B/15"),
-    ],
-)
-def test_errors_are_one_line(argument, message):
-    assert message in run(argument)
-
-
 def test_the_file_is_checked_before_anything_is_compiled(tmp_path):
     program._check_json(f"{tmp_path}/x.json")
     for path in ("/nowhere/x.json", str(tmp_path)):

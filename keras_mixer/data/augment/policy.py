@@ -121,6 +121,10 @@ def split(policy: str) -> tuple[str, tuple[str, ...]]:
     Raises:
       ValueError: A mixing step is not at the end, or follows a permutation.
     """
+    if not policy.strip():
+        raise ValueError(
+            "A policy is empty. 'resize' alone changes nothing but the size."
+        )
     texts = policy.split("|")
     mixing: list[str] = []
     while texts and keras_layers.is_mixing(texts[-1]):
