@@ -168,9 +168,10 @@ def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
 
 def _check_data(config: Config) -> None:
     """Raises ConfigError for names of data sets that cannot be read."""
-    if FLAGS.task == "fewshot" and (FLAGS.data or config.fewshot.data):
-        suites.parse_fewshot(FLAGS.data or config.fewshot.data)
-    elif FLAGS.task == "classification" and FLAGS.data:
+    if FLAGS.task == "fewshot":
+        if names := FLAGS.data or config.fewshot.data:
+            suites.parse_fewshot(names)
+    elif FLAGS.data:
         suites.parse_classification(FLAGS.data, config.data.eval_split)
 
 
