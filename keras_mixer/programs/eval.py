@@ -168,13 +168,11 @@ def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
 
 def _check_data(config: Config) -> None:
     """Raises ConfigError for names of data sets that cannot be read."""
-    names = FLAGS.data
     if FLAGS.task == "fewshot":
-        names = names or config.fewshot.data
-        if names:
+        if names := FLAGS.data or config.fewshot.data:
             suites.parse_fewshot(names)
-    elif names:
-        suites.parse_classification(names, config.data.eval_split)
+    elif FLAGS.data:
+        suites.parse_classification(FLAGS.data, config.data.eval_split)
 
 
 def _load(config: Config) -> "tuple[Trained, dict[str, Any]]":

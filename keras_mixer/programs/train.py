@@ -76,9 +76,10 @@ def main(argv: list[str]) -> None:
 
     engine = shared.make_engine()
     try:
-        result = trainer.fit(
-            config, workdir=workdir, engine=engine, verbose=FLAGS.verbose
-        )
+        with preemption.owning_process():
+            result = trainer.fit(
+                config, workdir=workdir, engine=engine, verbose=FLAGS.verbose
+            )
     except (trainer.Stopped, WorkerLostError) as stopped:
         print(stopped, flush=True)
         sys.exit(preemption.EXIT_CODE)

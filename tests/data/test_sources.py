@@ -1,10 +1,12 @@
 """Data sets by name: what is found, and what is refused."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -371,6 +373,22 @@ def test_without_a_network_nothing_is_retried(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.socket, "create_connection", fail)
     with pytest.raises(data.DataError, match="no network: storage"):
         data.open_split("cifar100", "train", str(tmp_path))
+
+
+def test_a_host_that_never_answers_is_no_network(tmp_path, monkeypatch):
+    """A server whose queue is full: Linux drops what comes after."""
+    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(sources, "_NETWORK_SECONDS", 0.2)
+    with socket.socket() as server, contextlib.ExitStack() as queue:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(2):
+            client = queue.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        monkeypatch.setattr(sources, "_HOST", server.getsockname())
+        with pytest.raises(data.DataError, match=r"no network: .*timed out"):
+            data.open_split("cifar100", "train", str(tmp_path))
 
 
 @pytest.mark.parametrize(
