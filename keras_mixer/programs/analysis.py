@@ -244,7 +244,9 @@ def _define_cost() -> None:
         "inference,training",
         "What to measure: inference, training, both, or none.",
     )
-    flags.DEFINE_integer("batch", 8, "Images at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch", 8, "Images at once.", lower_bound=1, upper_bound=2**16
+    )
     shared.define_number(
         "seconds", 10, "How long to repeat a call.", lower_bound=0
     )
