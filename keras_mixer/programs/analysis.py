@@ -98,6 +98,8 @@ def _weights(arguments: list[str], output: pathlib.Path) -> Files:
         if FLAGS.model is not None:
             models.get_variant(FLAGS.model)
         found = weights_lib.get(FLAGS.weights, FLAGS.model)
+        if FLAGS.model is not None:
+            units.require_variant(found, FLAGS.model)
     grid = units.grid_of(found, grid)
     blocks = units.num_blocks(found)
     text = FLAGS.layers

@@ -187,6 +187,7 @@ ROWS = {
         ("augment.policy=flop", "'flop'"),
         ("augment.policy=", "policy is empty"),
         ("'augment.policy=flip||resize'", "''"),
+        ("'augment.policy=pad_crop(5000)'", "pad_crop(5000)"),
         ("'augment.policy=pad_crop(-1)'", "pad_crop(-1)"),
         ("'augment.policy=pad_crop(1,2)'", "pad_crop(1,2)"),
         ("'augment.policy=randaugment(2)'", "randaugment(2)"),
@@ -362,7 +363,8 @@ ROWS = {
         ("--weights={x}/empty --model=B/16", "{x}/empty"),
         ("--weights={x}/weights/whole.npz --model=b/16", "'B/16'"),
         (
-            "--workdir={run} data.name=folder:{x}/photos/no_test data.eval_split=train",
+            "--workdir={run} --accuracy_split=train "
+            "data.name=folder:{x}/photos/no_test",
             "2 classes",
         ),
         ("--workdir={run} --accuracy_split=test[:0]", "no examples"),
@@ -502,6 +504,10 @@ ROWS = {
         ("--workdir={x}/runs/no_checkpoints", "no checkpoint"),
         ("--weights=imagenet1k", "--model"),
     ],
+    "keras_mixer.analysis weights --output={x}/w.png --model=S/32": [
+        ("--weights={x}/weights/whole.npz", "whole.npz is no S/32"),
+        ("--weights={run}", "is no S/32"),
+    ],
     "keras_mixer.analysis weights": [
         ("--output=x.jpg --workdir={run}", ".png"),
         ("", "--output=... is missing"),
@@ -558,6 +564,7 @@ ROWS = {
         ("extra", "extra"),
     ],
     "keras_mixer.analysis compare --output={x}/c.png {run} {x}/runs/no_best": [
+        ("--names=a,", "--names"),
         ("--names=a", "--names"),
         ("--names=a,a", "--names"),
         ("--names=", "--names"),
