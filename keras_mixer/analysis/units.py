@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_mixer import weights as weights_lib
+from keras_mixer import models, weights as weights_lib
 from keras_mixer.weights import Parameters, WeightsError
 
 DRAWS = 5  # sets of random units that trained ones are compared with
@@ -56,6 +56,19 @@ def num_blocks(parameters: Parameters) -> int:
     """Returns the number of Mixer layers."""
     names = {key.partition("/")[0] for key in parameters.values}
     return sum(name.startswith("MixerBlock_") for name in names)
+
+
+def require_variant(parameters: Parameters, name: str) -> None:
+    """Raises WeightsError if the dimensions are not those of a variant."""
+    variant = models.get_variant(name)
+    blocks, stem = num_blocks(parameters), parameters.find("stem/kernel", 4)
+    wanted = variant.patch_size, variant.hidden_dim, variant.num_blocks
+    if (stem.shape[0], stem.shape[3], blocks) != wanted:
+        raise WeightsError(
+            f"{parameters.source} is no {name}: it has {blocks} blocks, "
+            f"patches of {stem.shape[0]} pixels and {stem.shape[3]} channels. "
+            "Leave out --model, which a file does not need."
+        )
 
 
 def token_units(

@@ -98,6 +98,8 @@ def _weights(arguments: list[str], output: pathlib.Path) -> Files:
         if FLAGS.model is not None:
             models.get_variant(FLAGS.model)
         found = weights_lib.get(FLAGS.weights, FLAGS.model)
+        if FLAGS.model is not None:
+            units.require_variant(found, FLAGS.model)
     grid = units.grid_of(found, grid)
     blocks = units.num_blocks(found)
     text = FLAGS.layers
@@ -247,7 +249,9 @@ def _define_cost() -> None:
         "inference,training",
         "What to measure: inference, training, both, or none.",
     )
-    flags.DEFINE_integer("batch", 8, "Images at once.", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch", 8, "Images at once.", lower_bound=1, upper_bound=2**16
+    )
     shared.define_number(
         "seconds", 10, "How long to repeat a call.", lower_bound=0
     )

@@ -130,9 +130,15 @@ def _check_flags() -> None:
         )
     if FLAGS.confusion:
         shared.check_picture("confusion")
-    for name in ("output", "per_class"):
-        if FLAGS[name].value:
-            shared.check_file(name)
+    files_of = [
+        shared.check_file(name)
+        for name in ("output", "per_class")
+        if FLAGS[name].value
+    ]
+    if len(set(files_of)) < len(files_of):
+        raise ConfigError(
+            f"--output and --per_class are one file: {FLAGS.output}"
+        )
 
 
 def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:

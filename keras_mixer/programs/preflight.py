@@ -78,6 +78,7 @@ def _check_json(path: str) -> None:
         raise ConfigError(
             f"--json must be a file in a folder that exists. Received: {path}"
         )
+    files.check_file(path, "--json")
 
 
 def main(argv: list[str]) -> None:

@@ -10,6 +10,11 @@ from typing import Any
 from keras_mixer.run.fields import ConfigError
 
 OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+# Names of the files that make a workdir.
+_OF_A_RUN = (
+    *("config.json", "classes.json", "metrics.jsonl", "result.json"),
+    OTHER_MODEL,
+)
 _NUMBER = int | float
 _OF_RESULT: dict[str, Any] = {
     "step": int,
@@ -55,11 +60,17 @@ def check_file(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     """Returns the path of a file as `check_target` does.
 
     Raises:
-      ConfigError: It is a folder, or cannot be written.
+      ConfigError: It is a folder, belongs to a run, or cannot be written.
     """
     file = check_target(path, name)
     if file.is_dir():
         raise ConfigError(f"{name} must be a file: {path} is a folder")
+    is_workdir = (file.parent / "config.json").exists()
+    if is_workdir and file.name in _OF_A_RUN:
+        raise ConfigError(
+            f"{name}={path} is a file of the run in {file.parent}, and would "
+            "be overwritten. Choose another name."
+        )
     return file
 
 

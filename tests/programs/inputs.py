@@ -223,6 +223,8 @@ def write_all(folder):
     (folder / "full" / "note.txt").write_text("mine")
     (folder / "file").write_text("hello")
     (folder / "picture.json").write_text("{}")
+    (folder / "damaged.json").write_text('{"rows": ')
+    (folder / "damaged.png").write_bytes(b"")
     os.symlink(folder / "nowhere", folder / "dead")
     for name, content in {
         "empty": b"",

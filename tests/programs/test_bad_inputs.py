@@ -39,6 +39,8 @@ ROWS = {
         ("runs/null_config/config.json", "model"),
     ],
     "train.py --workdir={x}/": [
+        ("a" * 300, "a" * 300),
+        ("weights/whole.npz", "{x}/weights/whole.npz"),
         ("new train.epochs=1e308", "train.epochs=1e+308"),
         ("file", "{x}/file"),
         ("file/below", "{x}/file/below"),
@@ -185,6 +187,7 @@ ROWS = {
         ("augment.policy=flop", "'flop'"),
         ("augment.policy=", "policy is empty"),
         ("'augment.policy=flip||resize'", "''"),
+        ("'augment.policy=pad_crop(5000)'", "pad_crop(5000)"),
         ("'augment.policy=pad_crop(-1)'", "pad_crop(-1)"),
         ("'augment.policy=pad_crop(1,2)'", "pad_crop(1,2)"),
         ("'augment.policy=randaugment(2)'", "randaugment(2)"),
@@ -239,6 +242,13 @@ ROWS = {
         ("fewshot.classes=0,x", "'x'"),
     ],
     "eval.py --workdir={run}": [
+        ("--output={run}/config.json", "{run}/config.json"),
+        ("--per_class={x}/a.csv --output={x}/a.csv", "{x}/a.csv"),
+        ("--data=folder:{x}/photos/one_class@train", "one class, 'a'"),
+        ("--data=folder:{x}/dead@train", "{x}/dead"),
+        ("data.data_dir={x}/file --data=cifar10", "{x}/file"),
+        ("data.name= ", "''"),
+        ("--checkpoint=99999999999999999999999", "99999999999999999999999"),
         ("--checkpoint=last", "latest, best or a step. Received: 'last'"),
         ("data.classes=9,8,7,6,5,4,3,2,1,0", "class 0 is '9', not '0'"),
         ("--taks=fewshot", "Did you mean"),
@@ -349,6 +359,15 @@ ROWS = {
         ("other_model", "mine.resnet"),
     ],
     "keras_mixer.export --output=served": [
+        ("--weights={x}/weights/whole.keras --model=B/16", "whole.keras"),
+        ("--weights={x}/empty --model=B/16", "{x}/empty"),
+        ("--weights={x}/weights/whole.npz --model=b/16", "'B/16'"),
+        (
+            "--workdir={run} --accuracy_split=train "
+            "data.name=folder:{x}/photos/no_test",
+            "2 classes",
+        ),
+        ("--workdir={run} --accuracy_split=test[:0]", "no examples"),
         ("--workdir= --weights=", "a path is missing after the ="),
         ("--weights=x.npz", "Received: no --model"),
         ("--weights=sam --model=B/16 --checkpoint=3", "--checkpoint=3 with"),
@@ -396,6 +415,11 @@ ROWS = {
         ("--output={x}/file/below.png", "{x}/file/below.png"),
     ],
     "keras_mixer.preflight": [
+        ("--json={run}/config.json", "{run}/config.json"),
+        ("--config={x}/runs/cut_config/config.json", "line 2"),
+        ("--recipe=digits --config={run}/config.json", "not both"),
+        ("model=B/16", "--model="),
+        ("train.steps=0", "train.steps"),
         ("--topology=v9:2x2", "'v9'"),
         ("--topology=", "topology"),
         ("--topology=v5e", "v5e:2x4"),
@@ -422,6 +446,7 @@ ROWS = {
         ("--modle=B/16", "Did you mean"),
     ],
     "keras_mixer.doctor": [
+        ("--json={run}/config.json", "{run}/config.json"),
         ("--timeout=0", "--timeout"),
         ("--timeout=inf", "'inf'"),
         ("--virtual_devices=999999999999", "999999999999"),
@@ -479,6 +504,10 @@ ROWS = {
         ("--workdir={x}/runs/no_checkpoints", "no checkpoint"),
         ("--weights=imagenet1k", "--model"),
     ],
+    "keras_mixer.analysis weights --output={x}/w.png --model=S/32": [
+        ("--weights={x}/weights/whole.npz", "whole.npz is no S/32"),
+        ("--weights={run}", "is no S/32"),
+    ],
     "keras_mixer.analysis weights": [
         ("--output=x.jpg --workdir={run}", ".png"),
         ("", "--output=... is missing"),
@@ -511,7 +540,13 @@ ROWS = {
         ("--models=", "--models"),
         ("augment.eval_policy=flip", "evaluation policy"),
     ],
+    "keras_mixer.analysis cost --output={x}/damaged.png --measure=none": [
+        ("--variants=S/32", "damaged.json"),
+    ],
     "keras_mixer.analysis cost --output={x}/c.png": [
+        ("--image_sizes=224.5", "--image_sizes"),
+        ("--image_sizes=224,", "--image_sizes"),
+        ("--batch=1000000000000", "1000000000000"),
         ("--variants=B/15", "B/15"),
         ("--variants=", "Unknown variant ''"),
         ("--variants=S/32,S/32", "--variants"),
@@ -529,6 +564,7 @@ ROWS = {
         ("extra", "extra"),
     ],
     "keras_mixer.analysis compare --output={x}/c.png {run} {x}/runs/no_best": [
+        ("--names=a,", "--names"),
         ("--names=a", "--names"),
         ("--names=a,a", "--names"),
         ("--names=", "--names"),
@@ -540,6 +576,10 @@ ROWS = {
         ("--evaluations={x}/file", "file"),
     ],
     "keras_mixer.analysis compare --output={x}/c.png {run}": [
+        ("{x}/runs/bytes_metrics", "metrics.jsonl"),
+        ("{x}/runs/list_result", "result.json"),
+        ("{x}/runs/null_config", "config.json"),
+        ("{x}/weights/whole.npz", "whole.npz"),
         ("", "two or more"),
         ("{run}", "twice"),
         ("{x}/nowhere", "{x}/nowhere"),

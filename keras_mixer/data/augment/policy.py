@@ -61,7 +61,9 @@ _STEPS = {
     ),
     "central_crop": _Step(images.central_crop, sized=True),
     "flip": _Step(images.flip, draws=True),
-    "pad_crop": _Step(images.pad_crop, (_Number("padding"),), draws=True),
+    "pad_crop": _Step(
+        images.pad_crop, (_Number("padding", high=1000),), draws=True
+    ),
     "inception_crop": _Step(
         images.inception_crop,
         (_Number("area_min", high=100),),
