@@ -1,8 +1,9 @@
 """A data set's name becomes batches.
 
-`open_split` finds a split of a data set (sources.py, folders.py), whose records
-come in a fixed or a random order (splits.py). `open_splits` finds those of a
-run (runs.py), `open_fewshot` those of its few-shot evaluation (suites.py).
+`open_split` finds a split of a data set (sources.py, tfds_sets.py, folders.py),
+whose records come in a fixed or a random order (splits.py). `open_splits` finds
+those of a run (runs.py), `open_fewshot` those of its few-shot evaluation
+(suites.py).
 `train_batches` and `eval_batches` make the input of a step from a split
 (batches.py), without the images that cannot be decoded (broken.py).
 """

@@ -166,7 +166,9 @@ def test_measuring_is_resumed_and_says_what_does_not_fit(tmp_path, monkeypatch):
         ("H/14", "inference"),
     ]
     assert saves == [1, 2]
-    statuses = [[row[mode]["status"] for mode in cost.MODES] for row in rows]
+    statuses = [
+        [row[mode]["status"] for mode in arguments.MODES] for row in rows
+    ]
     assert statuses[0] == ["measured", "not run: over 60 s"]
     assert statuses[1][0] == "measured"
     assert statuses[1][1].startswith("does not fit: at least 6.4 GiB, 3.0")

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.data import sources
+from keras_mixer.data import sources, tfds_sets
 from tests.data.conftest import float_builder_class, prepare
 from tests.data.streams import numbers, stream
 
@@ -348,7 +348,7 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     def fail(self, **_):
         raise OSError("no network")
 
-    monkeypatch.setattr(sources, "_require_network", lambda _: None)
+    monkeypatch.setattr(tfds_sets, "_require_network", lambda _: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(data.DataError) as caught:
         data.open_split("cifar100", "train", str(tmp_path))
@@ -369,16 +369,16 @@ def test_without_a_network_nothing_is_retried(tmp_path, monkeypatch):
 
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(sources.socket, "create_connection", fail)
+    monkeypatch.setattr(tfds_sets.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(tfds_sets.socket, "create_connection", fail)
     with pytest.raises(data.DataError, match="no network: storage"):
         data.open_split("cifar100", "train", str(tmp_path))
 
 
 def test_a_host_that_never_answers_is_no_network(tmp_path, monkeypatch):
     """A server whose queue is full: Linux drops what comes after."""
-    monkeypatch.setattr(sources.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(sources, "_NETWORK_SECONDS", 0.2)
+    monkeypatch.setattr(tfds_sets.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(tfds_sets, "_NETWORK_SECONDS", 0.2)
     with socket.socket() as server, contextlib.ExitStack() as queue:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -386,7 +386,7 @@ def test_a_host_that_never_answers_is_no_network(tmp_path, monkeypatch):
             client = queue.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(server.getsockname())
-        monkeypatch.setattr(sources, "_HOST", server.getsockname())
+        monkeypatch.setattr(tfds_sets, "_HOST", server.getsockname())
         with pytest.raises(data.DataError, match=r"no network: .*timed out"):
             data.open_split("cifar100", "train", str(tmp_path))
 
@@ -395,7 +395,7 @@ def test_a_host_that_never_answers_is_no_network(tmp_path, monkeypatch):
     "name", ["a/b/c/d", "cifar10/no_config", "cifar10:99.0.0", "/", ":", "x y"]
 )
 def test_no_name_ends_in_a_traceback(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "_require_network", lambda _: 1 / 0)
+    monkeypatch.setattr(tfds_sets, "_require_network", lambda _: 1 / 0)
     with pytest.raises(data.DataError):
         data.open_split(name, "train", str(tmp_path))
 
@@ -427,7 +427,7 @@ def test_images_that_move_are_refused():
 
     feature = tfds.features.Image(shape=(None, 8, 8, 3))
     with pytest.raises(data.DataError, match=r"shape \(None, 8, 8, 3\)"):
-        sources._loader("a", "image", feature)
+        tfds_sets._loader("a", "image", feature)
 
 
 def test_wrong_split_of_a_tfds_name(cifar10_dir):
