@@ -27,8 +27,8 @@ LONGEST = (
     "evaluation",
     "engines",
 )
-# These rooms run with JAX, too: of the daily tests those marked `jax`, and all
-# slow ones. `.ci/run` runs more of them with JAX.
+# These rooms run with JAX, too: the tests marked `jax`. `.ci/run` runs more of
+# them with JAX.
 WITH_JAX = ("training", "evaluation")
 ONLY_JAX = ("preflight",)
 COUNTS = ("passed", "failed", "skipped")
@@ -49,7 +49,7 @@ class Room:
             environment["KERAS_BACKEND"] = "jax"
         marker = "slow" if slow else "not slow"
         if second:
-            marker = "slow" if slow else "jax and not slow"
+            marker = f"jax and {marker}"
         self.counts = dict.fromkeys(COUNTS, 0)
         # A folder of tests inside this one is a room of its own.
         inner = [r for r in all_rooms() if r.startswith(f"{name}/")]

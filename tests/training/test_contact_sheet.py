@@ -130,11 +130,3 @@ def test_the_program(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"Drew 8 images of digits train: {output}" in done.stdout
     assert output.stat().st_size > 1000
-    # Errors come before any work.
-    done = run(f"--output={tmp_path}/grid.jpeg", "data.name=folder:/nowhere")
-    assert done.returncode == 1
-    assert "--output must end in .png, .svg or .pdf" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = run()
-    assert done.returncode != 0
-    assert "--output" in done.stderr

@@ -29,7 +29,7 @@ from tests.training.common import (
     lines_of,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.jax]
 
 PATIENCE = 240  # seconds
 JAX = os.environ["KERAS_BACKEND"] == "jax"
@@ -135,11 +135,7 @@ def test_killed_ten_times(tmp_path):
     assert checkpoint.Checkpoints(parts).steps == [1980, 2000]
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=not_with_jax)],
-)
-def test_a_signal_saves_and_stops(tmp_path, uninterrupted, number):
+def test_a_signal_saves_and_stops(tmp_path, uninterrupted):
     arguments = overrides(
         "train.steps=800",
         "train.log_every=70",
@@ -149,7 +145,7 @@ def test_a_signal_saves_and_stops(tmp_path, uninterrupted, number):
     whole, parts = uninterrupted(*arguments), tmp_path / "parts"
     run = Run(parts, *arguments, output=tmp_path / "first.txt")
     run.wait_for("step 140/")
-    run.process.send_signal(number)
+    run.process.send_signal(signal.SIGTERM)
     assert run.end() == preemption.EXIT_CODE == 75, run.text()
     assert "Traceback" not in run.text()
     [step] = checkpoint.Checkpoints(parts).steps
@@ -211,14 +207,12 @@ NOTHING_RANDOM = (
 SIGMOID = ("train.loss=sigmoid", "train.head_bias_init=-2")
 
 
-# Every pair of (optimizer, loss, accumulation, random or not) is in one.
+# test_replicas.py has more of the options, between the replicas of a process.
 @pytest.mark.parametrize(
     "changes",
     [
         (),
         ("optim.name=sgd", "train.accumulate=3", *SIGMOID),
-        pytest.param((*SIGMOID, *NOTHING_RANDOM), marks=not_with_jax),
-        pytest.param(("optim.name=sgd", *NOTHING_RANDOM), marks=not_with_jax),
         # Rounding decides where a gradient is next to 0, and Adam makes a
         # step of it: a smaller one than the recipe's stays below 1e-5.
         pytest.param(
@@ -234,8 +228,6 @@ SIGMOID = ("train.loss=sigmoid", "train.head_bias_init=-2")
     ids=[
         "adamw-softmax-1-random",
         "sgd-sigmoid-3-random",
-        "adamw-sigmoid-1-plain",
-        "sgd-softmax-1-plain",
         "adamw-softmax-3-plain-xla",
     ],
 )

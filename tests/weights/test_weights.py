@@ -110,19 +110,25 @@ def small(tmp_path):
     return values, path
 
 
+def full_size(variant, layout):
+    return pytest.param(
+        models.get_variant(variant),
+        224,
+        layout,
+        id=f"{variant}-{layout}",
+        marks=pytest.mark.slow,
+    )
+
+
 @pytest.mark.parametrize(
-    ("dims", "side"),
+    ("dims", "side", "layout"),
     [
-        pytest.param(SMALL, 8, id="small"),
-        *(
-            pytest.param(
-                models.get_variant(v), 224, id=v, marks=pytest.mark.slow
-            )
-            for v in RELEASED
-        ),
+        pytest.param(SMALL, 8, "official", id="small-official"),
+        pytest.param(SMALL, 8, "legacy", id="small-legacy"),
+        *(full_size(variant, "official") for variant in RELEASED),
+        full_size("B/16", "legacy"),
     ],
 )
-@pytest.mark.parametrize("layout", ["official", "legacy"])
 def test_round_trip(dims, side, layout, tmp_path):
     values = random_parameters(dims, side=side)
     path = tmp_path / "mixer.npz"
