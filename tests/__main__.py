@@ -21,11 +21,13 @@ TESTS = pathlib.Path(__file__).resolve().parent
 LONGEST = (
     "training",
     "training jax",
+    "preflight",
     "data",
+    "engines",
     "export",
+    "models",
     "data/augment",
     "evaluation",
-    "engines",
 )
 # These rooms run with JAX, too: the tests marked `jax`. `.ci/run` runs more of
 # them with JAX.
