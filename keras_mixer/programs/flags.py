@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 _chosen: list[choice.Choice] = []  # by `use_engine`
 
 
-class _PathParser(flags.ArgumentParser[str]):
+class _PathParser(flags.ArgumentParser):  # of absl 1.4, not generic
     """Reads a path, in which a leading ~ is a home folder.
 
     A shell expands ~ at the start of a word alone, not after --workdir=.
