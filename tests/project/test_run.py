@@ -160,10 +160,13 @@ def test_daily(): print("daily", BACKEND, flush=True)
 def test_other(): print("other", BACKEND, flush=True)
 @pytest.mark.slow
 def test_slow(): print("slow", BACKEND, flush=True)
+@pytest.mark.jax
+@pytest.mark.slow
+def test_slow_with_jax(): print("slow with jax", BACKEND, flush=True)
 """
     for flags, expected in (
         ((), {"a": 2, "a jax": 1, "b": 2, "c": 2}),
-        (("--slow",), {"a": 1, "a jax": 1, "b": 1, "c": 1}),
+        (("--slow",), {"a": 2, "a jax": 1, "b": 2, "c": 2}),
     ):
         assert rooms(*flags, "--", "-s", a=text, b=text, c=text) == 0
         table = capfd.readouterr().out.split("peak MiB")[1]
