@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_mixer.evaluation import pictures
+from keras_mixer.run import progress
 
 MAX_CLASSES = 2000  # of a picture, whose matrix has classes^2 numbers
 _NAMED_CLASSES = 60  # a picture of at most so many names them
@@ -27,20 +28,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
-def classification_table(results: Sequence[Mapping[str, Any]]) -> str:
+def classification_table(
+    results: Sequence[Mapping[str, Any]], num_classes: int
+) -> str:
     """Returns the scores of several data sets as a table.
 
     Accuracies that others reported of the same kind of model stand in columns
-    of their own, with their source.
+    of their own, with their source. There is no top-5 of few classes.
     """
-    header = ["data", "split", "images", "top-1", "top-5", "loss"]
+    measures = {"top-1": "accuracy", "top-5": "top5_accuracy", "loss": "loss"}
+    if num_classes <= progress.FEW_CLASSES:
+        del measures["top-5"]
+    header = ["data", "split", "images", *measures]
     if any("reported" in result for result in results):
         header += ["reported, not measured here", "source"]
-    measures = ("accuracy", "top5_accuracy", "loss")
     rows = []
     for x in results:
         row = [x["data"], x["split"], f"{x['count']:,}"]
-        row += [f"{x[measure]:.4f}" for measure in measures]
+        row += [f"{x[measure]:.4f}" for measure in measures.values()]
         if theirs := x.get("reported"):
             row += [f"{theirs['accuracy']:.4f}", theirs["source"]]
         rows.append(row + [""] * (len(header) - len(row)))

@@ -290,7 +290,8 @@ def _classify(
         results.append({**found, **_reported(config, name, part)})
 
     write = functools.partial(_write_details, splits[0], rows, results[0])
-    return results, report.classification_table(results), write
+    classes = splits[0].num_classes
+    return results, report.classification_table(results, classes), write
 
 
 def _write_details(split: Any, rows: dict[str, Any], scores: Any) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from keras_mixer.run import terminal
 
+FEW_CLASSES = 5  # among so many, or fewer, a top-5 says nothing
+
 
 def format_seconds(seconds: float) -> str:
     """Returns "45s", "3m05s", "2h07m" or "3d04h"."""
@@ -109,7 +111,7 @@ class Progress:
         `metrics.jsonl` are dropped because the run will write them again.
       batch_size: Examples per update.
       cores: Number of replicas, for the images/s/core.
-      num_classes: Of the model. Among five or fewer, a top-5 says nothing.
+      num_classes: Of the model. Among few, a top-5 says nothing.
       seconds: Returns the seconds since the run began, those of interrupted
         processes included.
       writes: Whether this process reports (of several workers, the chief).
@@ -233,7 +235,7 @@ class Progress:
         self._write(step, "eval", {"split": split, **scores})
         accuracy, count = scores["accuracy"], scores["count"]
         top5 = f"top-5 {scores['top5_accuracy']:.4f}  "
-        if self._num_classes <= 5:
+        if self._num_classes <= FEW_CLASSES:
             top5 = ""
         self._print(
             step,
