@@ -36,20 +36,17 @@ def parse_list(
     return found
 
 
-def parse_whole(text: str) -> int:
-    """Reads a whole number from 0 on; ValueError otherwise."""
+def parse_whole(text: str, least: int = 0) -> int:
+    """Reads a whole number from `least` on; ValueError otherwise."""
     number = int(text)
-    if number < 0:
+    if number < least:
         raise ValueError(text)
     return number
 
 
 def parse_positive_int(text: str) -> int:
     """Reads a whole number from 1 on; ValueError otherwise."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    return parse_whole(text, 1)
 
 
 def parse_positive(text: str, most: float = sys.float_info.max) -> float:

@@ -66,7 +66,8 @@ def read(
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError(f"A run is given twice: {', '.join(workdirs)}")
     called = _names(paths) if names is None else quoting.names(names)
-    if len(called) != len(paths) or len({*called, ""}) <= len(called):
+    are_names = "" not in called and len(set(called)) == len(called)
+    if len(called) != len(paths) or not are_names:
         raise ConfigError(
             f"--names takes {len(paths)} different names, one for each run. "
             f"Received: {names!r}"

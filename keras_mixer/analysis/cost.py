@@ -74,16 +74,14 @@ def count(
       ConfigError: The only variant cannot take a size.
       AssertionError: Graph and formula differ.
     """
-    planned, left_out = [], []
+    planned = []
     for name, size in itertools.product(variants, sizes):
         variant = models.get_variant(name)
         if size % variant.patch_size and len(variants) > 1:
-            left_out.append(f"{name} at {size}")
+            say(f"{name} at {size}: not a multiple of the patch, left out")
             continue
         dims = flops.at_size(variant, size, expand=expand)
         planned.append((name, size, dims))
-    for text in left_out:
-        say(f"{text}: not a multiple of the patch, left out")
     rows = []
     for name, size, dims in planned:
         found = flops.in_graph(dims, size, _CLASSES)
