@@ -129,8 +129,8 @@ def _cost_of(program: compiler.Program, chip: chips.Chip, size: int) -> Cost:
     )
 
 
-# Share of the memory that counts as all of it.
-_FULL = 0.9
+# Shares of the memory: what counts as all of it, and what the search aims at.
+_FULL, _AIM = 0.9, 0.95
 
 
 def find_largest(
@@ -144,9 +144,11 @@ def find_largest(
     """Finds the largest batch that fits, in multiples of 8 per device.
 
     If not even 8 fit, it tries smaller ones. Memory grows in proportion to the
-    batch, so two batches tell where to look. The search ends where the memory
-    is full: the compiler fits in more by recomputing what it would keep, which
-    costs speed, and model.remat does that better.
+    batch, so the bytes of the last two batches tell where to look; the first
+    two are no batch, which takes the weights and the optimizer, and the one
+    that was asked for. The search ends where the memory is full: the compiler
+    fits in more by recomputing what it would keep, which costs speed, and
+    model.remat does that better.
 
     Args:
       tried: The figures of the batch that was asked for.
@@ -160,18 +162,20 @@ def find_largest(
     """
     parts = subject.config.train.accumulate
     unit = 8 * parts
-    capacity = topology.chip.hbm_bytes
-    points: dict[int, int] = {}
+    aim = int(_AIM * topology.chip.hbm_bytes)
+    points = {0: tried.weights_bytes + tried.optimizer_bytes}
     fitting, low, high = None, 0, None
     if tried.fits and tried.hbm_used_bytes is not None:
         fitting, low = tried, tried.batch_per_chip
         points[low] = tried.hbm_used_bytes
     else:
         high = tried.batch_per_chip
+    size = _first_size(tried, unit, aim)
     while high is None or high - low > max(unit, low // 8) or not low:
-        size = _next_size(points, unit, low, high, capacity)
+        if low:
+            size = _next_size(points, unit, low, high, aim)
         while not low and high is not None and size >= high:
-            size //= 2  # below the usual multiples
+            size = size // 2 // unit * unit or size // 2
         if size < parts:
             break
         batch = size * topology.devices
@@ -187,23 +191,30 @@ def find_largest(
         points[size] = used
         if size > low:
             low, fitting = size, found
-        if used > _FULL * capacity:
+        if used > _FULL * topology.chip.hbm_bytes:
             break
     return fitting
 
 
+def _first_size(tried: Figures, unit: int, aim: int) -> int:
+    """Returns the batch to try first, by what the one that is too large took.
+
+    The compiler does not always say how much that was.
+    """
+    if tried.hbm_used_bytes is None:
+        return unit
+    none = tried.weights_bytes + tried.optimizer_bytes
+    per_example = max((tried.hbm_used_bytes - none) / tried.batch_per_chip, 1.0)
+    return max(int((aim - none) / per_example) // unit * unit, unit)
+
+
 def _next_size(
-    points: dict[int, int], unit: int, low: int, high: int | None, capacity: int
+    points: dict[int, int], unit: int, low: int, high: int | None, aim: int
 ) -> int:
     """Returns the batch to try next, by what the last ones took."""
-    if not low:
-        return unit
-    if len(points) < 2:
-        guess = 4 * low
-    else:
-        (a, x), (b, y) = sorted(points.items())[-2:]
-        per_example = max((y - x) / (b - a), 1.0)
-        guess = int((capacity - y) / per_example) + b
+    (a, x), (b, y) = sorted(points.items())[-2:]
+    per_example = max((y - x) / (b - a), 1.0)
+    guess = int((aim - y) / per_example) + b
     # Where the compiler begins to recompute, memory hardly grows.
     guess = min(guess, 4 * low)
     at_least = low + max(unit, low // 8 // unit * unit)
