@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from keras_mixer.engines import distribute, step as step_lib
+from keras_mixer.engines import distribute, parts as parts_lib, step as step_lib
 from keras_mixer.engines.engine import (
     Batch,
     Engine,
@@ -145,7 +145,7 @@ class JaxEngine(Engine):
         first two are donated: their memory is that of the result.
         """
         return self._on_replicas(
-            make_replica_step(model, optimizer, config),
+            make_replica_step(model, optimizer, config, is_tpu=self.is_tpu),
             model,
             arrays=3,
             donate_argnums=(0, 1),
@@ -309,7 +309,7 @@ def _broadcast_first(values: np.ndarray) -> np.ndarray:
 
 
 def make_replica_step(
-    model: keras.Model, optimizer: Any, config: Config
+    model: keras.Model, optimizer: Any, config: Config, *, is_tpu: bool
 ) -> Callable[..., tuple[Arrays, Arrays, Any, Any]]:
     """Returns one update, as a replica runs it inside of `shard_map`."""
     loss_of = step_lib.make_loss(model, config)
@@ -324,8 +324,14 @@ def make_replica_step(
         with _with_values(variables, [*weights, *others]):
             return loss_of(batch, step)
 
-    loss_and_gradients = _accumulated(
-        jax.value_and_grad(loss_of_weights), config.train.accumulate
+    def count_parts(examples: int) -> int:
+        parts = config.train.accumulate
+        if is_tpu:
+            parts = parts_lib.count_parts(model, examples, parts)
+        return parts
+
+    loss_and_gradients = _in_parts(
+        jax.value_and_grad(loss_of_weights), count_parts
     )
     places = [v.path for v in optimizer.variables]
     iterations = places.index(optimizer.iterations.path)
@@ -343,18 +349,25 @@ def make_replica_step(
     return replica_step
 
 
-def _accumulated(function: Callable[..., Any], parts: int) -> Any:
+def _in_parts(
+    function: Callable[..., Any], count_parts: Callable[[int], int]
+) -> Callable[..., tuple[Any, Arrays]]:
     """Computes loss and gradients in parts, one after another, and sums them.
 
     Only the activations of one part are in memory at a time.
     """
-    if parts == 1:
-        return function
 
     def in_parts(
         weights: Arrays, others: Arrays, batch: Batch, step: Any
     ) -> tuple[Any, Arrays]:
+        parts = count_parts(len(batch["label"]))
+        if parts == 1:
+            return function(weights, others, batch, step)
+
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
+            # The TPU compiler would copy the images into another layout after
+            # their conversion to float32.
+            part = jax.lax.optimization_barrier(part)
             found = function(weights, others, part, step)
             return jax.tree.map(jax.numpy.add, sums, found), None
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_mixer import data, models
-from keras_mixer.engines import choice
+from keras_mixer.engines import choice, parts
 from keras_mixer.engines.jax import JaxEngine
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
@@ -130,6 +130,7 @@ class Step:
     weights_bytes: int  # of all weights
     optimizer_bytes: int
     gradient_bytes: int  # what the replicas sum
+    parts: int  # in which a device computes its share of a batch
 
 
 def _bytes_of(variables: Sequence[Any]) -> int:
@@ -166,9 +167,10 @@ def lower_train_step(subject: Subject, devices: Sequence[Any]) -> Step:
     choice.use_engine(choice.Choice("jax", "preflight"))
     config = subject.config
     engine = JaxEngine(devices)
+    size = split_batch(config, engine.replicas)
     spec = data.train_batch_spec(
         config.augment.policy,
-        size=split_batch(config, engine.replicas),
+        size=size,
         image_size=config.model.side,
         num_classes=subject.num_classes,
         mixup=config.mixup,
@@ -204,4 +206,5 @@ def lower_train_step(subject: Subject, devices: Sequence[Any]) -> Step:
         weights_bytes=_bytes_of(model.weights),
         optimizer_bytes=_bytes_of(optimizer.variables),
         gradient_bytes=_bytes_of(trained),
+        parts=parts.count_parts(model, size, config.train.accumulate),
     )

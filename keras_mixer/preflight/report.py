@@ -41,6 +41,7 @@ class Figures:
     devices_per_chip: int
     batch_size: int  # examples, over all devices
     batch_per_chip: int  # examples of a device
+    parts: int  # one after another, in which it computes them
     parameters: int  # number of the weights that are trained
     hbm_capacity_bytes: int  # memory of the device that programs may use
     weights_bytes: int  # float32
@@ -93,6 +94,7 @@ def figures_of(
         devices_per_chip=topology.chip.per_chip,
         batch_size=config.train.batch_size,
         batch_per_chip=size,
+        parts=step.parts,
         parameters=step.parameters,
         hbm_capacity_bytes=topology.chip.hbm_bytes,
         weights_bytes=step.weights_bytes,
@@ -141,14 +143,14 @@ def find_largest(
     *,
     measure: Callable[[lowering.Subject, chips.Topology], Figures] = measure,
 ) -> Figures | None:
-    """Finds the largest batch that fits, in multiples of 8 per device.
+    """Finds the largest batch that fits, in multiples of 8 or a part.
 
-    If not even 8 fit, it tries smaller ones. Memory grows in proportion to the
-    batch, so the bytes of the last two batches tell where to look; the first
-    two are no batch, which takes the weights and the optimizer, and the one
-    that was asked for. The search ends where the memory is full: the compiler
-    fits in more by recomputing what it would keep, which costs speed, and
-    model.remat does that better.
+    If not even 8 examples per device fit, it tries smaller batches. Memory
+    grows in proportion to the batch, so the bytes of the last two batches tell
+    where to look; the first two are no batch, which takes the weights and the
+    optimizer, and the one that was asked for. The search ends where the memory
+    is full: the compiler fits in more by recomputing what it would keep, which
+    costs speed, and model.remat does that better.
 
     Args:
       tried: The figures of the batch that was asked for.
@@ -157,11 +159,13 @@ def find_largest(
       measure: Tries a batch.
 
     Returns:
-      The figures of the largest batch that fits, to 8 examples per device or
-      an eighth; None if not even the smallest does.
+      The figures of the largest batch that fits, to 8 examples per device, a
+      part or an eighth; None if not even the smallest does.
     """
     parts = subject.config.train.accumulate
-    unit = 8 * parts
+    # Other numbers than multiples of a part may have no suitable parts.
+    part = tried.batch_per_chip // tried.parts if tried.parts > parts else 8
+    unit = part * parts
     aim = int(_AIM * topology.chip.hbm_bytes)
     points = {0: tried.weights_bytes + tried.optimizer_bytes}
     fitting, low, high = None, 0, None
@@ -253,6 +257,9 @@ def _rows(figures: Figures, subject: lowering.Subject) -> list[tuple[str, str]]:
         ("  weights", _gb(f.weights_bytes)),
         ("  optimizer", _gb(f.optimizer_bytes)),
     ]
+    if f.parts > 1:
+        size = f.batch_per_chip // f.parts
+        rows.insert(0, ("computed", f"{f.parts} parts of {size} images"))
     if cost is None:
         return rows
     bound = cost.images_per_second_per_chip_bound

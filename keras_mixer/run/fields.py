@@ -212,7 +212,10 @@ class TrainConfig(_Section):
         4096, "examples per update, over all devices", _COUNT
     )
     accumulate: int = _doc(
-        1, "parts in which each device computes its share of a batch", _COUNT
+        1,
+        "parts in which each device computes its share of a batch, for less "
+        "memory; a TPU takes more, so that they stay in the chip",
+        _COUNT,
     )
     steps: int | None = _doc(None, "updates; or give train.epochs", _COUNT)
     epochs: float | None = _doc(

@@ -121,7 +121,6 @@ def _bfloat16(
         image_size=size,
         stoch_depth=stoch_depth,
         precision="bfloat16",
-        remat="tokens",
     )
 
 

@@ -13,14 +13,16 @@ from keras_mixer.run.config import Config
 from keras_mixer.run.files import WorkdirError
 
 # What may change without another run: the data set may lie elsewhere on another
-# machine, the error about broken images says to change their limit, and
-# the one about shared images to allow them, and few-shot accuracy is measured
-# beside the training.
+# machine, the error about broken images says to change their limit, and the one
+# about shared images to allow them, few-shot accuracy is measured beside the
+# training, and how much memory an update takes does not change its result.
 _MAY_CHANGE = (
     "data.data_dir:",
     "data.max_broken:",
     "data.allow_overlap:",
     "fewshot.",
+    "model.remat:",
+    "train.accumulate:",
 )
 
 

@@ -47,7 +47,7 @@ GRID = [
 ]
 
 
-def train(backend, replicas, cases, folder):
+def train(backend, replicas, cases, folder, **environment):
     output = folder / f"{backend}_{replicas}.npz"
     subprocess.run(
         [
@@ -56,7 +56,8 @@ def train(backend, replicas, cases, folder):
         ],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": ""},
+        env={**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": ""}
+        | environment,
     )
     with np.load(output) as arrays:
         return dict(arrays)
@@ -89,15 +90,18 @@ def assert_same(one, other, cases):
 
 
 @pytest.mark.parametrize(
-    ("cases", "replicas"),
-    [(DAILY, [2]), pytest.param(GRID, [1, 4], marks=pytest.mark.slow)],
+    ("cases", "replicas", "environment"),
+    [
+        (DAILY, [2], {"AS_ON_A_TPU": "1"}),
+        pytest.param(GRID, [1, 4], {}, marks=pytest.mark.slow),
+    ],
     ids=["daily", "grid"],
 )
-def test_both_engines_train_the_same(cases, replicas, tmp_path):
+def test_both_engines_train_the_same(cases, replicas, environment, tmp_path):
     """With stochastic depth and dropout, and clipping active."""
     theirs = train("tensorflow", 1, cases, tmp_path)
     for count in replicas:
-        ours = train("jax", count, cases, tmp_path)
+        ours = train("jax", count, cases, tmp_path, **environment)
         assert_same(theirs, ours, cases)
 
 

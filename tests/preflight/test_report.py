@@ -14,6 +14,7 @@ FIGURES = report.Figures(
     devices_per_chip=1,
     batch_size=512,
     batch_per_chip=64,
+    parts=2,
     parameters=1234,
     hbm_capacity_bytes=10**10,
     weights_bytes=4936,
@@ -52,6 +53,7 @@ def largest(capacity, need, tried, *overrides):
             FIGURES,
             batch_size=size,
             batch_per_chip=size,
+            parts=1,
             weights_bytes=40,
             optimizer_bytes=60,
             hbm_capacity_bytes=capacity,
@@ -118,6 +120,7 @@ def test_the_table_says_how_long_the_run_takes():
     subject = lowering.resolve(config, classes=10, examples=6400)
     text = report.to_text(FIGURES, subject)
     for part in (
+        "2 parts of 32 images",
         "5.00 GB of 10.00 GB",
         "2.00 T",
         "640 images/s per device, by arithmetic",

@@ -38,3 +38,14 @@ def test_a_changed_run_says_how_to_go_on(tmp_path):
         match=rf"optim.lr: 0.003 -> 0.5. To train on.*init.weights={tmp_path} ",
     ):
         workdir_lib.read_result(tmp_path, ours, ())
+
+
+def test_the_memory_of_an_update_may_change(tmp_path):
+    """Another machine may have less, and the result is the same."""
+    theirs = recipes.get_recipe("digits")
+    config_lib.save(theirs, tmp_path / "config.json")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    ours = config_lib.override(
+        theirs, ["model.remat=block", "train.accumulate=4"]
+    )
+    assert workdir_lib.read_result(tmp_path, ours, ()) is None
