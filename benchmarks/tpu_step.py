@@ -8,7 +8,8 @@ optax, and this project's.
     python benchmarks/tpu_step.py [--models=S/16,B/16] [--only=ours]
 
 The other two follow the paper's equations, without mixup and stochastic depth.
-This project's step has both, except in its last rows.
+This project's step has both, except in its last rows, and computes the batch
+in parts (keras_mixer/engines/parts.py).
 """
 
 import argparse
@@ -230,12 +231,14 @@ def main() -> None:
             print(plain_keras(model), flush=True)
             print(flax(model), flush=True)
         if args.only != "others":
-            for remat in ("none", "tokens", "block"):
-                print(ours(model, f"model.remat={remat}"), flush=True)
-            # As the other two: without mixup and stochastic depth.
-            for remat in ("none", "tokens"):
-                overrides = ["mixup.p=0", "model.stoch_depth=0"]
-                print(ours(model, f"model.remat={remat}", *overrides))
+            for overrides in (
+                (),
+                ("model.remat=tokens",),
+                ("model.remat=block",),
+                # As the other two.
+                ("mixup.p=0", "model.stoch_depth=0"),
+            ):
+                print(ours(model, *overrides), flush=True)
 
 
 if __name__ == "__main__":
