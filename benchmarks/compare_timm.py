@@ -22,24 +22,21 @@ With another backend: KERAS_BACKEND=jax or torch before the command.
 """
 
 import argparse
-import contextlib
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import os
 import pathlib
 import sys
 import tempfile
 import time
-import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import peers
 
 import keras_mixer
 
@@ -53,59 +50,6 @@ FACTORIES = {
     "mixer_l16_224": keras_mixer.MixerL16,
 }
 DEFAULT = "mixer_s32_224,mixer_s16_224,mixer_b16_224"
-
-
-class _Absent(type):
-    """A class that replaces a name of torchvision and has any attribute."""
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Absent(name, (), {})
-
-
-class _AbsentModule(types.ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Absent(name, (), {})
-
-
-class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds torchvision and every name in it, all of them empty."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] != "torchvision":
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec):
-        return _AbsentModule(spec.name)
-
-    def exec_module(self, module):
-        pass
-
-
-@contextlib.contextmanager
-def torchvision_may_be_absent() -> Iterator[None]:
-    """Lets timm be imported without torchvision.
-
-    timm imports it for image transforms, data sets and frozen batch
-    normalization, and its Mixers use none of them. Not every build of torch
-    has a torchvision.
-    """
-    if importlib.util.find_spec("torchvision") is not None:
-        yield
-        return
-    finder = _AbsentFinder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        # Other packages look for torchvision too, and can do without it.
-        for name in [n for n in sys.modules if n.startswith("torchvision")]:
-            del sys.modules[name]
 
 
 def randomize(model: Any, seed: int) -> None:
@@ -141,8 +85,7 @@ def timm_logits(
     import torch
     from safetensors.torch import save_file
 
-    with torchvision_may_be_absent():
-        import timm
+    timm = peers.import_timm()
     model = timm.create_model(name, pretrained=False).eval()
     randomize(model, seed)
     save_file(model.state_dict(), path)

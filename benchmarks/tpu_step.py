@@ -23,6 +23,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 import keras
+import peers
 
 from keras_mixer import models
 from keras_mixer.preflight import chips, compiler, lowering, report, traffic
@@ -81,32 +82,8 @@ def row_of(model: str, step: str, function, *shapes) -> Row:
 
 def plain_keras(model: str) -> Row:
     """Keras' own layers, optimizer and clipping, mixed_bfloat16."""
-    dims = models.get_variant(model)
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
-
-    def mlp(x, width):
-        out = x.shape[-1]
-        x = keras.layers.Dense(width)(x)
-        x = keras.layers.Activation(
-            lambda y: keras.ops.gelu(y, approximate=True)
-        )(x)
-        return keras.layers.Dense(out)(x)
-
-    image = keras.Input((SIDE, SIDE, 3))
-    x = keras.layers.Conv2D(
-        dims.hidden_dim, dims.patch_size, strides=dims.patch_size
-    )(image)
-    x = keras.layers.Reshape((-1, dims.hidden_dim))(x)
-    for _ in range(dims.num_blocks):
-        y = keras.layers.LayerNormalization(epsilon=1e-6)(x)
-        y = keras.layers.Permute((2, 1))(y)
-        y = mlp(y, dims.tokens_mlp_dim)
-        x = x + keras.layers.Permute((2, 1))(y)
-        y = keras.layers.LayerNormalization(epsilon=1e-6)(x)
-        x = x + mlp(y, dims.channels_mlp_dim)
-    x = keras.layers.LayerNormalization(epsilon=1e-6)(x)
-    x = keras.layers.GlobalAveragePooling1D()(x)
-    built = keras.Model(image, keras.layers.Dense(CLASSES, dtype="float32")(x))
+    built = peers.plain_keras(models.get_variant(model), SIDE, CLASSES)
     keras.mixed_precision.set_global_policy("float32")
     optimizer = keras.optimizers.AdamW(1e-3, 0.1, global_clipnorm=1.0)
     optimizer.build(built.trainable_variables)
@@ -140,37 +117,9 @@ def plain_keras(model: str) -> Row:
 
 def flax(model: str) -> Row:
     """Flax and optax; bfloat16 products, float32 weights."""
-    import flax.linen as nn
     import optax
 
-    dims = models.get_variant(model)
-
-    class Mlp(nn.Module):
-        width: int
-
-        @nn.compact
-        def __call__(self, x):
-            out = x.shape[-1]
-            x = nn.gelu(nn.Dense(self.width, dtype=jnp.bfloat16)(x))
-            return nn.Dense(out, dtype=jnp.bfloat16)(x)
-
-    class Mixer(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            patch = (dims.patch_size, dims.patch_size)
-            x = nn.Conv(
-                dims.hidden_dim, patch, strides=patch, dtype=jnp.bfloat16
-            )(x)
-            x = x.reshape(len(x), -1, dims.hidden_dim)
-            for _ in range(dims.num_blocks):
-                y = nn.LayerNorm(dtype=jnp.bfloat16)(x).swapaxes(1, 2)
-                x = x + Mlp(dims.tokens_mlp_dim)(y).swapaxes(1, 2)
-                y = nn.LayerNorm(dtype=jnp.bfloat16)(x)
-                x = x + Mlp(dims.channels_mlp_dim)(y)
-            x = nn.LayerNorm(dtype=jnp.bfloat16)(x)
-            return nn.Dense(CLASSES)(x.mean(axis=1).astype(jnp.float32))
-
-    net = Mixer()
+    net = peers.flax_mixer(models.get_variant(model), CLASSES, jnp.bfloat16)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.1)
     )
