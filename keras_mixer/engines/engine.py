@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from keras_mixer.engines import gpus
+from keras_mixer.engines import cpus, gpus
 from keras_mixer.engines.hosts import EngineError
 from keras_mixer.run import suggest
 from keras_mixer.run.config import Config
@@ -151,6 +151,8 @@ class Engine(abc.ABC):
                 tensorflow_version=tf.__version__,
                 precision=precision,
             )
+        elif precision == "bfloat16" and not self.is_tpu:
+            cpus.warn_of_bfloat16(cpus.read_flags())
 
     @abc.abstractmethod
     def describe(self) -> str:

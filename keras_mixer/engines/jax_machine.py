@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import jax
 import tensorflow as tf
 
-from keras_mixer.engines import hosts
+from keras_mixer.engines import cpus, hosts
 from keras_mixer.engines.hosts import EngineError
 from keras_mixer.engines.jax import JaxEngine
 
@@ -101,11 +101,9 @@ def keep_compiled_programs() -> None:
 
 def _kind_of_cpu() -> str:
     """Returns a name for the CPU's instructions."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
+    flags = sorted(cpus.read_flags())
+    if not flags:  # not Linux
         return platform.machine()
-    flags = sorted({x for x in lines if x.startswith(("flags", "Features"))})
     digest = hashlib.sha256("\n".join(flags).encode()).hexdigest()
     return f"{platform.machine()}-{digest[:12]}"
 

@@ -1,0 +1,28 @@
+"""What the CPU of this machine can compute."""
+
+import pathlib
+
+# Instructions that multiply bfloat16: of x86, and of ARM.
+_WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def read_flags(file: str = "/proc/cpuinfo") -> frozenset[str]:
+    """Returns the names of the CPU's instruction sets; none if not on Linux."""
+    try:
+        lines = pathlib.Path(file).read_text().splitlines()
+    except OSError:
+        return frozenset()
+    found = [x for x in lines if x.startswith(("flags", "Features"))]
+    return frozenset(" ".join(x.partition(":")[2] for x in found).split())
+
+
+def warn_of_bfloat16(flags: frozenset[str]) -> None:
+    """Prints if a CPU, known by its flags, only emulates bfloat16."""
+    if not flags or flags & _WITH_BFLOAT16:
+        return
+    print(
+        "Warning: this CPU has no instructions for bfloat16 (avx512_bf16, "
+        "amx_bf16) and emulates it: S/16 at 224 px did not make one update in "
+        "minutes. Way out: model.precision=float32",
+        flush=True,
+    )
