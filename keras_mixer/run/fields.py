@@ -275,7 +275,8 @@ class OptimConfig(_Section):
         "of Adam's mean or SGD's momentum; Adam's square stays float32",
     )
     schedule: Literal["linear", "cosine", "constant"] = _doc(
-        "linear", "decay after the warm-up"
+        "linear",
+        "decay after the warm-up; with constant, a run can be made longer",
     )
     warmup_steps: int | None = _doc(
         None, "linear warm-up; at most a tenth of a run as short as it", _FROM_0
@@ -289,6 +290,12 @@ class OptimConfig(_Section):
         "global gradient norm, over all devices; null: no clipping",
         _ABOVE_0,
     )
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether no learning rate depends on the length of the run."""
+        never_ends = self.schedule == "linear" and self.end_lr_factor == 1
+        return self.schedule == "constant" or never_ends
 
 
 def _numbers(text: str, kind: type, field: str, allowed: str) -> tuple:
