@@ -139,11 +139,10 @@ def use_engine() -> None:
 
 
 def make_engine() -> Any:
-    """Returns the engine that `use_engine` has chosen, and prints why."""
+    """Returns the engine that `use_engine` has chosen, and says so."""
     from keras_mixer.engines import make
 
-    print(f"Engine: {_chosen[-1].name} ({_chosen[-1].reason})", flush=True)
-    return make.make_engine(
+    engine = make.make_engine(
         _chosen[-1].name,
         virtual_devices=FLAGS.virtual_devices,
         strategy=FLAGS.strategy,
@@ -152,6 +151,9 @@ def make_engine() -> Any:
         num_hosts=FLAGS.num_hosts,
         host=FLAGS.host,
     )
+    name, reason = _chosen[-1].name, _chosen[-1].reason
+    print(f"Engine: {name} ({reason}); {engine.describe()}", flush=True)
+    return engine
 
 
 def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> None:

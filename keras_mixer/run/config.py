@@ -248,17 +248,6 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     return lines
 
 
-def summary(config: Config) -> str:
-    """Returns what matters most of a resolved config, in one line."""
-    model, train, optim = config.model, config.train, config.optim
-    start = f", from {config.init.weights}" if config.init.weights else ""
-    return (
-        f"{config.recipe or 'No recipe'}: {model.variant} on {model.side} px"
-        f"{start}, {train.total_steps:,} steps of {train.batch_size:,} images, "
-        f"{optim.name} at {optim.lr:g}"
-    )
-
-
 def describe(config: Config) -> str:
     """Returns `config` as YAML, for people."""
     return OmegaConf.to_yaml(OmegaConf.structured(config)).rstrip()
