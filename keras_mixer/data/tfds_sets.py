@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import os
 import socket
 import urllib.parse
 import urllib.request
@@ -35,7 +34,6 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     """Returns the TFDS builder of a data set that is on disk."""
     import tensorflow_datasets as tfds
 
-    data_dir = os.path.expanduser(data_dir) if data_dir else None
     try:
         with _only_errors("absl"):  # it warns of each set that is not prepared
             builder = tfds.builder(name, data_dir=data_dir)

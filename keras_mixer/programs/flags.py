@@ -30,20 +30,31 @@ class _PathParser(flags.ArgumentParser):  # of absl 1.4, not generic
     """
 
     def parse(self, argument: str) -> str:
-        path = os.path.expanduser(argument)
-        if not path:
+        if not argument:
             raise ValueError("a path is missing after the =")
-        if path.startswith("~"):
-            raise ValueError(
-                f"there is no user {path.partition('/')[0][1:]!r}. A folder of "
-                f"this name is written ./{path}"
-            )
-        return path
+        return files_lib.expand(argument)
 
 
 def define_path(name: str, help_text: str) -> None:
     """Defines a flag that is a path; by default None."""
     flags.DEFINE(_PathParser(), name, None, help_text)
+
+
+class _BoolParser(flags.BooleanParser):
+    """Reads true or false; absl's error is a tuple."""
+
+    def parse(self, argument: str | int) -> bool:
+        try:
+            return bool(super().parse(argument))
+        except (ValueError, TypeError) as error:
+            raise ValueError("it must be true or false") from error
+
+
+def reword_booleans() -> None:
+    """Gives all boolean flags, absl's own too, an error for people."""
+    for name in FLAGS:
+        if FLAGS[name].boolean:
+            FLAGS[name].parser = _BoolParser()
 
 
 class _FiniteParser(flags.FloatParser):
@@ -57,10 +68,15 @@ class _FiniteParser(flags.FloatParser):
 
 
 def define_number(
-    name: str, default: float, help_text: str, *, lower_bound: float
+    name: str,
+    default: float,
+    help_text: str,
+    *,
+    lower_bound: float,
+    upper_bound: float,
 ) -> None:
     """Defines a flag that is a finite number."""
-    parser = _FiniteParser(lower_bound=lower_bound)
+    parser = _FiniteParser(lower_bound, upper_bound)
     flags.DEFINE(parser, name, default, help_text)
 
 

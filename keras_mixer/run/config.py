@@ -217,7 +217,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         value that is not allowed.
     """
     try:
-        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+        text = pathlib.Path(files.expand(path)).read_text(encoding="utf-8")
         if not text.strip():
             raise ConfigError("The file is empty.")
         return _merge(Config(), OmegaConf.create(text.translate(_HIDE)))

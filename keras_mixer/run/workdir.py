@@ -42,7 +42,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
             "disk, or on a disk that all hosts share (NFS, Filestore), and "
             f"copy it: gcloud storage cp -r. Received: {os.fspath(workdir)}"
         )
-    return pathlib.Path(workdir).expanduser()
+    return pathlib.Path(files.expand(workdir))
 
 
 def read_result(
@@ -150,7 +150,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
       WorkdirError: The folder is not a workdir.
     """
     suggest.check_path("workdir", workdir)
-    folder = pathlib.Path(workdir).expanduser()
+    folder = pathlib.Path(files.expand(workdir))
     for name in ("config.json", "classes.json"):
         if not (folder / name).exists():
             raise WorkdirError(

@@ -555,5 +555,7 @@ def test_class_names_with_commas_and_blanks_are_quoted():
     )
     found = sources._find_classes(split, '???,"a,b","c "')
     assert found == ("???", "a,b", "c ")
-    with pytest.raises(data.DataError, match="written in double quotes"):
+    with pytest.raises(
+        data.DataError, match='classes: "a,b", "c ", .*written in double quotes'
+    ):
         sources._find_classes(split, "a,b")
