@@ -57,7 +57,7 @@ def read(
         is of none of them.
       WorkdirError: One is not the workdir of a run that trained.
     """
-    paths = [pathlib.Path(text).expanduser() for text in workdirs]
+    paths = [pathlib.Path(files.expand(text)) for text in workdirs]
     if len(paths) < 2:
         raise ConfigError(
             "Give the workdirs of two or more runs: compare runs/a runs/b "
@@ -117,7 +117,7 @@ def _read_evaluations(
     by_place = {path.resolve(): path for path in paths}
     for file in outputs:
         try:
-            whole = files.read_json(pathlib.Path(file).expanduser())
+            whole = files.read_json(pathlib.Path(files.expand(file)))
             task, workdir = whole["task"], whole.get("workdir")
             rows = [
                 _read_row(task, row, whole.get("step"))

@@ -23,7 +23,7 @@ from keras_mixer.data.splits import (
     select,
     table_of,
 )
-from keras_mixer.run import suggest
+from keras_mixer.run import files as files_lib, suggest
 
 _ORDER_SEED = 0
 # All names of what TensorFlow decodes.
@@ -319,7 +319,7 @@ def open_folder(path: str, split: str, hold_out: float = 0.0) -> Split:
             "is written folder:/path"
         )
     part = split.partition("[")[0]
-    root = path.rstrip("/") if _is_remote(path) else os.path.expanduser(path)
+    root = path.rstrip("/") if _is_remote(path) else files_lib.expand(path)
     listings, has_splits = _list(root)
     if has_splits:
         _require_no_level(root, listings, part)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.data.sources import open_split
 from keras_mixer.data.splits import DataError, Split, require_same_classes
-from keras_mixer.run import config as config_lib
+from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.fields import DataConfig
 
@@ -137,7 +137,7 @@ def _may_share(name: str, other: str) -> bool:
         path = text.removeprefix("folder:")
         if path == text or "://" in path:
             return name.partition(":")[0] == other.partition(":")[0]
-        paths.append(os.path.realpath(os.path.expanduser(path)))
+        paths.append(os.path.realpath(files.expand(path)))
     return os.path.commonpath(paths) in paths
 
 

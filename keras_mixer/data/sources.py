@@ -21,7 +21,7 @@ from keras_mixer.data.splits import (
     select,
     table_of,
 )
-from keras_mixer.run import quoting, suggest
+from keras_mixer.run import files, quoting, suggest
 
 _DIGITS_TEST_EXAMPLES = 360
 
@@ -55,6 +55,7 @@ def open_split(
         )
     if data_dir is not None:
         suggest.check_path("data_dir", data_dir)
+        data_dir = files.expand(data_dir)
     if classes is not None:
         wanted = "names with commas between them"
         suggest.check_type("classes", classes, str, wanted)
@@ -89,7 +90,7 @@ def _find_classes(split: Split, classes: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in split.class_names]
     if unknown:
         hint = suggest.nearest(unknown[0], split.class_names)
-        known = ", ".join(split.class_names[:20])
+        known = ", ".join(map(quoting.quote, split.class_names[:20]))
         more = " ..." if split.num_classes > 20 else ""
         if any("," in name for name in split.class_names):
             more += f". {quoting.RULE}"

@@ -1,10 +1,12 @@
 """Data sets of TensorFlow Datasets (TFDS), prepared as either kind of file."""
 
+import contextlib
 import functools
-import os
+import logging
 import socket
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from keras_mixer.data.splits import (
     shuffle,
 )
 
-_HOST = ("storage.googleapis.com", 443)  # TFDS asks it first
+_HOST = ("storage.googleapis.com", 443)  # of TFDS' files, and seldom down
 _NETWORK_SECONDS = 4.0
+_RETRIES = 3  # a second in all; the ten of TFDS take minutes
 _FILES_AT_ONCE = 16  # of a TFRecord data set, read in turn
 _RECORDS_AT_ONCE = 32  # of an array_record data set
 _READ_BYTES = 8 * 2**20  # at once, as TFDS does: a bucket answers slowly
@@ -31,9 +34,10 @@ def _prepare(name: str, data_dir: str | None) -> Any:
     """Returns the TFDS builder of a data set that is on disk."""
     import tensorflow_datasets as tfds
 
-    data_dir = os.path.expanduser(data_dir) if data_dir else None
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        with _only_errors("absl"):  # it warns of each set that is not prepared
+            builder = tfds.builder(name, data_dir=data_dir)
+            is_prepared = builder.is_prepared()
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:
         raise DataError(
             f"{name!r} is no data set of TFDS {tfds.__version__}: "
@@ -42,11 +46,14 @@ def _prepare(name: str, data_dir: str | None) -> Any:
             "data.name=digits, or data.name=folder:/path with one folder of "
             "images per class."
         ) from error
-    if builder.is_prepared():
+    if is_prepared:
         return builder
     try:
-        _require_network(builder)
-        builder.download_and_prepare()
+        # Manual downloads are on the disk.
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            _require_network()
+        with _few_retries():
+            builder.download_and_prepare()
     except Exception as error:  # whatever the network or the host raises
         raise DataError(
             f"{name!r} is not in {builder.data_path} and cannot be downloaded "
@@ -121,15 +128,51 @@ def _to_grey(image: np.ndarray) -> np.ndarray:
     return np.round(image * 255).astype(np.uint8)
 
 
-def _require_network(builder: Any) -> None:
-    """Raises OSError if there is none; TFDS would retry for a minute."""
-    # A proxy looks names up itself, and manual downloads are on the disk.
-    if urllib.request.getproxies() or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        return
+def _require_network() -> None:
+    """Raises OSError if there is none, before TFDS tries for minutes."""
+    address = _proxy() or _HOST
     try:
-        socket.create_connection(_HOST, timeout=_NETWORK_SECONDS).close()
+        socket.create_connection(address, timeout=_NETWORK_SECONDS).close()
     except OSError as error:
-        raise OSError(f"no network: {_HOST[0]}: {error}") from error
+        raise OSError(f"no network: {address[0]}: {error}") from error
+
+
+def _proxy() -> tuple[str, int] | None:
+    """Returns host and port of the proxy that TFDS goes through, if any."""
+    proxies = urllib.request.getproxies()
+    found = [proxies[key] for key in ("https", "all", "http") if key in proxies]
+    if not found:
+        return None
+    url = found[0] if "//" in found[0] else f"http://{found[0]}"
+    parts = urllib.parse.urlsplit(url)
+    usual = {"https": 443, "http": 80}.get(parts.scheme, 1080)
+    return parts.hostname or "", parts.port or usual
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """Within, TFDS asks a host that cannot be reached a few times."""
+    from tensorflow_datasets.core.download import downloader
+
+    before = downloader.MAX_RETRIES
+    downloader.MAX_RETRIES = _RETRIES
+    try:
+        with _only_errors("urllib3.connectionpool"):  # a warning for each
+            yield
+    finally:
+        downloader.MAX_RETRIES = before
+
+
+@contextlib.contextmanager
+def _only_errors(name: str) -> Iterator[None]:
+    """Within, a logger drops its warnings."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _tfds(name: str, split: str, data_dir: str | None) -> Split:

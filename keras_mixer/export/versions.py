@@ -34,7 +34,7 @@ def check_output(output: str | os.PathLike[str]) -> pathlib.Path:
             "cannot rename a version into place: export to a local folder and "
             "copy the version."
         )
-    output = pathlib.Path(output).expanduser()
+    output = pathlib.Path(files.expand(output))
     there = output
     while not there.exists():
         there = there.parent

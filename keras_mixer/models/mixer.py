@@ -8,9 +8,10 @@ the paper leaves open follows the released models' code
 """
 
 import dataclasses
+import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import keras
@@ -336,8 +337,10 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       **mixer_options: The fields of `models.Options`, such as `head="fresh"`.
 
     Raises:
+      TypeError: There is no such argument.
       ValueError: An argument is not allowed; the message says what is.
     """
+    _require_known("Mixer", mixer_options)
     options = Options(**mixer_options)
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
@@ -380,6 +383,18 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     return model
 
 
+def _require_known(function: str, given: Collection[str]) -> None:
+    """Raises TypeError for what is no field of `Options`."""
+    fields = [field.name for field in dataclasses.fields(Options)]
+    for name in given:
+        if name not in fields:
+            known = [*inspect.signature(Mixer).parameters, *fields]
+            raise TypeError(
+                f"{function}() has no argument {name!r}."
+                f"{suggest.nearest(name, known)}"
+            )
+
+
 def _factory(variant: str) -> Callable[..., keras.Model]:
     """Returns the `keras.applications`-style function of a variant."""
     letter, patch = variant.split("/")
@@ -396,6 +411,7 @@ def _factory(variant: str) -> Callable[..., keras.Model]:
         name: str = default_name,
         **mixer_options: Any,
     ) -> keras.Model:
+        _require_known(build.__name__, mixer_options)
         return Mixer(
             variant,
             include_top=include_top,

@@ -253,13 +253,18 @@ def _define_cost() -> None:
         "batch", 8, "Images at once.", lower_bound=1, upper_bound=2**16
     )
     shared.define_number(
-        "seconds", 10, "How long to repeat a call.", lower_bound=0
+        "seconds",
+        10,
+        "How long to repeat a call.",
+        lower_bound=0,
+        upper_bound=3600,
     )
     shared.define_number(
         "time_limit",
         600,
         "Seconds after which a measurement is given up.",
         lower_bound=1,
+        upper_bound=7 * 86400,
     )
     flags.DEFINE_bool("xla", True, "Whether XLA compiles, as in train.py.")
     flags.DEFINE_bool("expand", True, "Token mixing as in fine-tuning (above).")

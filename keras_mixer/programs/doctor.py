@@ -8,7 +8,6 @@ be missing or broken.
 import argparse
 import dataclasses
 import math
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -49,7 +48,10 @@ def _path(text: str) -> str:
     """Reads a path, in which a leading ~ is a home folder."""
     if not text:
         raise argparse.ArgumentTypeError("a path is missing after the =")
-    return os.path.expanduser(text)
+    try:
+        return files.expand(text)
+    except ValueError as error:  # argparse would not show it
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:

@@ -17,6 +17,7 @@ from keras_mixer.programs.program import run_program
 from keras_mixer.run import (
     config as config_lib,
     fields,
+    files,
     workdir as workdir_lib,
 )
 from keras_mixer.run.config import Config, ConfigError
@@ -100,7 +101,7 @@ def define_flags() -> None:
 def _read_names(path: str) -> tuple[str, ...]:
     """Reads --class_names."""
     try:
-        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = pathlib.Path(files.expand(path)).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Cannot read --class_names={path}: {error}"
@@ -199,7 +200,7 @@ def _load_keras(
     try:
         weights_lib.load_keras(model, weights)
     except weights_lib.WeightsError as error:
-        if not pathlib.Path(weights).expanduser().is_file():
+        if not pathlib.Path(files.expand(weights)).is_file():
             raise
         source = "from --class_names" if names else "there are no names"
         reason = " ".join(str(error).split())

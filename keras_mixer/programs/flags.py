@@ -30,20 +30,31 @@ class _PathParser(flags.ArgumentParser):  # of absl 1.4, not generic
     """
 
     def parse(self, argument: str) -> str:
-        path = os.path.expanduser(argument)
-        if not path:
+        if not argument:
             raise ValueError("a path is missing after the =")
-        if path.startswith("~"):
-            raise ValueError(
-                f"there is no user {path.partition('/')[0][1:]!r}. A folder of "
-                f"this name is written ./{path}"
-            )
-        return path
+        return files_lib.expand(argument)
 
 
 def define_path(name: str, help_text: str) -> None:
     """Defines a flag that is a path; by default None."""
     flags.DEFINE(_PathParser(), name, None, help_text)
+
+
+class _BoolParser(flags.BooleanParser):
+    """Reads true or false; absl's error is a tuple."""
+
+    def parse(self, argument: str | int) -> bool:
+        try:
+            return bool(super().parse(argument))
+        except (ValueError, TypeError) as error:
+            raise ValueError("it must be true or false") from error
+
+
+def reword_booleans() -> None:
+    """Gives all boolean flags, absl's own too, an error for people."""
+    for name in FLAGS:
+        if FLAGS[name].boolean:
+            FLAGS[name].parser = _BoolParser()
 
 
 class _FiniteParser(flags.FloatParser):
@@ -57,10 +68,15 @@ class _FiniteParser(flags.FloatParser):
 
 
 def define_number(
-    name: str, default: float, help_text: str, *, lower_bound: float
+    name: str,
+    default: float,
+    help_text: str,
+    *,
+    lower_bound: float,
+    upper_bound: float,
 ) -> None:
     """Defines a flag that is a finite number."""
-    parser = _FiniteParser(lower_bound=lower_bound)
+    parser = _FiniteParser(lower_bound, upper_bound)
     flags.DEFINE(parser, name, default, help_text)
 
 
@@ -139,11 +155,10 @@ def use_engine() -> None:
 
 
 def make_engine() -> Any:
-    """Returns the engine that `use_engine` has chosen, and prints why."""
+    """Returns the engine that `use_engine` has chosen, and says so."""
     from keras_mixer.engines import make
 
-    print(f"Engine: {_chosen[-1].name} ({_chosen[-1].reason})", flush=True)
-    return make.make_engine(
+    engine = make.make_engine(
         _chosen[-1].name,
         virtual_devices=FLAGS.virtual_devices,
         strategy=FLAGS.strategy,
@@ -152,6 +167,9 @@ def make_engine() -> Any:
         num_hosts=FLAGS.num_hosts,
         host=FLAGS.host,
     )
+    name, reason = _chosen[-1].name, _chosen[-1].reason
+    print(f"Engine: {name} ({reason}); {engine.describe()}", flush=True)
+    return engine
 
 
 def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from keras_mixer.run import config as config_lib
+from keras_mixer.run import config as config_lib, files
 from keras_mixer.run.config import Config
 
 RECIPE = "photos"  # of a folder, if no recipe is named
@@ -46,7 +46,7 @@ def choices(recipe: str, overrides: Sequence[str]) -> list[str]:
 
 def _test_folder(name: str) -> str | None:
     """Returns the name of the folder of test images, if it is not test."""
-    root = os.path.expanduser(name.removeprefix("folder:"))
+    root = files.expand(name.removeprefix("folder:"))
 
     def has(split: str) -> bool:
         return os.path.isdir(os.path.join(root, split))
@@ -58,7 +58,7 @@ def _test_folder(name: str) -> str | None:
 
 def _model_of(workdir: str) -> list[str]:
     """Returns the model of a run, as overrides; none if it is not one."""
-    path = os.path.join(os.path.expanduser(workdir), "config.json")
+    path = os.path.join(files.expand(workdir), "config.json")
     if not workdir or not os.path.exists(path):
         return []
     model = config_lib.load(path).model

@@ -34,6 +34,7 @@ def run_program(
     """
     others = set(FLAGS)
     define_flags()
+    shared.reword_booleans()
     FLAGS.set_gnu_getopt(True)  # flags may follow overrides and workdirs
     for name in set(FLAGS) - others:  # so that --help lists them first
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])

@@ -217,7 +217,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         value that is not allowed.
     """
     try:
-        text = pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+        text = pathlib.Path(files.expand(path)).read_text(encoding="utf-8")
         if not text.strip():
             raise ConfigError("The file is empty.")
         return _merge(Config(), OmegaConf.create(text.translate(_HIDE)))
@@ -246,17 +246,6 @@ def differences(ours: Config, theirs: Config) -> list[str]:
             if x != y:
                 lines.append(f"{section}.{field.name}: {y!r} -> {x!r}")
     return lines
-
-
-def summary(config: Config) -> str:
-    """Returns what matters most of a resolved config, in one line."""
-    model, train, optim = config.model, config.train, config.optim
-    start = f", from {config.init.weights}" if config.init.weights else ""
-    return (
-        f"{config.recipe or 'No recipe'}: {model.variant} on {model.side} px"
-        f"{start}, {train.total_steps:,} steps of {train.batch_size:,} images, "
-        f"{optim.name} at {optim.lr:g}"
-    )
 
 
 def describe(config: Config) -> str:

@@ -22,6 +22,7 @@ class _Range(NamedTuple):
 
 
 _COUNT = _Range("positive, up to 2**31 - 1", lambda x: 1 <= x < 2**31)
+_FEW = _Range("from 1 to 1000", lambda x: 1 <= x <= 1000)
 _ABOVE_0 = _Range("a positive number", lambda x: x > 0)
 _FROM_0 = _Range("at least 0 and finite", lambda x: x >= 0)
 _BELOW_1 = _Range("in [0, 1)", lambda x: 0 <= x < 1)
@@ -116,7 +117,7 @@ class ModelConfig(_Section):
 
     variant: str = _doc("S/16", "S/32 ... H/14, or custom: give all five below")
     patch_size: int | None = _doc(None, "pixels per patch side", _COUNT)
-    num_blocks: int | None = _doc(None, "Mixer layers", _COUNT)
+    num_blocks: int | None = _doc(None, "Mixer layers", _FEW)
     hidden_dim: int | None = _doc(None, "channels per token (C)", _COUNT)
     tokens_mlp_dim: int | None = _doc(None, "token-mixing width (D_S)", _COUNT)
     channels_mlp_dim: int | None = _doc(
@@ -278,7 +279,8 @@ class OptimConfig(_Section):
         "of Adam's mean or SGD's momentum; Adam's square stays float32",
     )
     schedule: Literal["linear", "cosine", "constant"] = _doc(
-        "linear", "decay after the warm-up"
+        "linear",
+        "decay after the warm-up; with constant, a run can be made longer",
     )
     warmup_steps: int | None = _doc(
         None, "linear warm-up; at most a tenth of a run as short as it", _FROM_0
@@ -292,6 +294,12 @@ class OptimConfig(_Section):
         "global gradient norm, over all devices; null: no clipping",
         _ABOVE_0,
     )
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether no learning rate depends on the length of the run."""
+        never_ends = self.schedule == "linear" and self.end_lr_factor == 1
+        return self.schedule == "constant" or never_ends
 
 
 def _numbers(text: str, kind: type, field: str, allowed: str) -> tuple:
@@ -322,7 +330,7 @@ class FewshotConfig(_Section):
         "null: all",
     )
     shots: str = _doc("1,5,10,25", "examples per class, several with commas")
-    seeds: int = _doc(3, "support sets, drawn with the seeds 0, 1 ...", _COUNT)
+    seeds: int = _doc(3, "support sets, drawn with the seeds 0, 1 ...", _FEW)
     l2_reg: str = _doc("1024", "regularisation, several with commas")
     policy: str | None = _doc(
         None,

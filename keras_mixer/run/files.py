@@ -37,6 +37,21 @@ def sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
+def expand(path: str | os.PathLike[str]) -> str:
+    """Returns a path in which a leading ~ is a home folder.
+
+    Raises:
+      ConfigError: There is no such user.
+    """
+    expanded = os.path.expanduser(os.fspath(path))
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"There is no user {expanded.partition('/')[0][1:]!r}. A folder "
+            f"of this name is written ./{expanded}"
+        )
+    return expanded
+
+
 def check_target(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     """Returns the path of a file or folder that can be written.
 
@@ -46,7 +61,7 @@ def check_target(path: str | os.PathLike[str], name: str) -> pathlib.Path:
       ConfigError: A file or a dead link is in the way, or writing is not
         permitted.
     """
-    target = there = pathlib.Path(path).expanduser()
+    target = there = pathlib.Path(expand(path))
     while not os.path.lexists(there):
         there = there.parent
     if there != target and not there.is_dir():

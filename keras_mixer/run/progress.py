@@ -217,13 +217,12 @@ class Progress:
         ]
         if images_per_second:
             left = (self._total_steps - step) * self._batch_size
-            parts += [
-                f"{images_per_second:,.0f} img/s",
-                f"{images_per_second / self._cores:,.0f} img/s/core",
-                f"ETA {format_seconds(left / images_per_second)}",
-            ]
-            if self._cores == 1:  # both rates are the same
-                del parts[-2]
+            parts.append(f"{images_per_second:,.0f} img/s")
+            if self._cores > 1:  # else both rates are the same
+                each = images_per_second / self._cores
+                parts.append(f"{each:,.0f} img/s/core")
+            if left:
+                parts.append(f"ETA {format_seconds(left / images_per_second)}")
         self._print(step, "  ".join(parts))
 
     def evaluation(self, step: int, *, split: str, **scores: Any) -> None:

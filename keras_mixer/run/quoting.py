@@ -46,6 +46,13 @@ def names(text: str, separator: str = ",") -> tuple[str, ...]:
     return tuple(map(unquote, split(text, separator)))
 
 
+def quote(name: str) -> str:
+    """Writes a name so that `names` reads it, in quotes if it needs them."""
+    if name == name.strip() and not any(c in name for c in ',@"\\'):
+        return name
+    return '"' + name.replace("\\", r"\\").replace('"', r"\"") + '"'
+
+
 def _characters(text: str) -> list[tuple[str, bool, str]]:
     """Reads characters: what one means, whether it is literal, how written.
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from keras_mixer.run import quoting
+from keras_mixer.run import files, quoting
 from keras_mixer.run.fields import ConfigError
 
 # Name -> data set, training split, test split: the suite of
@@ -85,7 +85,7 @@ def _check_folder(name: str, text: str, field: str) -> None:
 
     Its name may have been split.
     """
-    path = os.path.expanduser(name.removeprefix("folder:"))
+    path = files.expand(name.removeprefix("folder:"))
     if path == name or "://" in path or os.path.exists(path):
         return
     rule = f" {quoting.RULE}" if "," in text or "@" in text else ""

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import math
 import os
 import pathlib
 import re
@@ -24,6 +25,8 @@ _MAY_CHANGE = (
     "model.remat:",
     "train.accumulate:",
 )
+# What follows from the length of a run.
+_OF_LENGTH = ("train.steps:", "train.log_every:")
 
 
 def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -41,7 +44,7 @@ def as_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
             "disk, or on a disk that all hosts share (NFS, Filestore), and "
             f"copy it: gcloud storage cp -r. Received: {os.fspath(workdir)}"
         )
-    return pathlib.Path(workdir).expanduser()
+    return pathlib.Path(files.expand(workdir))
 
 
 def read_result(
@@ -53,7 +56,8 @@ def read_result(
     """Returns the result of a finished run, None if it is not finished.
 
     The config is resolved, `class_names` are in the order of the labels, and
-    `other_model` names what makes the model if it is no Mixer.
+    `other_model` names what makes the model if it is no Mixer. A run that is
+    longer than before is not finished, if its learning rates so far stay.
 
     Raises:
       WorkdirError: The workdir holds something other than this run, or cannot
@@ -70,18 +74,38 @@ def read_result(
             return None
         changes = _changes(workdir, config, class_names, other_model)
         if changes and _has_begun(workdir):
-            raise WorkdirError(
-                f"{workdir} holds a run of another config. Give this run a "
-                "--workdir of its own. What differs (there -> here): "
-                + "; ".join(changes)
-                + ". To train on from its weights with these settings: "
-                f"init.weights={workdir} with a new --workdir."
-            )
-        return files.read_result(workdir)
+            raise WorkdirError(_explain(workdir, config, changes))
+        result = files.read_result(workdir)
+        longer = result and result["step"] < config.train.total_steps
+        return None if longer else result
     except OSError as error:
         raise WorkdirError(
             f"Cannot read the workdir {workdir}: {error.strerror}"
         ) from error
+
+
+def _explain(workdir: pathlib.Path, config: Config, changes: list[str]) -> str:
+    """Says why a run cannot go on with another config, and what can be done."""
+    if all(line.startswith(_OF_LENGTH) for line in changes):
+        why = "A shorter run is another one."
+        if not config.optim.can_go_on:
+            why = (
+                f"With optim.schedule={config.optim.schedule} the learning "
+                "rates of its steps would have been others; with "
+                "optim.schedule=constant a run can be made longer."
+            )
+        return (
+            f"{workdir} holds a run of another length (there -> here): "
+            f"{'; '.join(changes)}. {why} Ways out: (1) train it from the "
+            "start in a new --workdir; (2) train on from its weights: "
+            f"init.weights={workdir} with a new --workdir."
+        )
+    return (
+        f"{workdir} holds a run of another config. Give this run a --workdir "
+        f"of its own. What differs (there -> here): {'; '.join(changes)}. To "
+        "train on from its weights with these settings: "
+        f"init.weights={workdir} with a new --workdir."
+    )
 
 
 def _has_begun(workdir: pathlib.Path) -> bool:
@@ -99,10 +123,14 @@ def _changes(
 ) -> list[str]:
     """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
+    may_change = _MAY_CHANGE
+    longer = (theirs.train.steps or math.inf) < config.train.total_steps
+    if longer and config.optim.can_go_on:
+        may_change += _OF_LENGTH
     changes = [
         line
         for line in config_lib.differences(config, theirs)
-        if not line.startswith(_MAY_CHANGE)
+        if not line.startswith(may_change)
     ]
     classes = workdir / "classes.json"
     if classes.exists() and read_classes(classes) != class_names:
@@ -124,7 +152,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
       WorkdirError: The folder is not a workdir.
     """
     suggest.check_path("workdir", workdir)
-    folder = pathlib.Path(workdir).expanduser()
+    folder = pathlib.Path(files.expand(workdir))
     for name in ("config.json", "classes.json"):
         if not (folder / name).exists():
             raise WorkdirError(
@@ -161,6 +189,8 @@ def claim(
             workdir.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((workdir / "lock").open("w"))
             _lock(lock, workdir)
+            # Of a run that was shorter; what it holds is no longer true.
+            (workdir / "result.json").unlink(missing_ok=True)
             config_lib.save(config, workdir / "config.json")
             files.write_json(workdir / "classes.json", list(class_names))
             other = workdir / files.OTHER_MODEL

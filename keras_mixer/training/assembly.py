@@ -13,7 +13,7 @@ import psutil
 from keras_mixer import data, models, weights as weights_lib
 from keras_mixer.engines import optim
 from keras_mixer.engines.engine import Engine
-from keras_mixer.run import checkpoint, config as config_lib
+from keras_mixer.run import checkpoint, config as config_lib, files
 from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.fields import ModelConfig
 from keras_mixer.run.files import WorkdirError
@@ -290,7 +290,7 @@ def load_trained(
       WeightsError: It has no such checkpoint, or one that cannot be read.
     """
     config = read_config(workdir)
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = pathlib.Path(files.expand(workdir))
     class_names = read_classes(workdir / "classes.json")
     found = weights_lib.read_workdir(
         workdir, which, exact_gelu=config.model.gelu == "exact"

@@ -55,9 +55,11 @@ def fit(
         config, workdir=workdir, engine=engine, build_model=build_model
     )
     if run.result is not None:
+        can_go_on = run.config.optim.can_go_on
         print(
             f"The run in {run.workdir} is finished. To train again, give "
-            "another --workdir."
+            "another --workdir"
+            + ("; to go on, more train.epochs." if can_go_on else ".")
         )
         return run.result
     with engine.watch(), preemption.Signals() as signals:

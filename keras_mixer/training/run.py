@@ -195,22 +195,27 @@ class Run:
                 )
 
     def describe(self, model: keras.Model) -> str:
-        """Returns what the run is, for people, in three lines."""
-        config, train = self.config, self.splits.train
-        parts = [
-            f"{train.num_examples:,} examples in {config.data.train_split}",
-            *(
-                f"{x.num_examples:,} in {n}"
-                for n, (_, x) in self.evaluated.items()
-            ),
+        """Returns what the run is, for people, in one line."""
+        options, train = self.config.model, self.splits.train
+        is_named = self.build_model is None and options.variant != "custom"
+        model_parts = [
+            *([options.variant] if is_named else []),
+            f"{_short(model.count_params())} parameters",
+            f"{options.side} px",
+            *([f"from {x}"] if (x := self.config.init.weights) else []),
         ]
         return (
-            f"{config_lib.summary(config)}\n"
-            f"{config.data.name}: {', '.join(parts)}; "
-            f"{train.num_classes} classes\n"
-            f"{model.count_params():,} parameters; "
-            f"{self.engine.describe()}; workdir {self.workdir}"
+            f"{self.workdir}: {', '.join(model_parts)}; "
+            f"{train.num_examples:,} images, {train.num_classes:,} classes; "
+            f"{self.total_steps:,} steps of {self.config.train.batch_size:,}"
         )
+
+
+def _short(count: int) -> str:
+    """Returns "950", "73k" or "18.5M"."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
 
 
 def _open_fewshot(

@@ -52,7 +52,7 @@ def _damaged(path: pathlib.Path, error: Exception, kind: str) -> WeightsError:
 def _existing_file(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path with ~ expanded."""
     suggest.check_path("path", path)
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(files.expand(path))
     if not path.is_file():
         raise WeightsError(f"There is no file of weights {path}")
     return path
@@ -181,7 +181,7 @@ def read_workdir(
         model is no Mixer.
     """
     suggest.check_path("workdir", workdir)
-    folder = pathlib.Path(workdir).expanduser()
+    folder = pathlib.Path(files.expand(workdir))
     try:
         other = files.read_other_model(folder)
         if other is not None:
@@ -210,7 +210,7 @@ def read(path: str | os.PathLike[str]) -> Parameters:
       WeightsError: The file does not exist, is damaged, or of another kind.
     """
     suggest.check_path("path", path)
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(files.expand(path))
     if path.is_dir():
         return read_workdir(path)
     path = _existing_file(path)
@@ -283,7 +283,7 @@ def save_npz(model: keras.Model, path: str | os.PathLike[str]) -> None:
       WeightsError: The file cannot be written.
     """
     suggest.check_path("path", path)
-    target = pathlib.Path(path).expanduser()
+    target = pathlib.Path(files.expand(path))
     if target.suffix != ".npz":
         raise ValueError(f"The file must end in .npz. Received: {target}")
     found = from_model(model, source=str(target))

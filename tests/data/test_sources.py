@@ -7,6 +7,9 @@ import hashlib
 import os
 import shutil
 import socket
+import socketserver
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -348,7 +351,7 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
     def fail(self, **_):
         raise OSError("no network")
 
-    monkeypatch.setattr(tfds_sets, "_require_network", lambda _: None)
+    monkeypatch.setattr(tfds_sets, "_require_network", lambda: None)
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(data.DataError) as caught:
         data.open_split("cifar100", "train", str(tmp_path))
@@ -363,16 +366,66 @@ def test_what_cannot_be_downloaded_says_what_to_do(tmp_path, monkeypatch):
         assert part in message
 
 
-def test_without_a_network_nothing_is_retried(tmp_path, monkeypatch):
+class _RefusingProxy(socketserver.StreamRequestHandler):
+    def handle(self):
+        while self.rfile.readline().strip():
+            pass
+        self.wfile.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A proxy that TFDS goes through, and that forbids everything."""
+    with socketserver.TCPServer(("127.0.0.1", 0), _RefusingProxy) as server:
+        port = server.server_address[1]
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_network_that_forbids_the_host_is_given_up_soon(
+    tmp_path, proxy, capfd
+):
+    """TFDS itself asks, and would ask for minutes with a warning each time."""
+    begun = time.monotonic()
+    with pytest.raises(data.DataError, match="ProxyError: .*connect to proxy"):
+        data.open_split("cifar100", "train", str(tmp_path))
+    assert time.monotonic() - begun < 8
+    assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_proxy_that_is_not_there_is_no_network(tmp_path, monkeypatch, capfd):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("https_proxy", address)
+        with pytest.raises(
+            data.DataError, match="no network: 127.0.0.1: .*refu"
+        ):
+            data.open_split("cifar100", "train", str(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_network_nothing_is_retried(tmp_path, monkeypatch, capfd):
     def fail(*_, **__):
         raise OSError("Name or service not known")
 
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tfds_sets.urllib.request, "getproxies", dict)
     monkeypatch.setattr(tfds_sets.socket, "create_connection", fail)
     with pytest.raises(data.DataError, match="no network: storage"):
         data.open_split("cifar100", "train", str(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_files_placed_by_hand_need_no_network(tmp_path, monkeypatch):
+    """TFDS itself looks for them, in a set that has nothing to download."""
+    monkeypatch.setattr(tfds_sets, "_require_network", lambda: 1 / 0)
+    with pytest.raises(data.DataError, match=f"Manual directory {tmp_path}"):
+        data.open_split("imagenet2012", "train", str(tmp_path))
 
 
 def test_a_host_that_never_answers_is_no_network(tmp_path, monkeypatch):
@@ -395,7 +448,7 @@ def test_a_host_that_never_answers_is_no_network(tmp_path, monkeypatch):
     "name", ["a/b/c/d", "cifar10/no_config", "cifar10:99.0.0", "/", ":", "x y"]
 )
 def test_no_name_ends_in_a_traceback(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(tfds_sets, "_require_network", lambda _: 1 / 0)
+    monkeypatch.setattr(tfds_sets, "_require_network", lambda: 1 / 0)
     with pytest.raises(data.DataError):
         data.open_split(name, "train", str(tmp_path))
 
@@ -502,5 +555,7 @@ def test_class_names_with_commas_and_blanks_are_quoted():
     )
     found = sources._find_classes(split, '???,"a,b","c "')
     assert found == ("???", "a,b", "c ")
-    with pytest.raises(data.DataError, match="written in double quotes"):
+    with pytest.raises(
+        data.DataError, match='classes: "a,b", "c ", .*written in double quotes'
+    ):
         sources._find_classes(split, "a,b")

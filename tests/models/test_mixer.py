@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import keras
@@ -417,3 +418,21 @@ def test_unknown_variant_names_the_nearest():
         models.Mixer(models.Variant(15, 1, 8, 4, 8))
     with pytest.raises(ValueError, match="hidden_dim must be a positive"):
         models.Variant(16, 1, 0, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (functools.partial(keras_mixer.Mixer, "S/32"), "Mixer"),
+        (keras_mixer.MixerS32, "MixerS32"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("argument", "near"), [("clases", "classes"), ("drop_out", "dropout")]
+)
+def test_an_unknown_argument_suggests_a_known_one(build, name, argument, near):
+    with pytest.raises(TypeError) as caught:
+        build(**{argument: 3})
+    assert str(caught.value) == (
+        f"{name}() has no argument {argument!r}. Did you mean {near!r}?"
+    )

@@ -1,6 +1,11 @@
 import pytest
 
-from keras_mixer.run import config as config_lib, files
+from keras_mixer import data, weights
+from keras_mixer.run import (
+    config as config_lib,
+    files,
+    workdir as workdir_lib,
+)
 
 
 def test_a_damaged_file_is_named_with_its_line_and_column(tmp_path):
@@ -16,3 +21,27 @@ def test_a_damaged_file_is_named_with_its_line_and_column(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(files.WorkdirError, match="Cannot read .*config.json"):
         files.read_json(path)
+
+
+def test_a_leading_tilde_is_a_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.expand("~/a~") == "/home/me/a~"
+    assert files.expand("./~no-one/a") == "./~no-one/a"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        files.expand,
+        workdir_lib.as_path,
+        workdir_lib.read_config,
+        config_lib.load,
+        weights.read,
+        lambda path: files.check_file(path, "--output"),
+        lambda path: data.open_split(f"folder:{path}", "train"),
+        lambda path: data.open_split("cifar10", "train", path),
+    ],
+)
+def test_a_user_who_does_not_exist_is_named(call):
+    with pytest.raises(ValueError, match=r"no user 'no-one'.* \./~no-one/x"):
+        call("~no-one/x.npz")

@@ -84,11 +84,13 @@ def test_lines_for_programs_and_people(tmp_path, capsys):
 def test_lines_leave_out_what_says_nothing(tmp_path, capsys):
     p = make(tmp_path, cores=1, num_classes=5)
     report(p, 20)
-    p.close()
     shown = capsys.readouterr().out
     assert "80 img/s  ETA" in shown
     assert "img/s/core" not in shown
     assert "top-5" not in shown
+    report(p, 100)  # the end
+    p.close()
+    assert "ETA" not in capsys.readouterr().out
 
 
 def test_a_restored_run_writes_no_line_twice(tmp_path):

@@ -24,6 +24,24 @@ def test_names_with_separators_in_them(text, want):
     assert quoting.names(text) == want
 
 
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("cats", "cats"),
+        ("two words", "two words"),
+        ("a,b", '"a,b"'),
+        (" a", '" a"'),
+        ("a@b", '"a@b"'),
+        ('5"', r'"5\""'),
+        ("a\\", r'"a\\"'),
+        ("", ""),
+    ],
+)
+def test_names_are_quoted_if_they_need_it(name, want):
+    assert quoting.quote(name) == want
+    assert quoting.names(f"{quoting.quote(name)},x") == (name, "x")
+
+
 def test_a_quote_that_is_not_closed():
     with pytest.raises(ConfigError, match=r"not closed in '\"a,b'"):
         quoting.names('"a,b')

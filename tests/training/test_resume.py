@@ -151,3 +151,23 @@ def test_a_run_without_a_line_yet_is_not_taken_over(
             workdir=tmp_path,
             engine=engine_of(1),
         )
+
+
+@pytest.mark.slow
+def test_a_longer_run_goes_on(tmp_path, engine_of):
+    """The weights are those of a run that was so long from the start."""
+    constant = (*RANDOM, "optim.schedule=constant")
+    config, engine = small(*constant), engine_of(1)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer.fit(config, workdir=whole, engine=engine)
+    half = small(*constant, "train.steps=6")
+    assert trainer.fit(half, workdir=parts, engine=engine)["step"] == 6
+    assert trainer.fit(config, workdir=parts, engine=engine)["step"] == 12
+    assert_same_weights(whole, parts, rtol=0, atol=0)
+    steps = {
+        kind: [x["step"] for x in lines_of(parts) if x["kind"] == kind]
+        for kind in ("train", "eval")
+    }
+    assert steps == {"train": [4, 6, 8, 12], "eval": [6, 12]}
+    assert workdir_lib.read_config(parts).train.steps == 12
+    assert files.read_result(parts)["step"] == 12
