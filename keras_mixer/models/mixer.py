@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
@@ -337,11 +337,9 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       **mixer_options: The fields of `models.Options`, such as `head="fresh"`.
 
     Raises:
-      TypeError: There is no such argument.
-      ValueError: An argument is not allowed; the message says what is.
+      ValueError, TypeError: An argument is not allowed; the message says why.
     """
-    _require_known("Mixer", mixer_options)
-    options = Options(**mixer_options)
+    options = _options("Mixer", mixer_options)
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
     _check(pooling, classes, weights, options, top=include_top, name=name)
@@ -383,8 +381,8 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     return model
 
 
-def _require_known(function: str, given: Collection[str]) -> None:
-    """Raises TypeError for what is no field of `Options`."""
+def _options(function: str, given: Mapping[str, Any]) -> Options:
+    """Returns the options, or raises TypeError for what is none."""
     fields = [field.name for field in dataclasses.fields(Options)]
     for name in given:
         if name not in fields:
@@ -393,6 +391,7 @@ def _require_known(function: str, given: Collection[str]) -> None:
                 f"{function}() has no argument {name!r}."
                 f"{suggest.nearest(name, known)}"
             )
+    return Options(**given)
 
 
 def _factory(variant: str) -> Callable[..., keras.Model]:
@@ -411,7 +410,7 @@ def _factory(variant: str) -> Callable[..., keras.Model]:
         name: str = default_name,
         **mixer_options: Any,
     ) -> keras.Model:
-        _require_known(build.__name__, mixer_options)
+        _options(build.__name__, mixer_options)  # names this function
         return Mixer(
             variant,
             include_top=include_top,

@@ -123,7 +123,7 @@ def _changes(
 ) -> list[str]:
     """Lists what differs between the run in `workdir` and this one."""
     theirs = config_lib.load(workdir / "config.json")
-    may_change = _MAY_CHANGE
+    may_change: tuple[str, ...] = _MAY_CHANGE
     longer = (theirs.train.steps or math.inf) < config.train.total_steps
     if longer and config.optim.can_go_on:
         may_change += _OF_LENGTH
