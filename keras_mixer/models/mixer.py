@@ -323,10 +323,11 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       variant: A name of `VARIANTS`, or dimensions of your own.
       include_top: Whether to end in mean pooling and the linear head.
       weights: None for random weights with a zero head. "imagenet1k",
-        "imagenet21k", "sam" or "gsam", which are downloaded once
-        (`weights.RELEASES` describes them). The path of a .npz (either
-        layout), a timm .safetensors, a .weights.h5 that Keras wrote for the
-        same model, or the workdir of a run. Or `weights.Parameters`.
+        "imagenet21k", "sam", "gsam", "miil_in21k" or "miil_in21k_ft_in1k",
+        which are downloaded once (`weights.RELEASES` describes them). The path
+        of a .npz (either layout), a timm .safetensors, a .weights.h5 that Keras
+        wrote for the same model, or the workdir of a run. Or
+        `weights.Parameters`.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides
         are multiples of the patch size.

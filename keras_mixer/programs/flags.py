@@ -234,7 +234,8 @@ def define_source_flags(
     )
     define_path(
         "weights",
-        f"In place of a run: imagenet1k, imagenet21k, sam, gsam, or a {files}.",
+        "In place of a run: imagenet1k, imagenet21k, sam, gsam, miil_in21k, "
+        f"miil_in21k_ft_in1k, or a {files}.",
     )
     flags.DEFINE_string("model", None, f"Variant of --weights: {models}.")
 

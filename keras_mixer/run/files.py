@@ -10,6 +10,7 @@ from typing import Any
 from keras_mixer.run.fields import ConfigError
 
 OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+REPOSITORY_WEIGHTS = "model.safetensors"  # of a folder made for the Hub
 # Names of the files that make a workdir.
 _OF_A_RUN = (
     *("config.json", "classes.json", "metrics.jsonl", "result.json"),
@@ -158,6 +159,11 @@ def read_other_model(workdir: pathlib.Path) -> str | None:
             f"Cannot read {workdir / OTHER_MODEL} "
             f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
+
+
+def is_repository(folder: pathlib.Path) -> bool:
+    """Whether a folder is laid out as a repository of the Hugging Face Hub."""
+    return (folder / REPOSITORY_WEIGHTS).is_file()
 
 
 def is_path(weights: Any) -> bool:
