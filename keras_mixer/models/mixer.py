@@ -298,6 +298,22 @@ def _build(
     return kind(inputs, x, name=name)
 
 
+def _load(
+    model: keras.Model,
+    found: Parameters,
+    grid: tuple[int, int],
+    patch_size: int,
+    options: Options,
+) -> None:
+    """Sets the weights, fitted to the grid, and the names of a kept head."""
+    found = weights_lib.resize_tokens(
+        found, grid, options.resize_tokens, patch_size
+    )
+    weights_lib.load(model, found, head=options.head)
+    if model.layers[-1].name == "head" and options.head == "keep":
+        model.class_names = found.class_names
+
+
 def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     variant: Variant | str,
     *,
@@ -372,10 +388,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
         name=name,
     )
     if found is not None:
-        found = weights_lib.resize_tokens(
-            found, grid, options.resize_tokens, variant.patch_size
-        )
-        weights_lib.load(model, found, head=options.head)
+        _load(model, found, grid, variant.patch_size, options)
     elif weights_lib.is_keras_file(weights):
         weights_lib.load_keras(model, weights)
     return model

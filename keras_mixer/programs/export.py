@@ -4,8 +4,6 @@ The program behind `python -m keras_mixer.export`.
 """
 
 import dataclasses
-import json
-import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -111,17 +109,6 @@ def _read_names(path: str) -> tuple[str, ...]:
     return names
 
 
-def _imagenet_names() -> tuple[str, ...] | None:
-    """Returns Keras' names of ImageNet's classes, if they are in its cache."""
-    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-    path = pathlib.Path(home, "models", "imagenet_class_index.json")
-    try:
-        index = json.loads(path.read_text())
-        return tuple(index[str(i)][1] for i in range(1000))
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
 def _from_workdir(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
     """Returns the model of --workdir, and what export.json says of it."""
     from keras_mixer.training import assembly
@@ -171,8 +158,6 @@ def _from_weights(
             "url": release.url,
             "eval_policy": release.eval_policy,
         }
-        if release.classes == models.DEFAULT_CLASSES:
-            names = names or _imagenet_names()
     provenance["config"] = dataclasses.asdict(trained.config)
     return trained._replace(class_names=names), provenance
 

@@ -10,6 +10,7 @@ import keras
 
 from keras_mixer.run import suggest
 from keras_mixer.run.files import is_path
+from keras_mixer.weights import labels
 from keras_mixer.weights.description import Description
 from keras_mixer.weights.formats import read, read_npz, read_safetensors
 from keras_mixer.weights.parameters import Parameters, WeightsError
@@ -129,11 +130,15 @@ def find_release(name: str, variant: str | None) -> Release:
 
 def read_release(path: pathlib.Path, release: Release) -> Parameters:
     """Reads the file of a release, and adds what is known of it."""
+    known = Description(release.preprocessing, exact_gelu=True)
     if release.hub:
-        known = Description(release.preprocessing, exact_gelu=True)
-        return read_safetensors(path, known)
+        found = read_safetensors(path, known)
+    else:
+        found = read_npz(path)
     return dataclasses.replace(
-        read_npz(path), preprocessing=release.preprocessing
+        found,
+        preprocessing=release.preprocessing,
+        class_names=labels.of_imagenet(found.num_classes),
     )
 
 

@@ -9,8 +9,13 @@ import json
 import numpy as np
 import pytest
 
+import keras_mixer
 from keras_mixer import models, weights
-from keras_mixer.weights import parameters as parameters_lib, preprocessing
+from keras_mixer.weights import (
+    labels,
+    parameters as parameters_lib,
+    preprocessing,
+)
 from tests import reference
 from tests.weights.test_weights import (
     OPTIONS,
@@ -190,6 +195,56 @@ def test_miil_weights_are_folded(values, tmp_path, monkeypatch):
         values["stem/kernel"], values["stem/bias"], found.preprocessing
     )
     np.testing.assert_allclose(found.values["stem/bias"], want[1], rtol=1e-6)
+
+
+def test_class_names_come_with_the_weights(values, tmp_path):
+    config = {
+        "pretrained_cfg": {"mean": [0.5], "std": [0.5]},
+        "label_names": [f"n{i}" for i in range(7)],
+        "label_descriptions": {"n3": "a bee"},
+    }
+    path = write_repository(tmp_path, values, config)
+    model = models.Mixer(SMALL, weights=path, **OPTIONS)
+    assert model.class_names == ("n0", "n1", "n2", "a bee", "n4", "n5", "n6")
+    scores = np.eye(7, dtype=np.float32)[[3, 6]] * 5
+    scores[0, 1] = 2
+    names = model.class_names
+    got = keras_mixer.decode_predictions(scores, top=2, class_names=names)
+    assert got[0] == [(3, "a bee", 5.0), (1, "n1", 2.0)]
+    assert got[1][0] == (6, "n6", 5.0)
+    assert len(keras_mixer.decode_predictions(scores, 9, names)[0]) == 7
+    for wrong in (names[:6], (*names, "more")):
+        with pytest.raises(ValueError, match=f"{len(wrong)}.*class_names"):
+            keras_mixer.decode_predictions(scores, class_names=wrong)
+    for wrong in ("abcdefg", (), [3] * 7):
+        with pytest.raises(ValueError, match="class_names must be a list"):
+            keras_mixer.decode_predictions(scores, class_names=wrong)
+    fresh = models.Mixer(SMALL, weights=path, head="fresh", **OPTIONS)
+    assert fresh.class_names is None
+    assert models.Mixer(SMALL, **OPTIONS).class_names is None
+
+
+def test_names_of_imagenet(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert labels.of_imagenet(1000) is None
+    index = {str(i): [f"n{i}", f"class_{i}"] for i in range(1000)}
+    file = tmp_path / "models" / "imagenet_class_index.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(index))
+    assert labels.of_imagenet(1000)[999] == "class_999"
+    # Those of ImageNet-21k lie in the package timm, in two orders.
+    info = tmp_path / "timm" / "data" / "_info"
+    info.mkdir(parents=True)
+    (tmp_path / "timm" / "__init__.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert labels.of_imagenet(11221) is None
+    (info / "imagenet_synset_to_lemma.txt").write_text("n7\tbee, a\nn8\tant\n")
+    for order, classes in (("goog", 21843), ("miil", 11221)):
+        lines = "".join(f"n{i}\n" for i in range(classes))
+        (info / f"imagenet21k_{order}_synsets.txt").write_text(lines)
+        names = labels.of_imagenet(classes)
+        assert names[7:10] == ("bee, a", "ant", "n9")
+    assert labels.of_imagenet(7) is None
 
 
 def test_one_value_may_stand_for_all_channels():
