@@ -342,7 +342,8 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
         "imagenet21k", "sam", "gsam", "miil_in21k" or "miil_in21k_ft_in1k",
         which are downloaded once (`weights.RELEASES` describes them). The path
         of a .npz (either layout), a timm .safetensors, a .weights.h5 that Keras
-        wrote for the same model, or the workdir of a run. Or
+        wrote for the same model, or the workdir of a run. A repository of the
+        Hugging Face Hub, "hf:owner/name" or "hf:owner/name@revision". Or
         `weights.Parameters`.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides

@@ -166,7 +166,8 @@ class InitConfig(_Section):
     weights: str | None = _doc(
         None,
         "imagenet1k, imagenet21k, sam, gsam, miil_in21k, miil_in21k_ft_in1k; "
-        "a .npz or timm .safetensors; "
+        "hf:owner/name[@revision] of the Hugging Face Hub; a .npz or timm "
+        ".safetensors; "
         "the workdir of a run; null: random",
     )
     head: Literal["keep", "fresh"] = _doc(

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from keras_mixer.run import checkpoint, files, suggest
-from keras_mixer.weights import description
+from keras_mixer.weights import description, hub
 from keras_mixer.weights.parameters import (
     Parameters,
     WeightsError,
@@ -148,12 +148,14 @@ def _from_timm(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def read_safetensors(
-    path: pathlib.Path, known: description.Description | None = None
+    path: pathlib.Path,
+    known: description.Description | None = None,
+    source: str | None = None,
 ) -> Parameters:
     """Reads a file of timm.
 
     `known` is what is known of the weights, by default what the config.json
-    beside the file says.
+    beside the file says; `source` names them in messages, by default the path.
     """
     try:
         import safetensors
@@ -172,7 +174,7 @@ def read_safetensors(
     )
     if known is None:
         known = description.read(path.with_name(description.NAME))
-    return description.describe(Parameters(str(path), values), known)
+    return description.describe(Parameters(source or str(path), values), known)
 
 
 def read_workdir(
@@ -232,14 +234,20 @@ def read_workdir(
 def read(path: str | os.PathLike[str]) -> Parameters:
     """Reads a `.npz` (either layout), a timm `.safetensors`, or a workdir.
 
-    A folder with a `model.safetensors` is read as that file. The stem of what
-    is returned takes [-1, 1]: the `config.json` beside a `.safetensors` says
-    what its source took.
+    A folder with a `model.safetensors` is read as that file, and so is a
+    repository of the Hugging Face Hub, `hf:owner/name` or with `@revision`. The
+    stem of what is returned takes [-1, 1]: the `config.json` beside a
+    `.safetensors` says what its source took.
 
     Raises:
-      WeightsError: The file does not exist, is damaged, or of another kind.
+      WeightsError: The file does not exist, cannot be downloaded, is damaged,
+        or of another kind.
     """
     suggest.check_path("path", path)
+    if files.is_hub(path):
+        folder, address = hub.download(str(path))
+        weights = folder / files.REPOSITORY_WEIGHTS
+        return read_safetensors(weights, source=address)
     path = pathlib.Path(path).expanduser()
     if files.is_repository(path):
         path = path / files.REPOSITORY_WEIGHTS

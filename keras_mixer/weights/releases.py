@@ -13,6 +13,7 @@ from keras_mixer.run.files import is_path
 from keras_mixer.weights import labels
 from keras_mixer.weights.description import Description
 from keras_mixer.weights.formats import read, read_npz, read_safetensors
+from keras_mixer.weights.hub import MISNAMED
 from keras_mixer.weights.parameters import Parameters, WeightsError
 from keras_mixer.weights.preprocessing import Preprocessing
 
@@ -57,10 +58,6 @@ class Release:
 _HUB_FILE = "model.safetensors"
 _I1K = "ImageNet-1k from scratch"
 _I21K = "ImageNet-21k from scratch"
-MISNAMED = (
-    "timm publishes these weights as goog_in21k_ft_in1k; they are not "
-    "fine-tuned from ImageNet-21k (timm pull request 651)."
-)
 _TABLE_3 = "top1: after fine-tuning to ImageNet-1k at 224 px (paper, Table 3)."
 _BY_MIIL = (
     "Trained by Alibaba MIIL (arXiv 2104.10972), converted by timm. timm "
@@ -124,7 +121,8 @@ def find_release(name: str, variant: str | None) -> Release:
     raise ValueError(
         f"Unknown weights {name!r}.{suggest.nearest(name, names)} Released: "
         f"{', '.join(names)}. Or give the path of a .npz, a timm "
-        ".safetensors or a Keras .weights.h5 file, or None for random weights."
+        ".safetensors or a Keras .weights.h5 file, hf:owner/name of the "
+        "Hugging Face Hub, or None for random weights."
     )
 
 
@@ -192,10 +190,11 @@ def download(release: Release) -> pathlib.Path:
 
 
 def get(weights: Any, variant: str | None) -> Parameters:
-    """Returns the weights of a release, a file or a workdir.
+    """Returns the weights of a release, a file, a workdir or the Hub.
 
-    `weights` is a name, a path, or `Parameters`, which are returned as they
-    are; `variant` the model's name in the paper, None for other dimensions.
+    `weights` is a name, a path, an `hf:owner/name[@revision]`, or `Parameters`,
+    which are returned as they are; `variant` is the model's name in the paper,
+    None for other dimensions.
 
     Raises:
       ValueError: There is no such release or file, or it cannot be read.
