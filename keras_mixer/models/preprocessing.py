@@ -108,7 +108,7 @@ def decode_predictions(
     if names is not None:
         return [
             [(int(i), names[i], float(row[i])) for i in np.argsort(-row)[:top]]
-            for row in np.float64(keras.ops.convert_to_numpy(preds))
+            for row in np.asarray(keras.ops.convert_to_numpy(preds), np.float64)
         ]
     if top > _IMAGENET_CLASSES:
         raise ValueError(f"top must be 1 to 1000. Received: {top}")

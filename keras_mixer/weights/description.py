@@ -93,14 +93,15 @@ def _preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
     mean, std = config.get("mean"), config.get("std")
     if mean is None or std is None:
         return None
-    size = config.get("input_size")  # [channels, height, width]
-    is_square = isinstance(size, list) and len(size) == 3 and size[1] == size[2]
+    side, size = None, config.get("input_size")  # [channels, height, width]
+    if isinstance(size, list) and len(size) == 3 and size[1] == size[2]:
+        side = size[1]
     # Other modes squeeze the image or add a border.
     is_crop = config.get("crop_mode") in (None, "center")
     return Preprocessing(
         mean,
         std,
-        image_size=size[1] if is_square else None,
+        image_size=side,
         crop_share=config.get("crop_pct") if is_crop else None,
         interpolation=config.get("interpolation"),
     )

@@ -18,7 +18,7 @@ def _to_numbers(name: str, value: Any, low: float, high: float) -> tuple:
     if not is_list or not all(
         isinstance(x, numbers.Real)
         and not isinstance(x, bool)
-        and low <= x <= high
+        and low <= float(x) <= high
         for x in numbers_of
     ):
         raise ValueError(
@@ -110,7 +110,7 @@ def fold_stem(
                 f"{name} has {len(values)} values, and the stem {channels} "
                 f"channels. Received: {name}={values}"
             )
-    mean = np.broadcast_to(np.float64(preprocessing.mean), channels)
-    std = np.broadcast_to(np.float64(preprocessing.std), channels)
+    mean = np.broadcast_to(np.asarray(preprocessing.mean), channels)
+    std = np.broadcast_to(np.asarray(preprocessing.std), channels)
     shift = np.einsum("hwio,i->o", kernel, (0.5 - mean) / std)
     return kernel / (2 * std)[:, None], bias.astype(np.float64) + shift
