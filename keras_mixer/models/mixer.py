@@ -18,6 +18,7 @@ import keras
 from keras_mixer import weights as weights_lib
 from keras_mixer.models import layers
 from keras_mixer.models.inputs import MixerModel
+from keras_mixer.models.options import Options as Options, to_options
 from keras_mixer.run import suggest
 from keras_mixer.run.variants import (
     VARIANTS as VARIANTS,
@@ -51,42 +52,6 @@ def fit_variant(
     if tokens_mlp_dim % variant.tokens_mlp_dim:
         return variant  # of another model: `weights.load` reports it
     return dataclasses.replace(variant, tokens_mlp_dim=tokens_mlp_dim)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The arguments of `Mixer` that `keras.applications` models do not have.
-
-    Attributes:
-      head: "keep" the head of `weights`, or start with a "fresh" one of zeros.
-      resize_tokens: How the token-mixing MLPs of `weights` are fitted to images
-        of another size; see `weights.resize_tokens`.
-      dropout: Rate inside the MLPs, in [0, 1).
-      stoch_depth: Stochastic depth of the last block, in [0, 1). Block i of n
-        drops each branch with probability `stoch_depth * i / (n - 1)` (paper,
-        App. B).
-      stoch_depth_rescale: Whether kept branches are divided by the probability
-        of keeping them. The authors' training code does not.
-      gelu_approximate: True for the tanh approximation of GELU, as in the
-        released models; False for the exact function, as in timm. None follows
-        the weights, and is the tanh approximation without them.
-      head_bias_init: Initial bias of the head. big_vision's recipe with the
-        sigmoid loss has -6.9: each class starts at a probability of 0.001.
-      in_channels: Channels of the images.
-      remat: What the backward pass computes again; see `layers.MixerBlock`.
-      dtype: Keras dtype policy; None is the global one.
-    """
-
-    head: Literal["keep", "fresh"] = "keep"
-    resize_tokens: Literal["expand", "resample"] = "expand"
-    dropout: float = 0.0
-    stoch_depth: float = 0.0
-    stoch_depth_rescale: bool = False
-    gelu_approximate: bool | None = None
-    head_bias_init: float = 0.0
-    in_channels: int = 3
-    remat: Literal["none", "tokens", "block"] = "none"
-    dtype: Any = None
 
 
 def _image_shape(
@@ -356,7 +321,7 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     Raises:
       ValueError: An argument is not allowed; the message says what is.
     """
-    options = Options(**mixer_options)
+    options = to_options(mixer_options)
     if not isinstance(variant, Variant):
         variant = get_variant(variant)
     _check(pooling, classes, weights, options, top=include_top, name=name)
