@@ -1,13 +1,15 @@
 """The same logits as timm's Mixers, from files in timm's format.
 
 Each of timm's models gets random non-zero weights everywhere, LayerNorms and
-head included, and is saved as .safetensors. keras_mixer loads that file
-(`MixerB16(weights=path)`), and both models see the same images. Nothing is
+head included, and the mean and standard deviation of Google's weights or of
+MIIL's. timm writes its config.json, and the weights are saved beside it.
+keras_mixer loads them (`MixerB16(weights=folder)`). Its model sees images in
+[-1, 1], and timm's the same images after its own normalisation. Nothing is
 downloaded.
 
 The last column is the error of the same weights with `gelu_approximate=True`,
 the tanh approximation of GELU, which the authors' code applies and timm does
-not. A model fails if max|a - b| / max|b| of the logits is above 1e-4, or if it
+not. A model fails if max|a - b| / max|b| of the logits is above 1e-5, or if it
 is not ten times below that column, because then the comparison does not tell
 the two functions apart.
 
@@ -23,6 +25,7 @@ With another backend: KERAS_BACKEND=jax or torch before the command.
 
 import argparse
 import importlib.util
+import itertools
 import os
 import pathlib
 import sys
@@ -40,7 +43,12 @@ import peers
 
 import keras_mixer
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
+# Whose statistics, and the pretrained model of timm that has them.
+STATISTICS = {
+    "google": "mixer_b16_224.goog_in21k_ft_in1k",
+    "miil": "mixer_b16_224.miil_in21k_ft_in1k",
+}
 FACTORIES = {
     "mixer_s32_224": keras_mixer.MixerS32,
     "mixer_s16_224": keras_mixer.MixerS16,
@@ -72,33 +80,50 @@ def randomize(model: Any, seed: int) -> None:
 
 
 def timm_logits(
-    name: str, images: np.ndarray, path: pathlib.Path, seed: int
+    name: str,
+    statistics: str,
+    images: np.ndarray,
+    folder: pathlib.Path,
+    seed: int,
 ) -> np.ndarray:
-    """Saves one of timm's models to `path`; returns its logits [batch, 1000].
+    """Saves one of timm's models; returns its logits [batch, 1000].
 
     Args:
       name: timm's name of the model.
+      statistics: Key of STATISTICS.
       images: [batch, height, width, 3], values in [-1, 1].
-      path: Where the .safetensors file goes.
+      folder: Where model.safetensors and config.json go.
       seed: Of the weights.
     """
     import torch
     from safetensors.torch import save_file
 
-    timm = peers.import_timm()
-    model = timm.create_model(name, pretrained=False).eval()
-    randomize(model, seed)
-    save_file(model.state_dict(), path)
+    with peers.torchvision_may_be_absent():
+        import timm
+        from timm.models import get_pretrained_cfg
+        from timm.models._hub import save_config_for_hf
+
+        theirs = get_pretrained_cfg(STATISTICS[statistics])
+        keys = ("mean", "std", "crop_pct", "interpolation")
+        overlay = {key: getattr(theirs, key) for key in keys}
+        model = timm.create_model(name, pretrained_cfg_overlay=overlay).eval()
+        randomize(model, seed)
+        save_config_for_hf(model, str(folder / "config.json"))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    mean, std = (np.float32(theirs.mean), np.float32(theirs.std))
+    normalised = ((images + 1) / 2 - mean) / std
     with torch.inference_mode():
-        nchw = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        nchw = torch.from_numpy(normalised).permute(0, 3, 1, 2).contiguous()
         return model(nchw).numpy()
 
 
 def keras_logits(
-    name: str, images: np.ndarray, path: pathlib.Path, **options: Any
+    name: str, images: np.ndarray, folder: pathlib.Path, **options: Any
 ) -> np.ndarray:
-    """Returns the logits of keras_mixer's model with the weights of `path`."""
-    model = FACTORIES[name](weights=path, classifier_activation=None, **options)
+    """Returns the logits of keras_mixer's model, with weights of a folder."""
+    model = FACTORIES[name](
+        weights=folder, classifier_activation=None, **options
+    )
     return keras.ops.convert_to_numpy(model(images))
 
 
@@ -108,20 +133,20 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def compare(name: str, seed: int) -> tuple[float, float]:
+def compare(name: str, statistics: str, seed: int) -> tuple[float, float]:
     """Returns the errors of the logits, with the exact GELU and with tanh."""
     rng = np.random.default_rng(seed)
     images = rng.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / f"{name}.safetensors"
-        want = timm_logits(name, images, path, seed)
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        want = timm_logits(name, statistics, images, folder, seed)
         with warnings.catch_warnings():
             # The default model must load timm's file without a warning.
             warnings.simplefilter("error", UserWarning)
-            exact = keras_logits(name, images, path)
+            exact = keras_logits(name, images, folder)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            tanh = keras_logits(name, images, path, gelu_approximate=True)
+            tanh = keras_logits(name, images, folder, gelu_approximate=True)
         if not any("exact GELU" in str(w.message) for w in caught):
             raise AssertionError(
                 f"{name}: gelu_approximate=True on timm's weights did not warn"
@@ -159,14 +184,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{package} is not installed; --help says how.")
 
     start, failed = time.monotonic(), []
-    print(f"{'model':<15} {'max|a-b|/max|b|':>15}  {'':<4} {'with tanh':>10}")
-    for name in names:
-        error, tanh = compare(name, options.seed)
+    print(
+        f"{'model':<15} {'input':<7} {'max|a-b|/max|b|':>15}  {'':<4} "
+        f"{'with tanh':>10}"
+    )
+    for name, statistics in itertools.product(names, STATISTICS):
+        error, tanh = compare(name, statistics, options.seed)
         passed = error <= TOLERANCE and 10 * error <= tanh
-        failed += [] if passed else [name]
+        failed += [] if passed else [f"{name} ({statistics})"]
         print(
-            f"{name:<15} {error:>15.1e}  {'pass' if passed else 'FAIL':<4} "
-            f"{tanh:>10.1e}",
+            f"{name:<15} {statistics:<7} {error:>15.1e}  "
+            f"{'pass' if passed else 'FAIL':<4} {tanh:>10.1e}",
             flush=True,
         )
     import timm

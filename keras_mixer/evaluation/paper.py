@@ -8,13 +8,14 @@ from typing import NamedTuple
 _TABLE_2 = "paper, Table 2"
 _TABLE_3 = "paper, Table 3"
 _AUTHORS = "google-research/vision_transformer"
+_MIIL = "miil_in21k_ft_in1k"
 
 
 class Reported(NamedTuple):
     """An accuracy after pre-training and, on other data, fine-tuning."""
 
     variant: str  # name in the paper
-    pretraining: str  # "imagenet1k", "imagenet21k" or "jft300m"
+    pretraining: str  # "imagenet1k" or another `weights=`, or "jft300m"
     data: str  # TFDS name of the data set it was evaluated on
     split: str
     image_size: int  # side of the images in the evaluation, in pixels
@@ -63,6 +64,7 @@ REPORTED: tuple[Reported, ...] = (
     Reported("L/16", "imagenet1k", "cifar10", "test", 224, 0.9659, _AUTHORS),
     Reported("B/16", "imagenet21k", "cifar10", "test", 224, 0.9682, _AUTHORS),
     Reported("L/16", "imagenet21k", "cifar10", "test", 224, 0.9834, _AUTHORS),
+    Reported("B/16", _MIIL, "imagenet2012", "validation", 224, 0.823, "timm"),
 )
 COSTS = tuple(Cost(*line[:3], *line[5:]) for line in _LINES)
 

@@ -17,8 +17,12 @@ class MixerModel(keras.Model):
     type is seen also while a function is traced, the values of the first images
     only where they are at hand: in an eager call, and as an array in `predict`,
     `evaluate` and `fit`.
+
+    `class_names` are those of the head that came with `weights=`, in the order
+    of the output, None if they are unknown. They are not saved with the model.
     """
 
+    class_names: tuple[str, ...] | None = None
     _values_seen = _warned = False
 
     def call(

@@ -19,6 +19,7 @@ import keras
 from keras_mixer import weights as weights_lib
 from keras_mixer.models import layers
 from keras_mixer.models.inputs import MixerModel
+from keras_mixer.models.options import Options as Options, to_options
 from keras_mixer.run import suggest
 from keras_mixer.run.variants import (
     VARIANTS as VARIANTS,
@@ -52,42 +53,6 @@ def fit_variant(
     if tokens_mlp_dim % variant.tokens_mlp_dim:
         return variant  # of another model: `weights.load` reports it
     return dataclasses.replace(variant, tokens_mlp_dim=tokens_mlp_dim)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """The arguments of `Mixer` that `keras.applications` models do not have.
-
-    Attributes:
-      head: "keep" the head of `weights`, or start with a "fresh" one of zeros.
-      resize_tokens: How the token-mixing MLPs of `weights` are fitted to images
-        of another size; see `weights.resize_tokens`.
-      dropout: Rate inside the MLPs, in [0, 1).
-      stoch_depth: Stochastic depth of the last block, in [0, 1). Block i of n
-        drops each branch with probability `stoch_depth * i / (n - 1)` (paper,
-        App. B).
-      stoch_depth_rescale: Whether kept branches are divided by the probability
-        of keeping them. The authors' training code does not.
-      gelu_approximate: True for the tanh approximation of GELU, as in the
-        released models; False for the exact function, as in timm. None follows
-        the weights, and is the tanh approximation without them.
-      head_bias_init: Initial bias of the head. big_vision's recipe with the
-        sigmoid loss has -6.9: each class starts at a probability of 0.001.
-      in_channels: Channels of the images.
-      remat: What the backward pass computes again; see `layers.MixerBlock`.
-      dtype: Keras dtype policy; None is the global one.
-    """
-
-    head: Literal["keep", "fresh"] = "keep"
-    resize_tokens: Literal["expand", "resample"] = "expand"
-    dropout: float = 0.0
-    stoch_depth: float = 0.0
-    stoch_depth_rescale: bool = False
-    gelu_approximate: bool | None = None
-    head_bias_init: float = 0.0
-    in_channels: int = 3
-    remat: Literal["none", "tokens", "block"] = "none"
-    dtype: Any = None
 
 
 def _image_shape(
@@ -299,6 +264,22 @@ def _build(
     return kind(inputs, x, name=name)
 
 
+def _load(
+    model: keras.Model,
+    found: Parameters,
+    grid: tuple[int, int],
+    patch_size: int,
+    options: Options,
+) -> None:
+    """Sets the weights, fitted to the grid, and the names of a kept head."""
+    found = weights_lib.resize_tokens(
+        found, grid, options.resize_tokens, patch_size
+    )
+    weights_lib.load(model, found, head=options.head)
+    if model.layers[-1].name == "head" and options.head == "keep":
+        model.class_names = found.class_names
+
+
 def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
     variant: Variant | str,
     *,
@@ -324,10 +305,12 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
       variant: A name of `VARIANTS`, or dimensions of your own.
       include_top: Whether to end in mean pooling and the linear head.
       weights: None for random weights with a zero head. "imagenet1k",
-        "imagenet21k", "sam" or "gsam", which are downloaded once
-        (`weights.RELEASES` describes them). The path of a .npz (either
-        layout), a timm .safetensors, a .weights.h5 that Keras wrote for the
-        same model, or the workdir of a run. Or `weights.Parameters`.
+        "imagenet21k", "sam", "gsam", "miil_in21k" or "miil_in21k_ft_in1k",
+        which are downloaded once (`weights.RELEASES` describes them). The path
+        of a .npz (either layout), a timm .safetensors, a .weights.h5 that Keras
+        wrote for the same model, or the workdir of a run. A repository of the
+        Hugging Face Hub, "hf:owner/name" or "hf:owner/name@revision". Or
+        `weights.Parameters`.
       input_tensor: A Keras tensor to use as the image input.
       input_shape: `(height, width, channels)`; 224 x 224 x 3 by default. Sides
         are multiples of the patch size.
@@ -372,26 +355,15 @@ def Mixer(  # noqa: N802 (factories are nouns, as in keras.applications)
         name=name,
     )
     if found is not None:
-        found = weights_lib.resize_tokens(
-            found, grid, options.resize_tokens, variant.patch_size
-        )
-        weights_lib.load(model, found, head=options.head)
+        _load(model, found, grid, variant.patch_size, options)
     elif weights_lib.is_keras_file(weights):
         weights_lib.load_keras(model, weights)
     return model
 
 
 def _options(function: str, given: Mapping[str, Any]) -> Options:
-    """Returns the options, or raises TypeError for what is none."""
-    fields = [field.name for field in dataclasses.fields(Options)]
-    for name in given:
-        if name not in fields:
-            known = [*inspect.signature(Mixer).parameters, *fields]
-            raise TypeError(
-                f"{function}() has no argument {name!r}."
-                f"{suggest.nearest(name, known)}"
-            )
-    return Options(**given)
+    """Returns the options; TypeError for what is no argument of a model."""
+    return to_options(function, given, inspect.signature(Mixer).parameters)
 
 
 def _factory(variant: str) -> Callable[..., keras.Model]:

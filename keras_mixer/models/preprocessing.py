@@ -1,6 +1,7 @@
 """From pixels to the models' input, and from their output to class names."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -61,23 +62,54 @@ def _warn_of_range(x: np.ndarray) -> None:
         )
 
 
-def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple]]:
-    """Names the `top` ImageNet-1k classes of `preds`, `[batch, 1000]`.
+def _to_names(names: Any) -> list[str]:
+    """Returns a list of names, or raises ValueError."""
+    wanted = "a list of the names of the classes"
+    suggest.check_type("class_names", names, list | tuple | np.ndarray, wanted)
+    if not len(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be {wanted}. Received: {names!r}")
+    return list(names)
 
-    Returns for each image a list of `(wordnet_id, name, score)`, best first.
-    The first call downloads Keras' list of the class names.
+
+def decode_predictions(
+    preds: Any, top: int = 5, class_names: Sequence[str] | None = None
+) -> list[list[tuple]]:
+    """Names the `top` classes of `preds`, `[batch, classes]`, best first.
+
+    Args:
+      preds: Scores of each image, probabilities or logits.
+      top: How many classes to name; all if there are fewer `class_names`.
+      class_names: In the order of the scores, such as `model.class_names`. By
+        default those of ImageNet-1k, which the first call downloads.
+
+    Returns:
+      For each image a list of `(id, name, score)`. The id is that of WordNet
+      for ImageNet-1k, and with `class_names` the number of the class.
 
     Raises:
-      ValueError: `preds` is of another shape, or `top` is not 1 to 1000.
+      ValueError: `preds` has another number of columns than there are names, or
+        `top` is no positive integer, or above 1000 without `class_names`.
       OSError: The list cannot be downloaded.
     """
-    wanted = "of the shape (batch, 1000), the classes of ImageNet-1k"
+    names = None if class_names is None else _to_names(class_names)
+    classes = _IMAGENET_CLASSES if names is None else len(names)
+    whose = (
+        "the classes of ImageNet-1k; for others give class_names="
+        if names is None
+        else "one column for each of class_names"
+    )
+    wanted = f"of the shape (batch, {classes}), {whose}"
     if not keras.ops.is_tensor(preds):
         preds = suggest.to_numbers("preds", preds, wanted)
     shape = tuple(preds.shape)
-    if len(shape) != 2 or shape[1] != _IMAGENET_CLASSES:
+    if len(shape) != 2 or shape[1] != classes:
         raise ValueError(f"preds must be {wanted}. Received: {shape}")
     top = suggest.to_positive_int("top", top)
+    if names is not None:
+        return [
+            [(int(i), names[i], float(row[i])) for i in np.argsort(-row)[:top]]
+            for row in np.asarray(keras.ops.convert_to_numpy(preds), np.float64)
+        ]
     if top > _IMAGENET_CLASSES:
         raise ValueError(f"top must be 1 to 1000. Received: {top}")
     decode = keras.applications.imagenet_utils.decode_predictions

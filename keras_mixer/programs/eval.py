@@ -161,9 +161,6 @@ def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
         data=fields.DataConfig(name="imagenet2012", eval_split="validation"),
         model=fields.ModelConfig(variant=FLAGS.model, image_size=224),
         init=fields.InitConfig(weights=FLAGS.weights),
-        augment=fields.AugmentConfig(
-            eval_policy="resize_small(256)|central_crop"
-        ),
         train=fields.TrainConfig(batch_size=_BATCH_SIZE),
         fewshot=fields.FewshotConfig(data="imagenet"),
     )
@@ -181,15 +178,19 @@ def _check_data(config: Config) -> None:
         suites.parse_classification(FLAGS.data, config.data.eval_split)
 
 
-def _load(config: Config) -> "tuple[Trained, dict[str, Any]]":
+def _load(
+    config: Config, overrides: list[str]
+) -> "tuple[Trained, dict[str, Any]]":
     """Loads what the flags name; call it in the engine's scope.
+
+    The overrides are in the config already.
 
     Returns the model, and what the JSON says of where it comes from.
     """
     from keras_mixer.training import assembly
 
     if FLAGS.weights:
-        trained = assembly.load_weights(FLAGS.weights, config)
+        trained = assembly.load_weights(FLAGS.weights, config, overrides)
         return trained, {"weights": FLAGS.weights, "model": FLAGS.model}
     trained = assembly.load_trained(FLAGS.workdir, shared.read_checkpoint())
     return trained._replace(config=config), {
@@ -212,7 +213,11 @@ def _check_classes(split: Any, trained: "Trained") -> None:
             "train.py trains a new one with init.head=fresh."
         )
     ours = trained.class_names
-    if ours is not None and split.class_names != ours:
+    if ours is None or split.class_names == ours:
+        return
+    # The labels that come with weights may be other names of the same classes.
+    is_run = trained.step is not None
+    if is_run or not set(ours).isdisjoint(split.class_names):
         same = [a == b for a, b in zip(ours, split.class_names, strict=True)]
         at = same.index(False)
         raise data.DataError(
@@ -353,7 +358,7 @@ def main(argv: list[str]) -> None:
         engine = shared.make_engine()
         with engine.watch():
             with engine.scope():
-                trained, origin = _load(config)
+                trained, origin = _load(config, argv[1:])
             results, table, write_details = task(trained, trained_on, engine)
             engine.part()
     if not engine.is_chief:

@@ -4,8 +4,6 @@ The program behind `python -m keras_mixer.export`.
 """
 
 import dataclasses
-import json
-import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -52,14 +50,12 @@ where the data for --accuracy_split lies (data.eval_split=test measures, too).
 With --weights they also change model.* (--model=custom takes all dimensions
 from there) and init.resize_tokens. Images are then resized to 8/7 of the
 model's side and cut to their centre, as released weights are evaluated, unless
-augment.eval_policy is given.
+augment.eval_policy is given or the weights say another preprocessing.
 """
 
 # What an export may change; the rest is part of the trained model.
 _OVERRIDABLE = ("data.", "augment.eval_policy", "train.loss")
 _OF_WEIGHTS = ("model.", "init.resize_tokens")
-
-_CROPPED = 8 / 7  # resize_small(256), then a crop of 224
 
 
 def define_flags() -> None:
@@ -114,17 +110,6 @@ def _read_names(path: str) -> tuple[str, ...]:
     return names
 
 
-def _imagenet_names() -> tuple[str, ...] | None:
-    """Returns Keras' names of ImageNet's classes, if they are in its cache."""
-    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-    path = pathlib.Path(home, "models", "imagenet_class_index.json")
-    try:
-        index = json.loads(path.read_text())
-        return tuple(index[str(i)][1] for i in range(1000))
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
 def _from_workdir(overrides: list[str]) -> "tuple[Trained, dict[str, Any]]":
     """Returns the model of --workdir, and what export.json says of it."""
     from keras_mixer.training import assembly
@@ -158,9 +143,10 @@ def _from_weights(
         "an export",
     )
     if weights.endswith(".h5"):
-        trained = _load_keras(weights, config, names)
+        trained = _load_keras(weights, config, names, overrides)
     else:
-        trained = assembly.load_weights(weights, config)
+        trained = assembly.load_weights(weights, config, overrides)
+        names = names or trained.class_names
     if not trained.has_head:
         raise ConfigError(
             f"{weights} has no head: there are no classes to serve."
@@ -171,22 +157,17 @@ def _from_weights(
         provenance["release"] = {
             **dataclasses.asdict(release),
             "url": release.url,
+            "eval_policy": release.eval_policy,
         }
-        if release.classes == models.DEFAULT_CLASSES:
-            names = names or _imagenet_names()
-    config = trained.config
-    if not any(text.startswith("augment.") for text in overrides):
-        # Of 224 pixels this is `Release.eval_policy`.
-        policy = (
-            f"resize_small({round(config.model.side * _CROPPED)})|central_crop"
-        )
-        config = config_lib.override(config, [f"augment.eval_policy={policy}"])
-    provenance["config"] = dataclasses.asdict(config)
-    return trained._replace(config=config, class_names=names), provenance
+    provenance["config"] = dataclasses.asdict(trained.config)
+    return trained._replace(class_names=names), provenance
 
 
 def _load_keras(
-    weights: str, config: Config, names: tuple[str, ...] | None
+    weights: str,
+    config: Config,
+    names: tuple[str, ...] | None,
+    overrides: list[str],
 ) -> "Trained":
     """Loads a .weights.h5 file, which says neither its classes nor its size."""
     from keras_mixer import models, weights as weights_lib
@@ -195,6 +176,7 @@ def _load_keras(
     if config.model.image_size is None:
         size = f"model.image_size={models.DEFAULT_IMAGE_SIZE}"
         config = config_lib.override(config, [size])
+    config = assembly.with_eval_policy(config, None, overrides)
     classes = len(names) if names else models.DEFAULT_CLASSES
     model = assembly.build_mixer(config, classes)
     try:

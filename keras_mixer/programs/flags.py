@@ -252,7 +252,9 @@ def define_source_flags(
     )
     define_path(
         "weights",
-        f"In place of a run: imagenet1k, imagenet21k, sam, gsam, or a {files}.",
+        "In place of a run: imagenet1k, imagenet21k, sam, gsam, miil_in21k, "
+        "miil_in21k_ft_in1k, hf:OWNER/NAME[@REVISION] of the Hugging Face Hub, "
+        f"or a {files}.",
     )
     flags.DEFINE_string("model", None, f"Variant of --weights: {models}.")
 
@@ -281,6 +283,8 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
             + (f"--model={FLAGS.model}" if FLAGS.model else "no --model")
             + f". Variants: {', '.join(variants.VARIANTS)}"
         )
+    if FLAGS.weights:
+        files_lib.is_path(FLAGS.weights)  # an address of the Hub may be none
     if FLAGS.weights and FLAGS["checkpoint"].present:
         raise ConfigError(
             f"--checkpoint goes with --workdir. Received: "

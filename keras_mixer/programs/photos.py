@@ -1,6 +1,7 @@
 """What the programs choose for a folder of images, where nothing is said."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 
 from keras_mixer.run import config as config_lib, files
@@ -58,8 +59,9 @@ def _test_folder(name: str) -> str | None:
 
 def _model_of(workdir: str) -> list[str]:
     """Returns the model of a run, as overrides; none if it is not one."""
-    path = os.path.join(files.expand(workdir), "config.json")
-    if not workdir or not os.path.exists(path):
+    folder = pathlib.Path(files.expand(workdir))
+    path = folder / "config.json"
+    if not workdir or not path.exists() or files.is_repository(folder):
         return []
     model = config_lib.load(path).model
     values = {name: getattr(model, name) for name in _OF_A_RUN}

@@ -166,7 +166,9 @@ class InitConfig(_Section):
 
     weights: str | None = _doc(
         None,
-        "imagenet1k, imagenet21k, sam, gsam; a .npz or timm .safetensors; "
+        "imagenet1k, imagenet21k, sam, gsam, miil_in21k, miil_in21k_ft_in1k; "
+        "hf:owner/name[@revision] of the Hugging Face Hub; a .npz or timm "
+        ".safetensors; "
         "the workdir of a run; null: random",
     )
     head: Literal["keep", "fresh"] = _doc(

@@ -4,18 +4,24 @@ import csv
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_mixer.run.fields import ConfigError
 
 OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+REPOSITORY_WEIGHTS = "model.safetensors"  # of a folder made for the Hub
 # Names of the files that make a workdir.
 _OF_A_RUN = (
     *("config.json", "classes.json", "metrics.jsonl", "result.json"),
     OTHER_MODEL,
 )
 _NUMBER = int | float
+# As the Hub allows them; a revision may be a branch with slashes.
+_HUB_ADDRESS = re.compile(
+    r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII
+)
 _OF_RESULT: dict[str, Any] = {
     "step": int,
     "split": str,
@@ -175,14 +181,45 @@ def read_other_model(workdir: pathlib.Path) -> str | None:
         ) from error
 
 
+def is_repository(folder: pathlib.Path) -> bool:
+    """Whether a folder is laid out as a repository of the Hugging Face Hub."""
+    return (folder / REPOSITORY_WEIGHTS).is_file()
+
+
+def is_hub(weights: Any) -> bool:
+    """Whether `weights` is an address of the Hugging Face Hub."""
+    return isinstance(weights, str) and weights.startswith("hf:")
+
+
+def parse_hub(address: str) -> tuple[str, str | None]:
+    """Returns the repository of an address of the Hub, and its revision.
+
+    Raises:
+      ValueError: It is not hf:owner/name or hf:owner/name@revision.
+    """
+    found = _HUB_ADDRESS.fullmatch(address)
+    if found is None:
+        raise ValueError(
+            "Weights of the Hugging Face Hub are named hf:owner/name, or "
+            f"hf:owner/name@revision. Received: {address!r}"
+        )
+    return found[1], found[2]
+
+
 def is_path(weights: Any) -> bool:
-    """Whether `weights` names a file or workdir rather than a release."""
+    """Whether `weights` names a file, a workdir or a repository of the Hub.
+
+    A name without these is that of a release. ValueError if it is neither.
+    """
     if isinstance(weights, os.PathLike):
         return True
     if not isinstance(weights, str):
         raise ValueError(
             f"weights must be a name, a path or None. Received: {weights!r}"
         )
+    if is_hub(weights):
+        parse_hub(weights)
+        return True
     path = pathlib.Path(weights)
     return (
         path.suffix in (".npz", ".safetensors", ".h5")

@@ -16,6 +16,11 @@ class Variant:
     channels_mlp_dim: int  # D_C: hidden width of channel mixing
 
     def __post_init__(self) -> None:
+        if isinstance(self.patch_size, tuple | list):
+            raise ValueError(
+                "patch_size must be a positive integer, the side of a patch, "
+                f"because patches are square. Received: {self.patch_size!r}"
+            )
         for field, value in dataclasses.asdict(self).items():
             whole = suggest.to_positive_int(field, value)
             object.__setattr__(self, field, whole)  # NumPy's become Python's

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -300,16 +300,38 @@ def load_trained(
     return Trained(model, config, class_names, found.source, found.step)
 
 
-def load_weights(weights: str, config: Config) -> Trained:
-    """Loads released weights, or a .npz or .safetensors file.
+def with_eval_policy(
+    config: Config,
+    preprocessing: weights_lib.Preprocessing | None,
+    overrides: Sequence[str],
+) -> Config:
+    """Returns the config with the preprocessing for weights without a run.
+
+    It is that of their source, if it is known, and otherwise resizes to 8/7 of
+    the model's side. `overrides`, which the config contains, may set another.
+    """
+    if any(text.startswith("augment.") for text in overrides):
+        return config
+    side = config.model.side
+    policy = preprocessing.eval_policy(side) if preprocessing else None
+    policy = policy or f"resize_small({round(side * 8 / 7)})|central_crop"
+    return config_lib.override(config, [f"augment.eval_policy={policy}"])
+
+
+def load_weights(
+    weights: str, config: Config, overrides: Sequence[str] = ()
+) -> Trained:
+    """Loads released weights, those of the Hub, or a file.
 
     What follows from the weights is filled in in the config, their image size
-    too if the config has none.
+    too if the config has none; for `overrides` see `with_eval_policy`.
 
     Raises:
       ValueError: There are no such weights, or they do not fit.
     """
-    if weights_lib.is_path(weights) and pathlib.Path(weights).is_dir():
+    folder = pathlib.Path(weights).expanduser()
+    is_folder = weights_lib.is_path(weights) and folder.is_dir()
+    if is_folder and not files.is_repository(folder):
         raise WorkdirError(
             f"{weights} is a folder. If it is the workdir of a run, give "
             f"--workdir={weights} in place of --weights and --model."
@@ -321,7 +343,10 @@ def load_weights(weights: str, config: Config) -> Trained:
         config = config_lib.override(config, [f"model.image_size={side}"])
     if found.num_classes is None:
         config = config_lib.override(config, ["init.head=fresh"])
+    config = with_eval_policy(config, found.preprocessing, overrides)
     config = resolve_model(config, found)
     model = build_mixer(config, found.num_classes or 1, initial=found)
     has_head = found.num_classes is not None
-    return Trained(model, config, None, found.source, has_head=has_head)
+    return Trained(
+        model, config, found.class_names, found.source, has_head=has_head
+    )

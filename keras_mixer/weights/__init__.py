@@ -20,11 +20,13 @@ from keras_mixer.weights.formats import (
 from keras_mixer.weights.parameters import (
     Parameters as Parameters,
     WeightsError as WeightsError,
+    fold_input as fold_input,
     from_model as from_model,
     load as load,
     mixer_variables as mixer_variables,
     require_model as require_model,
 )
+from keras_mixer.weights.preprocessing import Preprocessing as Preprocessing
 from keras_mixer.weights.releases import (
     RELEASES as RELEASES,
     find_release as find_release,

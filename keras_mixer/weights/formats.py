@@ -19,12 +19,14 @@ import keras
 import numpy as np
 
 from keras_mixer.run import checkpoint, files, suggest
+from keras_mixer.weights import description, hub
 from keras_mixer.weights.parameters import (
     Parameters,
     WeightsError,
     from_model,
     require_model,
 )
+from keras_mixer.weights.preprocessing import Preprocessing
 
 # What NumPy and safetensors raise for a file that is damaged or something else.
 _DAMAGED = (
@@ -109,7 +111,8 @@ def read_npz(path: pathlib.Path) -> Parameters:
         if name in values:
             raise WeightsError(f"{path} holds {name} twice, once as {key}.")
         values[name] = value
-    return Parameters(str(path), values)
+    # The code of both layouts feeds images in [-1, 1].
+    return Parameters(str(path), values, preprocessing=Preprocessing())
 
 
 _TIMM_PARTS = {
@@ -144,7 +147,16 @@ def _from_timm(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     return f"{name}/scale", value
 
 
-def _read_safetensors(path: pathlib.Path) -> Parameters:
+def read_safetensors(
+    path: pathlib.Path,
+    known: description.Description | None = None,
+    source: str | None = None,
+) -> Parameters:
+    """Reads a file of timm.
+
+    `known` is what is known of the weights, by default what the config.json
+    beside the file says; `source` names them in messages, by default the path.
+    """
     try:
         import safetensors
         from safetensors import numpy as safetensors_numpy
@@ -160,7 +172,9 @@ def _read_safetensors(path: pathlib.Path) -> Parameters:
     values = dict(
         _from_timm(key, _from_bfloat16(value)) for key, value in arrays.items()
     )
-    return Parameters(str(path), values, exact_gelu=True)
+    if known is None:
+        known = description.read(path.with_name(description.NAME))
+    return description.describe(Parameters(source or str(path), values), known)
 
 
 def read_workdir(
@@ -189,9 +203,16 @@ def read_workdir(
                 f"{folder} trained the model of {other}, which is no Mixer: "
                 "only trainer.fit with the same build_model can read it."
             )
+        config = json.loads((folder / "config.json").read_text())
         if exact_gelu is None:
-            config = json.loads((folder / "config.json").read_text())
             exact_gelu = config["model"]["gelu"] == "exact"
+        preprocessing = Preprocessing(
+            image_size=config["model"]["image_size"],
+            policy=config["augment"]["eval_policy"],
+        )
+        names = None
+        if (classes := folder / "classes.json").exists():
+            names = tuple(map(str, files.read_json(classes)))
         step, values = checkpoint.read_part(folder, "model", which)
     except (files.WorkdirError, checkpoint.CheckpointError) as error:
         raise WeightsError(str(error)) from error
@@ -200,21 +221,40 @@ def read_workdir(
             f"{folder} is not the workdir of a run: cannot read its "
             f"config.json ({_reason(error)})"
         ) from error
-    return Parameters(f"{folder} (step {step})", values, exact_gelu, step)
+    return Parameters(
+        f"{folder} (step {step})",
+        values,
+        exact_gelu,
+        step,
+        preprocessing,
+        names,
+    )
 
 
 def read(path: str | os.PathLike[str]) -> Parameters:
     """Reads a `.npz` (either layout), a timm `.safetensors`, or a workdir.
 
+    A folder with a `model.safetensors` is read as that file, and so is a
+    repository of the Hugging Face Hub, `hf:owner/name` or with `@revision`. The
+    stem of what is returned takes [-1, 1]: the `config.json` beside a
+    `.safetensors` says what its source took.
+
     Raises:
-      WeightsError: The file does not exist, is damaged, or of another kind.
+      WeightsError: The file does not exist, cannot be downloaded, is damaged,
+        or of another kind.
     """
     suggest.check_path("path", path)
+    if files.is_hub(path):
+        folder, address = hub.download(str(path))
+        weights = folder / files.REPOSITORY_WEIGHTS
+        return read_safetensors(weights, source=address)
     path = pathlib.Path(files.expand(path))
+    if files.is_repository(path):
+        path = path / files.REPOSITORY_WEIGHTS
     if path.is_dir():
         return read_workdir(path)
     path = _existing_file(path)
-    readers = {".npz": read_npz, ".safetensors": _read_safetensors}
+    readers = {".npz": read_npz, ".safetensors": read_safetensors}
     if path.suffix not in readers:
         raise WeightsError(
             f"Cannot read {path}: weights are {', '.join(readers)} or "

@@ -1,7 +1,9 @@
 """The parameters of a Mixer, and their way into and out of a model."""
 
 import dataclasses
+import functools
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_mixer.run import suggest
+from keras_mixer.run import suggest, terminal
 from keras_mixer.weights import merged
+from keras_mixer.weights.preprocessing import Preprocessing, fold_stem
 
 HEADS = ("keep", "fresh")  # what `load` does with the head of the parameters
 _HEAD = ("head/kernel", "head/bias")
@@ -26,13 +29,16 @@ class WeightsError(ValueError):
 class Parameters:
     """The parameters of a Mixer, by the keys of the released checkpoints.
 
-    Kernels are `[in, out]`, the stem's `[height, width, in, out]`.
+    Kernels are `[in, out]`, the stem's `[height, width, in, out]`. The stem
+    takes images in [-1, 1], whatever that of the source took (`fold_input`).
     """
 
     source: str  # where they come from, for messages
     values: Mapping[str, np.ndarray]
-    exact_gelu: bool = False  # they were trained with the exact GELU (timm)
+    exact_gelu: bool = False  # their source applies the exact GELU (timm)
     step: int | None = None  # of the run, for parameters of a workdir
+    preprocessing: Preprocessing | None = None  # the source's; None: unknown
+    class_names: tuple[str, ...] | None = None  # in the order of the head
 
     @property
     def num_classes(self) -> int | None:
@@ -94,6 +100,72 @@ def require_parameters(parameters: Any) -> None:
     """Raises ValueError for what is no `Parameters`."""
     wanted = "the Parameters that weights.read or weights.get returns"
     suggest.check_type("parameters", parameters, Parameters, wanted)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Prints a line to stderr, the first time alone."""
+    terminal.say(text, sys.stderr)
+
+
+def fold_input(
+    parameters: Parameters, preprocessing: Preprocessing | None
+) -> Parameters:
+    """Returns weights that take [-1, 1] in place of the input of their source.
+
+    Says once what was folded into the stem, or that the input is unknown.
+
+    Args:
+      parameters: As their source has them.
+      preprocessing: That of the source; None if it is unknown, and taken to be
+        [-1, 1].
+
+    Raises:
+      WeightsError: The weights have no stem, their input is known already, or
+        it has another number of channels.
+    """
+    require_parameters(parameters)
+    source = parameters.source
+    if preprocessing is None:
+        say_once(
+            f"{source}: the mean and the standard deviation of its input are "
+            "unknown: no config.json beside it says them. It is taken to "
+            "expect [-1, 1]. For another input: weights.fold_input("
+            "weights.read(path), weights.Preprocessing(mean=..., std=...))."
+        )
+        return parameters
+    wanted = "a Preprocessing"
+    suggest.check_type("preprocessing", preprocessing, Preprocessing, wanted)
+    if parameters.preprocessing is not None:
+        raise WeightsError(
+            f"The input of {source} is known, and in [-1, 1] already. "
+            f"Received: mean={preprocessing.mean}, std={preprocessing.std}"
+        )
+    values = dict(parameters.values)
+    if not preprocessing.is_ours:
+        kernel = parameters.find("stem/kernel", 4)
+        bias = parameters.find("stem/bias", 1)
+        try:
+            folded = fold_stem(kernel, bias, preprocessing)
+        except ValueError as error:
+            raise WeightsError(f"{source}: {error}") from error
+        for leaf, value in zip(("kernel", "bias"), folded, strict=True):
+            values[f"stem/{leaf}"] = value.astype(np.float32)
+        say_once(
+            f"{source}: its input, (pixel - {_few(preprocessing.mean)}) / "
+            f"{_few(preprocessing.std)} for pixels in [0, 1], is folded into "
+            "the stem, so that the model takes [-1, 1]. It applies the "
+            f"{'exact' if parameters.exact_gelu else 'tanh'} GELU."
+        )
+    return dataclasses.replace(
+        parameters, values=values, preprocessing=preprocessing
+    )
+
+
+def _few(values: tuple[float, ...]) -> str:
+    """Returns one number for all channels, or a list of several."""
+    texts = [f"{value:g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"({', '.join(texts)})"
 
 
 def mixer_variables(model: keras.Model) -> dict[str, Any]:
@@ -235,4 +307,9 @@ def from_model(model: keras.Model, source: str) -> Parameters:
         if key.rpartition("/")[2] in ("kernel", "scale", "bias")
     }
     values = dict(sorted({**values, **kernels}.items()))
-    return Parameters(source, values, exact_gelu=not _is_approximate(model))
+    return Parameters(
+        source,
+        values,
+        exact_gelu=not _is_approximate(model),
+        preprocessing=Preprocessing(),
+    )

@@ -10,8 +10,17 @@ import keras
 
 from keras_mixer.run import suggest
 from keras_mixer.run.files import is_path
-from keras_mixer.weights.formats import read, read_npz
+from keras_mixer.weights import labels
+from keras_mixer.weights.description import Description
+from keras_mixer.weights.formats import read, read_npz, read_safetensors
+from keras_mixer.weights.hub import MISNAMED
 from keras_mixer.weights.parameters import Parameters, WeightsError
+from keras_mixer.weights.preprocessing import Preprocessing
+
+_OFFICIAL = Preprocessing(
+    image_size=224, crop_share=0.875, interpolation="bilinear"
+)
+_MIIL = dataclasses.replace(_OFFICIAL, mean=(0.0,), std=(1.0,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,33 +32,58 @@ class Release:
     training_data: str
     classes: int = 1000  # width of the head
     image_size: int = 224  # side of the training images, in pixels
-    # ImageNet top-1 accuracy in percent that the paper reports for this
-    # pre-training (Table 3, 224 px, after fine-tuning).
+    # ImageNet top-1 accuracy in percent that was reported for this
+    # pre-training (224 px; the remark says where, and after which training).
     top1: float | None = None
     remark: str = ""
-    # Preprocessing (`data.augment.policy.parse`); then values become [-1, 1].
-    eval_policy: str = "resize_small(256)|central_crop"
+    preprocessing: Preprocessing = _OFFICIAL  # that of the published file
+    exact_gelu: bool = False
+    licence: str = "Apache-2.0"
+    hub: str = ""  # repository of the Hugging Face Hub; "": Google's bucket
+
+    @property
+    def eval_policy(self) -> str:
+        """Preprocessing as a policy; then values become [-1, 1]."""
+        return str(self.preprocessing.eval_policy(self.image_size))
 
     @property
     def url(self) -> str:
+        if self.hub:
+            return f"https://huggingface.co/{self.hub}/resolve/main/{_HUB_FILE}"
         file = f"Mixer-{self.variant.replace('/', '_')}.npz"
         bucket = "https://storage.googleapis.com/mixer_models"
         return f"{bucket}/{self.name}/{file}"
 
 
+_HUB_FILE = "model.safetensors"
 _I1K = "ImageNet-1k from scratch"
 _I21K = "ImageNet-21k from scratch"
-_TIMM = (
-    "timm publishes these weights as goog_in21k_ft_in1k; they are not "
-    "fine-tuned from ImageNet-21k (timm pull request 651)."
-)
 _TABLE_3 = "top1: after fine-tuning to ImageNet-1k at 224 px (paper, Table 3)."
+_BY_MIIL = (
+    "Trained by Alibaba MIIL (arXiv 2104.10972), converted by timm. timm "
+    "computes the exact GELU."
+)
 
-# The files are those of google-research/vision_transformer's notebook, the
+
+def _miil(name: str, data: str, classes: int, top1: float | None) -> Release:
+    return Release(
+        name,
+        "B/16",
+        data,
+        classes,
+        top1=top1,
+        remark=f"{_BY_MIIL} top1: timm's table." if top1 else _BY_MIIL,
+        preprocessing=_MIIL,
+        exact_gelu=True,
+        hub=f"timm/mixer_b16_224.{name}",
+    )
+
+
+# Google's files are those of google-research/vision_transformer's notebook, the
 # accuracies those of the paper's Table 3, which has none for sam and gsam.
 RELEASES: tuple[Release, ...] = (
-    Release("imagenet1k", "B/16", _I1K, top1=76.44, remark=_TIMM),
-    Release("imagenet1k", "L/16", _I1K, top1=71.76, remark=_TIMM),
+    Release("imagenet1k", "B/16", _I1K, top1=76.44, remark=MISNAMED),
+    Release("imagenet1k", "L/16", _I1K, top1=71.76, remark=MISNAMED),
     Release("imagenet21k", "B/16", _I21K, 21843, top1=80.64, remark=_TABLE_3),
     Release("imagenet21k", "L/16", _I21K, 21843, top1=82.89, remark=_TABLE_3),
     Release("sam", "B/16", f"{_I1K}, with SAM"),
@@ -59,11 +93,20 @@ RELEASES: tuple[Release, ...] = (
     Release("gsam", "S/32", f"{_I1K}, with GSAM"),
     Release("gsam", "B/16", f"{_I1K}, with GSAM"),
     Release("gsam", "B/32", f"{_I1K}, with GSAM"),
+    _miil("miil_in21k", "ImageNet-21K-P", 11221, None),
+    _miil("miil_in21k_ft_in1k", "ImageNet-21K-P, then -1k", 1000, 82.3),
 )
 
 
 def find_release(name: str, variant: str | None) -> Release:
-    """Returns a release; ValueError lists what there is, if not this one."""
+    """Returns a release; ValueError lists what there is, if not this one.
+
+    Weights that timm publishes also have timm's name, such as
+    `mixer_b16_224.miil_in21k`.
+    """
+    for release in RELEASES:
+        if release.hub and release.hub == f"timm/{name}":
+            name = release.name
     variants = {r.variant: r for r in RELEASES if r.name == name}
     if isinstance(variant, str) and variant in variants:
         return variants[variant]
@@ -78,7 +121,22 @@ def find_release(name: str, variant: str | None) -> Release:
     raise ValueError(
         f"Unknown weights {name!r}.{suggest.nearest(name, names)} Released: "
         f"{', '.join(names)}. Or give the path of a .npz, a timm "
-        ".safetensors or a Keras .weights.h5 file, or None for random weights."
+        ".safetensors or a Keras .weights.h5 file, hf:owner/name of the "
+        "Hugging Face Hub, or None for random weights."
+    )
+
+
+def read_release(path: pathlib.Path, release: Release) -> Parameters:
+    """Reads the file of a release, and adds what is known of it."""
+    known = Description(release.preprocessing, exact_gelu=True)
+    if release.hub:
+        found = read_safetensors(path, known)
+    else:
+        found = read_npz(path)
+    return dataclasses.replace(
+        found,
+        preprocessing=release.preprocessing,
+        class_names=labels.of_imagenet(found.num_classes),
     )
 
 
@@ -110,7 +168,7 @@ def download(release: Release) -> pathlib.Path:
             )
         )
         target = partial.with_name(target.name)
-        found = read_npz(partial)
+        found = read_release(partial, release)
         if found.num_classes != release.classes:
             raise WeightsError(
                 f"{release.url} has {found.num_classes} classes instead of "
@@ -132,10 +190,11 @@ def download(release: Release) -> pathlib.Path:
 
 
 def get(weights: Any, variant: str | None) -> Parameters:
-    """Returns the weights of a release, a file or a workdir.
+    """Returns the weights of a release, a file, a workdir or the Hub.
 
-    `weights` is a name, a path, or `Parameters`, which are returned as they
-    are; `variant` the model's name in the paper, None for other dimensions.
+    `weights` is a name, a path, an `hf:owner/name[@revision]`, or `Parameters`,
+    which are returned as they are; `variant` is the model's name in the paper,
+    None for other dimensions.
 
     Raises:
       ValueError: There is no such release or file, or it cannot be read.
@@ -144,4 +203,5 @@ def get(weights: Any, variant: str | None) -> Parameters:
         return weights
     if is_path(weights):
         return read(weights)
-    return read(download(find_release(weights, variant)))
+    release = find_release(weights, variant)
+    return read_release(download(release), release)

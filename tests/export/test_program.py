@@ -213,5 +213,4 @@ def test_help_teaches(tmp_path, keras_home):
 
 def test_the_policy_of_released_weights_is_theirs():
     for release in keras_mixer.weights.RELEASES:
-        side = round(release.image_size * program._CROPPED)
-        assert release.eval_policy == f"resize_small({side})|central_crop"
+        assert release.eval_policy == "resize_small(256)|central_crop"

@@ -433,6 +433,68 @@ def test_unknown_variant_names_the_nearest():
 def test_an_unknown_argument_suggests_a_known_one(build, name, argument, near):
     with pytest.raises(TypeError) as caught:
         build(**{argument: 3})
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"{name}() has no argument {argument!r}. Did you mean {near!r}?"
     )
+
+
+def test_inner_features():
+    """The Keras way: a model that ends at another layer."""
+    model = models.Mixer(SMALL, input_shape=(8, 8, 3), classes=5)
+    norm, head = (model.get_layer(n) for n in ("pre_head_layer_norm", "head"))
+    head.kernel.assign(np.random.default_rng(0).normal(size=(24, 5)))
+    x = reference.random_images(4, 8, 8, 3)
+    names = ["stem", "tokens", "MixerBlock_0", "MixerBlock_1", "avg_pool"]
+    inner = keras.Model(model.input, [model.get_layer(n).output for n in names])
+    stem, tokens, first, last, pooled = map(np.asarray, inner(x))
+    assert stem.shape == (4, 2, 2, SMALL.hidden_dim)
+    np.testing.assert_array_equal(tokens, stem.reshape(4, 4, -1))
+    assert first.shape == last.shape == tokens.shape
+    norm, head = model.get_layer("pre_head_layer_norm"), model.get_layer("head")
+    np.testing.assert_allclose(
+        np.asarray(norm(last)).mean(1), pooled, atol=1e-5
+    )
+    np.testing.assert_allclose(head(pooled), model(x), atol=1e-5)
+
+
+def test_linear_probing_of_a_block():
+    """Stripes and checks in random colours have different inner features."""
+    model = models.Mixer(SMALL, input_shape=(8, 8, 3), classes=5)
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    rows, columns = np.indices((8, 8))
+    patterns = np.stack([rows % 2, (rows + columns) % 2])[labels]
+    images = patterns[..., None] * rng.uniform(0.5, 1, (60, 1, 1, 3))
+    block = model.get_layer("MixerBlock_0").output
+    features = keras.Model(
+        model.input, keras.layers.GlobalAveragePooling1D()(block)
+    ).predict(images, verbose=0)
+    accuracy = keras_mixer.fewshot.accuracy(
+        features[:40],
+        labels[:40],
+        features[40:],
+        labels[40:],
+        num_classes=2,
+        shots=10,
+    )
+    assert accuracy == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": (16, 8)}, r"square patches.*patch_size=\(16, 8\)"),
+        ({"hidden_dim": 3}, "belongs to the variant.*hidden_dim=3"),
+        ({"outputs": ["tokens"]}, "no argument 'outputs'.*gelu_approximate"),
+    ],
+)
+def test_what_is_no_argument_of_a_model(options, message):
+    with pytest.raises(TypeError, match=message):
+        keras_mixer.MixerB16(**options)
+
+
+def test_patches_are_square():
+    with pytest.raises(ValueError, match=r"are square. Received: \(4, 8\)"):
+        models.Variant((4, 8), 1, 8, 8, 8)
+    model = models.Mixer(SMALL, input_shape=(8, 24, 3), classes=5)  # images not
+    assert model.get_layer("tokens").output.shape == (None, 12, 24)
