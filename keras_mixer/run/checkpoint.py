@@ -138,6 +138,17 @@ def _read_newest(
     return None
 
 
+def check_which(which: Any) -> None:
+    """Raises CheckpointError unless it is "latest", "best" or a step."""
+    is_step = isinstance(which, numbers.Integral)
+    is_step = is_step and not isinstance(which, bool) and which >= 0
+    if not is_step and which not in ("latest", "best"):
+        raise CheckpointError(
+            "A checkpoint is 'latest', 'best' or the number of a step. "
+            f"Received: {which!r}"
+        )
+
+
 def read_part(
     workdir: str | os.PathLike[str], part: str, which: str | int = "latest"
 ) -> tuple[int, State]:
@@ -149,13 +160,7 @@ def read_part(
     Raises:
       CheckpointError: There is none, or it is damaged.
     """
-    is_step = isinstance(which, numbers.Integral)
-    is_step = is_step and not isinstance(which, bool)
-    if not is_step and which not in ("latest", "best"):
-        raise CheckpointError(
-            "A checkpoint is 'latest', 'best' or the number of a step. "
-            f"Received: {which!r}"
-        )
+    check_which(which)
     root = pathlib.Path(workdir) / "checkpoints"
     steps = _steps(root)
     if which == "latest" and (found := _read_newest(steps, part, sys.stderr)):

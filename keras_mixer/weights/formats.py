@@ -197,6 +197,7 @@ def read_workdir(
     suggest.check_path("workdir", workdir)
     folder = pathlib.Path(files.expand(workdir))
     try:
+        checkpoint.check_which(which)
         other = files.read_other_model(folder)
         if other is not None:
             raise files.WorkdirError(
