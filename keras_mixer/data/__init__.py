@@ -8,38 +8,95 @@ those of a run (runs.py), `open_fewshot` those of its few-shot evaluation
 (batches.py), without the images that cannot be decoded (broken.py).
 """
 
-from keras_mixer.data.batches import (
-    MIXING_GROUP as MIXING_GROUP,
-    TrainPolicy as TrainPolicy,
-    eval_batches as eval_batches,
-    num_batches as num_batches,
-    parse_train_policy as parse_train_policy,
-    train_batch_spec as train_batch_spec,
-    train_batches as train_batches,
-)
-from keras_mixer.data.broken import (
-    BrokenImages as BrokenImages,
-    call_or_else as call_or_else,
-)
-from keras_mixer.data.runs import (
-    Splits as Splits,
-    check_eval_policy as check_eval_policy,
-    open_evaluated as open_evaluated,
-    open_splits as open_splits,
-    resolve as resolve,
-    training_split as training_split,
-    warned as warned,
-)
-from keras_mixer.data.sources import open_split as open_split
-from keras_mixer.data.splits import (
-    DataError as DataError,
-    Split as Split,
-    choose as choose,
-)
-from keras_mixer.data.suites import (
-    FewshotData as FewshotData,
-    fewshot_policy as fewshot_policy,
-    open_fewshot as open_fewshot,
-    parse_classification as parse_classification,
-    parse_fewshot as parse_fewshot,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_mixer.data.batches import (
+        MIXING_GROUP as MIXING_GROUP,
+        TrainPolicy as TrainPolicy,
+        eval_batches as eval_batches,
+        num_batches as num_batches,
+        parse_train_policy as parse_train_policy,
+        train_batch_spec as train_batch_spec,
+        train_batches as train_batches,
+    )
+    from keras_mixer.data.broken import (
+        BrokenImages as BrokenImages,
+        call_or_else as call_or_else,
+    )
+    from keras_mixer.data.runs import (
+        Splits as Splits,
+        check_eval_policy as check_eval_policy,
+        open_evaluated as open_evaluated,
+        open_splits as open_splits,
+        resolve as resolve,
+        training_split as training_split,
+        warned as warned,
+    )
+    from keras_mixer.data.sources import open_split as open_split
+    from keras_mixer.data.splits import (
+        DataError as DataError,
+        Split as Split,
+        choose as choose,
+    )
+    from keras_mixer.data.suites import (
+        FewshotData as FewshotData,
+        fewshot_policy as fewshot_policy,
+        open_fewshot as open_fewshot,
+        parse_classification as parse_classification,
+        parse_fewshot as parse_fewshot,
+    )
+
+# Where each name is. It is imported when it is first used, so that
+# `python -m keras_mixer.data` answers before TensorFlow is imported.
+_MODULES = {
+    "batches": (
+        "MIXING_GROUP",
+        "TrainPolicy",
+        "eval_batches",
+        "num_batches",
+        "parse_train_policy",
+        "train_batch_spec",
+        "train_batches",
+    ),
+    "broken": (
+        "BrokenImages",
+        "call_or_else",
+    ),
+    "runs": (
+        "Splits",
+        "check_eval_policy",
+        "open_evaluated",
+        "open_splits",
+        "resolve",
+        "training_split",
+        "warned",
+    ),
+    "sources": ("open_split",),
+    "splits": (
+        "DataError",
+        "Split",
+        "choose",
+    ),
+    "suites": (
+        "FewshotData",
+        "fewshot_policy",
+        "open_fewshot",
+        "parse_classification",
+        "parse_fewshot",
+    ),
+}
+_PLACES = {name: place for place, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_PLACES[name]}")
+    globals()[name] = getattr(module, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

@@ -7,16 +7,41 @@ fresh process with TensorFlow alone has loaded it and answered as the model in
 Python does (fresh.py), and its accuracy on a split is the same (accuracy.py).
 """
 
-from keras_mixer.export.classifier import ExportError
-from keras_mixer.export.saved_model import CARD, export, read_card
-from keras_mixer.export.signatures import SIGNATURES
-from keras_mixer.export.versions import check_output
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CARD",
-    "SIGNATURES",
-    "ExportError",
-    "check_output",
-    "export",
-    "read_card",
-]
+if TYPE_CHECKING:
+    from keras_mixer.export.classifier import ExportError as ExportError
+    from keras_mixer.export.saved_model import (
+        CARD as CARD,
+        export as export,
+        read_card as read_card,
+    )
+    from keras_mixer.export.signatures import SIGNATURES as SIGNATURES
+    from keras_mixer.export.versions import check_output as check_output
+
+# Where each name is. It is imported when it is first used, so that
+# `python -m keras_mixer.export` answers before TensorFlow is imported.
+_MODULES = {
+    "classifier": ("ExportError",),
+    "saved_model": (
+        "CARD",
+        "export",
+        "read_card",
+    ),
+    "signatures": ("SIGNATURES",),
+    "versions": ("check_output",),
+}
+_PLACES = {name: place for place, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_PLACES[name]}")
+    globals()[name] = getattr(module, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

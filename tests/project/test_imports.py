@@ -150,6 +150,33 @@ def test_importing_the_package_imports_nothing_else():
     assert json.loads(run_python(code)) == ["keras_mixer"]
 
 
+@pytest.mark.parametrize("room", ["data", "export"])
+def test_programs_of_a_room_start_without_tensorflow(room):
+    """`python -m` imports the room first."""
+    code = (
+        f"import sys, keras_mixer.{room}, keras_mixer.programs.{room};"
+        "print('tensorflow' in sys.modules)"
+    )
+    assert run_python(code) == "False"
+
+
+@pytest.mark.parametrize("room", ["data", "export"])
+def test_names_of_a_room(room):
+    module = getattr(keras_mixer, room)
+    declared = [
+        name.asname
+        for node in ast.walk(
+            ast.parse((PACKAGE / room / "__init__.py").read_text())
+        )
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("keras")
+        for name in node.names
+    ]
+    assert sorted(declared) == sorted(module._PLACES)
+    assert all(getattr(module, name) is not None for name in declared)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = module.nothing
+
+
 def test_models_leave_data_libraries_alone():
     code = (
         "import sys, json, keras_mixer; keras_mixer.MixerS32;"
