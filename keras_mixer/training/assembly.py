@@ -329,7 +329,7 @@ def load_weights(
     Raises:
       ValueError: There are no such weights, or they do not fit.
     """
-    folder = pathlib.Path(weights).expanduser()
+    folder = pathlib.Path(files.expand(weights))
     is_folder = weights_lib.is_path(weights) and folder.is_dir()
     if is_folder and not files.is_repository(folder):
         raise WorkdirError(
