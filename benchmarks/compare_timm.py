@@ -154,6 +154,38 @@ def compare(name: str, statistics: str, seed: int) -> tuple[float, float]:
     return relative_error(exact, want), relative_error(tanh, want)
 
 
+def compare_pushed(seed: int) -> float:
+    """Returns the error of timm's logits from a folder that --hub writes."""
+    import torch
+
+    from keras_mixer.export import repository
+    from keras_mixer.run import config as config_lib
+    from keras_mixer.training import assembly
+
+    overrides = ["model.variant=S/32", "model.image_size=64"]
+    config = config_lib.override(
+        config_lib.Config(), [*overrides, "model.gelu=exact"]
+    )
+    model = assembly.build_mixer(config, 10)
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        fan_in = np.prod(weight.shape[:-1]) or 1
+        value = rng.normal(0, fan_in**-0.5, weight.shape)
+        weight.assign(value + weight.path.endswith("gamma"))
+    images = rng.uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as made:
+        trained = assembly.Trained(model, config, None, "random", 0)
+        folder = repository.push(trained, made)
+        with torchvision_may_be_absent():
+            import timm
+
+            theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with torch.inference_mode():
+        nchw = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        logits = theirs.eval()(nchw).numpy()
+    return relative_error(keras.ops.convert_to_numpy(model(images)), logits)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 1 if a model failed, and 0 otherwise."""
     parser = argparse.ArgumentParser(
@@ -197,6 +229,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{'pass' if passed else 'FAIL':<4} {tanh:>10.1e}",
             flush=True,
         )
+    error = compare_pushed(options.seed)
+    passed = error <= TOLERANCE
+    failed += [] if passed else ["a pushed folder"]
+    print(
+        f"{'pushed, S/32':<23} {error:>15.1e}  {'pass' if passed else 'FAIL'}"
+    )
     import timm
     import torch
 

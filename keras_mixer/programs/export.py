@@ -35,6 +35,8 @@ _HELP = """Exports a trained Mixer for a server: a SavedModel that takes JPEGs.
   python -m keras_mixer.export --weights=mixer.npz --model=S/16 \\
       --output=served 'augment.eval_policy=resize_small(256)|central_crop'
 
+  python -m keras_mixer.export --workdir=runs/digits --hub=me/digits
+
 It writes served/1, or the next number, for TensorFlow Serving or
 tf.saved_model.load; neither needs keras_mixer. A version appears once it is
 complete and a fresh process has given the model's answers with it.
@@ -65,6 +67,15 @@ def define_flags() -> None:
         models="S/32 ... H/14, or custom",
     )
     shared.define_path("output", "Folder of the versions.")
+    shared.define_path(
+        "hub",
+        "In place of --output: write the run as a repository of the Hugging "
+        "Face Hub (timm's layout, config.json, model card), to OWNER/NAME "
+        "there, or to a folder: ./NAME, or one whose parent exists.",
+    )
+    flags.DEFINE_bool(
+        "yes", False, "Replace the model, config and card of a --hub that is."
+    )
     shared.define_path(
         "class_names",
         "File with the names of the classes, one a line; by default the "
@@ -211,9 +222,64 @@ def _open_split(
     return data.open_evaluated(own.name, name, own, trained_on)
 
 
+# Flags that say how a SavedModel is made.
+_OF_VERSIONS = (
+    *("output", "class_names", "top_k", "precision", "xla", "tflite"),
+    "accuracy_split",
+)
+
+
+def _check_flags() -> None:
+    """Raises ConfigError for flags that do not go together."""
+    if not FLAGS.hub and not FLAGS.output:
+        raise ConfigError(
+            "--output=... is missing: Folder of the versions. Or give "
+            "--hub=OWNER/NAME or a folder (--help lists the flags)"
+        )
+    if FLAGS.yes and not FLAGS.hub:
+        raise ConfigError("--yes goes with --hub.")
+    shared.check_source_flags()
+    if FLAGS.hub:
+        _hub_target(FLAGS.hub)
+        others = [name for name in _OF_VERSIONS if FLAGS[name].present]
+        if others or not FLAGS.workdir:
+            raise ConfigError(
+                "--hub goes with --workdir of a run alone. Received: "
+                f"--{(others or ['weights'])[0]}"
+            )
+
+
+def _hub_target(text: str) -> str:
+    """Returns hf:owner/name, or the folder that --hub names."""
+    if files.is_hub(text):
+        files.parse_hub(text)
+        return text
+    try:
+        files.parse_hub(f"hf:{text}")
+    except ValueError:
+        return text
+    is_folder = pathlib.Path(text).parent.exists()
+    return text if is_folder else f"hf:{text}"
+
+
+def _push(overrides: list[str]) -> None:
+    """Writes the repository that --hub names, and says where."""
+    from keras_mixer.export import repository
+
+    target = _hub_target(FLAGS.hub)
+    repository.check_target(target, replace=FLAGS.yes)
+    trained, _ = _from_workdir(overrides)
+    result = files.read_result(pathlib.Path(FLAGS.workdir).expanduser())
+    where = repository.push(trained, target, result)
+    print(
+        f"Wrote {trained.source} to {where}: {files.REPOSITORY_WEIGHTS}, "
+        f"config.json and {repository.CARD}, which names no licence yet."
+    )
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
-    shared.check_source_flags()
+    _check_flags()
     if FLAGS.workdir:  # fails before Keras is imported
         shared.override_some(
             workdir_lib.read_config(FLAGS.workdir),
@@ -222,6 +288,9 @@ def main(argv: list[str]) -> None:
             "an export",
         )
     quiet.import_tensorflow()
+    if FLAGS.hub:
+        _push(argv[1:])
+        return
     from keras_mixer import export
 
     export.check_output(FLAGS.output)
@@ -285,6 +354,4 @@ def _print(version: pathlib.Path, card: dict[str, Any]) -> None:
 
 def run() -> None:
     """Entry point."""
-    run_program(
-        main, define_flags=define_flags, help_text=_HELP, required="output"
-    )
+    run_program(main, define_flags=define_flags, help_text=_HELP)

@@ -10,6 +10,7 @@ from keras_mixer.weights.parameters import Parameters, WeightsError, fold_input
 from keras_mixer.weights.preprocessing import Preprocessing
 
 NAME = "config.json"
+OWN = "keras_mixer"  # key of what `python -m keras_mixer.export --hub` adds
 _GELUS = {"gelu": True, "gelu_tanh": False}  # timm's names: whether exact
 
 
@@ -73,8 +74,10 @@ def _parse(config: Mapping[str, Any]) -> Description:
     classes = config.get("num_classes")
     if classes is not None and (type(classes) is not int or classes < 0):
         raise ValueError(f"num_classes must be a number, not {classes!r}")
-    arguments = config.get("model_args")
+    arguments, ours = config.get("model_args"), config.get(OWN)
     gelu = (arguments if isinstance(arguments, dict) else {}).get("act_layer")
+    if isinstance(ours, dict):  # timm takes no name of a GELU
+        gelu = ours.get("act_layer", gelu)
     if gelu not in (None, *_GELUS):
         raise ValueError(
             f"act_layer must be one of {', '.join(_GELUS)}, because the models "
@@ -98,12 +101,17 @@ def _preprocessing(config: Mapping[str, Any]) -> Preprocessing | None:
         side = size[1]
     # Other modes squeeze the image or add a border.
     is_crop = config.get("crop_mode") in (None, "center")
+    ours = config.get(OWN)
+    policy = ours.get("eval_policy") if isinstance(ours, dict) else None
+    if policy is not None and not isinstance(policy, str):
+        raise ValueError(f"eval_policy must be a text, not {policy!r}")
     return Preprocessing(
         mean,
         std,
         image_size=side,
         crop_share=config.get("crop_pct") if is_crop else None,
         interpolation=config.get("interpolation"),
+        policy=policy,
     )
 
 

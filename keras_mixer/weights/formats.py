@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from keras_mixer.run import checkpoint, files, suggest
-from keras_mixer.weights import description, hub
+from keras_mixer.weights import description, hub, timm_layout
 from keras_mixer.weights.parameters import (
     Parameters,
     WeightsError,
@@ -115,38 +115,6 @@ def read_npz(path: pathlib.Path) -> Parameters:
     return Parameters(str(path), values, preprocessing=Preprocessing())
 
 
-_TIMM_PARTS = {
-    "stem.proj": "stem",
-    "norm": "pre_head_layer_norm",
-    "head": "head",
-}
-_TIMM_BLOCK = re.compile(
-    r"blocks\.(\d+)\.(?:norm([12])|mlp_(token|channel)s\.fc([12]))"
-)
-
-
-def _from_timm(key: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    """Renames a key of timm and transposes its kernel to `[in, out]`."""
-    module, _, leaf = key.rpartition(".")
-    name = _TIMM_PARTS.get(module, "")
-    block = _TIMM_BLOCK.fullmatch(module)
-    if block:
-        number, norm, mlp, dense = block.groups()
-        if norm:
-            name = f"MixerBlock_{number}/LayerNorm_{int(norm) - 1}"
-        else:
-            name = f"MixerBlock_{number}/{mlp}_mixing/Dense_{int(dense) - 1}"
-    if not name or leaf not in ("weight", "bias"):
-        return key, value  # `load` reports it as not in the model
-    if leaf == "bias":
-        return f"{name}/bias", value
-    if value.ndim == 4:
-        return f"{name}/kernel", value.transpose(2, 3, 1, 0)  # OIHW to HWIO
-    if value.ndim == 2:
-        return f"{name}/kernel", value.T
-    return f"{name}/scale", value
-
-
 def read_safetensors(
     path: pathlib.Path,
     known: description.Description | None = None,
@@ -170,7 +138,8 @@ def read_safetensors(
     except (*_DAMAGED, safetensors.SafetensorError) as error:
         raise _damaged(path, error, ".safetensors file") from error
     values = dict(
-        _from_timm(key, _from_bfloat16(value)) for key, value in arrays.items()
+        timm_layout.from_timm(key, _from_bfloat16(value))
+        for key, value in arrays.items()
     )
     if known is None:
         known = description.read(path.with_name(description.NAME))

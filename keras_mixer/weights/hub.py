@@ -5,6 +5,7 @@ Its variables hold here too: HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE.
 
 import pathlib
 import re
+from typing import Any
 
 from keras_mixer.run import files
 from keras_mixer.weights.parameters import WeightsError, say_once
@@ -16,6 +17,55 @@ MISNAMED = (
 # The repositories of timm whose name says more than was done.
 _MISNAMED = re.compile(r"timm/mixer_[bl]16_224\.goog_in21k_ft_in1k")
 _TOKEN = "give a token as HF_TOKEN, or log in with `hf auth login`"
+
+
+def _package(address: str) -> Any:
+    """Returns huggingface_hub, or raises WeightsError."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise WeightsError(
+            f"{address} needs the package huggingface_hub: "
+            "pip install huggingface_hub (or keras_mixer with [hub])"
+        ) from error
+    return huggingface_hub
+
+
+def exists(repository: str) -> bool:
+    """Whether the Hub has a repository that the token may see.
+
+    Raises:
+      WeightsError: huggingface_hub is missing, or the Hub cannot be asked.
+    """
+    address = f"hf:{repository}"
+    try:
+        return bool(_package(address).HfApi().repo_exists(repository))
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise WeightsError(
+            f"Cannot look for {address}: {_reason(error, 'it', None)}"
+        ) from error
+
+
+def upload(folder: pathlib.Path, repository: str) -> str:
+    """Uploads a folder as one commit; returns the address of the repository.
+
+    A repository that is new is private.
+
+    Raises:
+      WeightsError: huggingface_hub is missing, or the Hub refuses.
+    """
+    address = f"hf:{repository}"
+    api = _package(address).HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except Exception as error:  # of the network or the server
+        raise WeightsError(
+            f"Cannot push to {address}: {_reason(error, 'it', None)}"
+        ) from error
+    return address
 
 
 def download(address: str) -> tuple[pathlib.Path, str]:
@@ -33,13 +83,7 @@ def download(address: str) -> tuple[pathlib.Path, str]:
       WeightsError: huggingface_hub is missing, or the download fails.
     """
     repository, revision = files.parse_hub(address)
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise WeightsError(
-            f"{address} needs the package huggingface_hub: "
-            "pip install huggingface_hub (or keras_mixer with [hub])"
-        ) from error
+    huggingface_hub = _package(address)
     file = ""
     try:
         for file in ("config.json", files.REPOSITORY_WEIGHTS):

@@ -214,3 +214,44 @@ def test_help_teaches(tmp_path, keras_home):
 def test_the_policy_of_released_weights_is_theirs():
     for release in keras_mixer.weights.RELEASES:
         assert release.eval_policy == "resize_small(256)|central_crop"
+
+
+def test_a_run_becomes_a_repository(digits_workdir, run_here, capsys):
+    run_here(f"--workdir={digits_workdir}", "--hub=pushed")
+    assert "pushed: model.safetensors" in capsys.readouterr().out
+    with pytest.raises(export.ExportError, match="pushed exists.*--yes"):
+        run_here(f"--workdir={digits_workdir}", "--hub=pushed")
+    run_here(f"--workdir={digits_workdir}", "--hub=./pushed", "--yes")
+    ours = keras_mixer.weights.read(digits_workdir)
+    theirs = keras_mixer.weights.read("pushed")
+    for key, value in ours.values.items():
+        np.testing.assert_array_equal(theirs.values[key], value)
+    assert theirs.class_names == ours.class_names
+    assert theirs.class_names == tuple(map(str, range(10)))
+    assert theirs.exact_gelu == ours.exact_gelu
+    assert theirs.preprocessing.policy == ours.preprocessing.policy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--workdir=w", "--output=... is missing.*--hub"),
+        ("--workdir=w --output=a --yes", "--yes goes with --hub"),
+        ("--workdir=w --hub=a --output=b", "Received: --output"),
+        ("--workdir=w --hub=a --tflite", "Received: --tflite"),
+        ("--weights=sam --model=B/16 --hub=a", "Received: --weights"),
+        ("--workdir=w --hub=hf:me", "hf:owner/name"),
+    ],
+)
+def test_flags_of_a_repository(arguments, message, run_here):
+    with pytest.raises(ValueError, match=message):
+        run_here(*arguments.split())
+
+
+def test_an_owner_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target = program._hub_target
+    assert target("me/mixer") == target("hf:me/mixer") == "hf:me/mixer"
+    (tmp_path / "me").mkdir()
+    for folder in ("me/mixer", "./a", "mixer", "/a/b", "~/a", "a/b/c"):
+        assert target(folder) == folder

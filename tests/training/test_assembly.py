@@ -1,5 +1,6 @@
 """Models of configs, of workdirs and of given weights."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -18,9 +19,12 @@ from keras_mixer.run import (
     workdir as workdir_lib,
 )
 from keras_mixer.run.config import Config
+from keras_mixer.run.files import WorkdirError
 from keras_mixer.training import assembly, loop as trainer
 from tests import reference
 from tests.training.common import assert_same_weights, small
+from tests.weights.test_preprocessing import write_repository
+from tests.weights.test_weights import SMALL, random_parameters
 
 
 def test_every_model_field_reaches_the_model():
@@ -276,3 +280,32 @@ def test_partial_training(pretrained, tmp_path, engine_of, last_blocks):
             workdir=tmp_path / "w",
             engine=engine_of(1),
         )
+
+
+def test_weights_bring_their_preprocessing_and_classes(tmp_path):
+    values = random_parameters(SMALL, side=8)
+    described = {
+        "mean": [0, 0, 0],
+        "std": [1, 1, 1],
+        "crop_pct": 0.8,
+        "label_names": list("abcdefg"),
+    }
+    write_repository(tmp_path / "pushed", values, described)
+    overrides = ["model.variant=custom"] + [
+        f"model.{name}={x}" for name, x in dataclasses.asdict(SMALL).items()
+    ]
+    config = config_lib.override(config_lib.Config(), overrides)
+    trained = assembly.load_weights(str(tmp_path / "pushed"), config)
+    assert trained.class_names == tuple("abcdefg")
+    assert trained.config.augment.eval_policy == "resize_small(10)|central_crop"
+    assert trained.config.model.gelu == "exact"
+    x = reference.random_images(2, 8, 8, 3)
+    want = reference.forward((x + 1) / 2, values, exact=True)
+    assert reference.relative_error(trained.model(x), want) <= 1e-5
+    mine = "augment.eval_policy=resize"
+    config = config_lib.override(config, [mine])
+    trained = assembly.load_weights(str(tmp_path / "pushed"), config, [mine])
+    assert trained.config.augment.eval_policy == "resize"
+    (tmp_path / "pushed" / "model.safetensors").unlink()
+    with pytest.raises(WorkdirError, match="is a folder. If it is the workdir"):
+        assembly.load_weights(str(tmp_path / "pushed"), config)

@@ -4,6 +4,7 @@ It answers as the Hub does: what huggingface_hub makes of it, and not what it is
 called with, is tested.
 """
 
+import contextlib
 import hashlib
 import http.server
 import re
@@ -29,8 +30,8 @@ REVISIONS = ("main", "v1", "pr/7", COMMIT)
 class Hub(http.server.ThreadingHTTPServer):
     """Serves one repository, me/mixer; `cut` bytes of a file are missing."""
 
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), Answer)
+    def __init__(self, folder, answer):
+        super().__init__(("127.0.0.1", 0), answer)
         self.folder, self.cut, self.got = folder, 0, []
 
     @property
@@ -78,6 +79,18 @@ class Answer(http.server.BaseHTTPRequestHandler):
         return None
 
 
+@contextlib.contextmanager
+def serving(folder, answer=Answer):
+    with Hub(folder, answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def values():
     return random_parameters(SMALL, side=8)
@@ -87,12 +100,8 @@ def values():
 def server(tmp_path, values):
     config = {"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
     write_repository(tmp_path / "repository", values, config)
-    with Hub(tmp_path / "repository") as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
-        thread.start()
+    with serving(tmp_path / "repository") as found:
         yield found
-        found.shutdown()
-        thread.join()
 
 
 def forget():
