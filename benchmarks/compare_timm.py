@@ -176,7 +176,7 @@ def compare_pushed(seed: int) -> float:
     with tempfile.TemporaryDirectory() as made:
         trained = assembly.Trained(model, config, None, "random", 0)
         folder = repository.push(trained, made)
-        with torchvision_may_be_absent():
+        with peers.torchvision_may_be_absent():
             import timm
 
             theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)

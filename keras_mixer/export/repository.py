@@ -108,9 +108,7 @@ def _config_json(trained: Trained) -> dict[str, Any]:
         },
         description.OWN: {
             **dataclasses.asdict(dims),
-            "act_layer": "gelu"
-            if config.model.gelu == "exact"
-            else "gelu_tanh",
+            "act_layer": _ACTIVATIONS[config.model.gelu],
             "eval_policy": policy,
         },
     }
@@ -260,7 +258,7 @@ def push(
       WeightsError: The Hub refuses.
     """
     if not files.is_hub(target):
-        folder = pathlib.Path(target).expanduser().absolute()
+        folder = pathlib.Path(files.expand(target)).absolute()
         write(trained, folder, address=str(folder), result=result)
         return str(folder)
     with tempfile.TemporaryDirectory() as made:

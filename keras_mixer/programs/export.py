@@ -269,7 +269,7 @@ def _push(overrides: list[str]) -> None:
     target = _hub_target(FLAGS.hub)
     repository.check_target(target, replace=FLAGS.yes)
     trained, _ = _from_workdir(overrides)
-    result = files.read_result(pathlib.Path(FLAGS.workdir).expanduser())
+    result = files.read_result(pathlib.Path(files.expand(FLAGS.workdir)))
     where = repository.push(trained, target, result)
     print(
         f"Wrote {trained.source} to {where}: {files.REPOSITORY_WEIGHTS}, "
