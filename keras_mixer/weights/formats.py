@@ -173,17 +173,19 @@ def read_workdir(
                 f"{folder} trained the model of {other}, which is no Mixer: "
                 "only trainer.fit with the same build_model can read it."
             )
-        config = json.loads((folder / "config.json").read_text())
+        path = folder / "config.json"
         if exact_gelu is None:
+            config = json.loads(path.read_text())
             exact_gelu = config["model"]["gelu"] == "exact"
+        step, values = checkpoint.read_part(folder, "model", which)
+        config = json.loads(path.read_text())
         preprocessing = Preprocessing(
-            image_size=config["model"]["image_size"],
-            policy=config["augment"]["eval_policy"],
+            image_size=config["model"].get("image_size"),
+            policy=config.get("augment", {}).get("eval_policy"),
         )
         names = None
         if (classes := folder / "classes.json").exists():
             names = tuple(map(str, files.read_json(classes)))
-        step, values = checkpoint.read_part(folder, "model", which)
     except (files.WorkdirError, checkpoint.CheckpointError) as error:
         raise WeightsError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
