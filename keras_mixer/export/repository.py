@@ -20,6 +20,7 @@ import safetensors.numpy
 from keras_mixer import models, weights as weights_lib
 from keras_mixer.export.classifier import ExportError
 from keras_mixer.run import files
+from keras_mixer.run.config import Config
 from keras_mixer.training.assembly import Trained, dimensions
 from keras_mixer.weights import description, hub, timm_layout
 
@@ -117,6 +118,20 @@ def _config_json(trained: Trained) -> dict[str, Any]:
     return content
 
 
+def _without_paths(config: Config) -> Config:
+    """Returns the config for others to read: folders by their last name."""
+    name, weights = config.data.name, config.init.weights
+    if name.startswith("folder:"):
+        name = f"folder:{pathlib.Path(name.removeprefix('folder:')).name}"
+    if weights and files.is_path(weights) and not files.is_hub(weights):
+        weights = pathlib.Path(weights).name
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, name=name, data_dir=None),
+        init=dataclasses.replace(config.init, weights=weights),
+    )
+
+
 def _accuracy(trained: Trained, result: Mapping[str, Any] | None) -> str:
     """Returns a table of what the run measured at this step."""
     if result is None or result.get("step") != trained.step:
@@ -135,7 +150,8 @@ def _card(
     result: Mapping[str, Any] | None,
 ) -> str:
     """Returns the model card."""
-    config, dims = trained.config, dimensions(trained.config.model)
+    config = _without_paths(trained.config)
+    dims = dimensions(config.model)
     side, name = config.model.side, timm_name(dims)
     own = dims not in models.VARIANTS.values()
     variant = f"models.{dims}" if own else repr(config.model.variant)
@@ -172,7 +188,7 @@ MLP-Mixer (arXiv 2105.01601) trained with keras_mixer, step {trained.step}.
 
 ## Accuracy
 
-{_accuracy(trained, result)}
+{_accuracy(trained._replace(config=config), result)}
 
 ## Preprocessing
 

@@ -86,6 +86,24 @@ def test_a_folder_round_trips(trained, tmp_path, capsys):
     assert "Not measured" in (folder / "README.md").read_text()
 
 
+def test_a_card_names_no_folder_of_this_machine(trained, tmp_path):
+    config = config_lib.override(
+        trained.config,
+        [
+            "data.name=folder:/home/me/photos",
+            "data.data_dir=/home/me/tfds",
+            "init.weights=/home/me/b16.npz",
+        ],
+    )
+    repository.write(
+        trained._replace(config=config), tmp_path, address="hf:me/photos"
+    )
+    card = (tmp_path / "README.md").read_text()
+    assert "/home" not in card
+    for part in ("Mixer custom, folder:photos", '"weights": "b16.npz"'):
+        assert part in card
+
+
 @pytest.mark.parametrize("variant", models.VARIANTS)
 def test_names_of_timm(variant):
     dims = models.get_variant(variant)
