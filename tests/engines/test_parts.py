@@ -11,6 +11,11 @@ from keras_mixer.engines import parts
 ONE_BLOCK = dataclasses.replace(models.get_variant("B/16"), num_blocks=1)
 
 
+@pytest.fixture(scope="module")
+def one_block():
+    return models.Mixer(ONE_BLOCK, dtype="mixed_bfloat16")
+
+
 @pytest.mark.parametrize(
     ("examples", "accumulate", "expected"),
     [
@@ -26,10 +31,9 @@ ONE_BLOCK = dataclasses.replace(models.get_variant("B/16"), num_blocks=1)
         (4096, 1, 64),
     ],
 )
-def test_at_most_66_images_of_b16(examples, accumulate, expected):
+def test_at_most_66_images_of_b16(one_block, examples, accumulate, expected):
     """At 224 px in bfloat16: the hidden channels of 66 images fit."""
-    model = models.Mixer(ONE_BLOCK, dtype="mixed_bfloat16")
-    assert parts.count_parts(model, examples, accumulate) == expected
+    assert parts.count_parts(one_block, examples, accumulate) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import functools
 import inspect
+import itertools
 
 import keras
 import numpy as np
@@ -245,11 +246,18 @@ def _quantize(mode):
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
-@pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
-    "change",
-    [_freeze, _freeze_a_part, _add_lora]
-    + [_quantize(mode) for mode in ("int8", "int4", "float8")],
+    ("change", "nested"),
+    [
+        *itertools.product((_freeze, _freeze_a_part, _add_lora), (False, True)),
+        (_quantize("int8"), True),
+        (_quantize("int4"), False),
+        (_quantize("float8"), True),
+        # Quantising takes seconds.
+        pytest.param(_quantize("int8"), False, marks=pytest.mark.slow),
+        pytest.param(_quantize("int4"), True, marks=pytest.mark.slow),
+        pytest.param(_quantize("float8"), False, marks=pytest.mark.slow),
+    ],
 )
 def test_changed_sublayers_stay_changed(change, nested, tmp_path):
     """What trains, and the dtype policies, after a reload and in a copy."""

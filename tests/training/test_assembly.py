@@ -141,9 +141,9 @@ def test_a_checkpoint_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("source", "replicas"),
     [
-        ("workdir", 2),
+        ("workdir", 1),
         pytest.param("npz", 1, marks=pytest.mark.slow),
-        pytest.param("workdir", 1, marks=pytest.mark.slow),
+        pytest.param("workdir", 2, marks=pytest.mark.slow),
         pytest.param("npz", 2, marks=pytest.mark.slow),
     ],
 )

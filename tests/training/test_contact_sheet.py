@@ -54,6 +54,7 @@ def test_pictures_are_those_of_the_run(mixup):
     ]
 
 
+@pytest.mark.slow
 def test_labels_of_layers_that_mix(photos_dir):
     config, splits = opened(
         f"data.name=folder:{photos_dir}",

@@ -96,6 +96,7 @@ def test_xla_trains_the_same(tmp_path, engine_of, replicas):
     )
 
 
+@pytest.mark.slow
 def test_the_seed_decides(finished, tmp_path, engine_of):
     """That one seed gives one model is shown by the runs that are resumed."""
     trainer.fit(small("train.seed=1"), workdir=tmp_path, engine=engine_of(1))
