@@ -8,8 +8,9 @@ those of a run (runs.py), `open_fewshot` those of its few-shot evaluation
 (batches.py), without the images that cannot be decoded (broken.py).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from keras_mixer.run import lazy
 
 if TYPE_CHECKING:
     from keras_mixer.data.batches import (
@@ -87,16 +88,4 @@ _MODULES = {
         "parse_fewshot",
     ),
 }
-_PLACES = {name: place for place, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_PLACES[name]}")
-    globals()[name] = getattr(module, name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+__getattr__, __dir__ = lazy.attach(__name__, _MODULES)

@@ -324,15 +324,7 @@ def make_replica_step(
         with _with_values(variables, [*weights, *others]):
             return loss_of(batch, step)
 
-    def count_parts(examples: int) -> int:
-        parts = config.train.accumulate
-        if is_tpu:
-            parts = parts_lib.count_parts(model, examples, parts)
-        return parts
-
-    loss_and_gradients = _in_parts(
-        jax.value_and_grad(loss_of_weights), count_parts
-    )
+    loss_and_gradients = jax.value_and_grad(loss_of_weights)
     places = [v.path for v in optimizer.variables]
     iterations = places.index(optimizer.iterations.path)
 
@@ -340,7 +332,11 @@ def make_replica_step(
         weights: Arrays, memory: Arrays, others: Arrays, batch: Batch
     ) -> tuple[Arrays, Arrays, Any, Any]:
         batch = step_lib.split_partners(batch)
-        found = loss_and_gradients(weights, others, batch, memory[iterations])
+        parts = config.train.accumulate
+        if is_tpu:
+            parts = parts_lib.count_parts(model, len(batch["label"]), parts)
+        compute = _in_parts(loss_and_gradients, parts)
+        found = compute(weights, others, batch, memory[iterations])
         loss, gradients = jax.lax.psum(found, _AXIS)
         gradients, norm = step_lib.clip(gradients, config.optim.clip_norm)
         weights, memory = optimizer.stateless_apply(memory, gradients, weights)
@@ -349,21 +345,17 @@ def make_replica_step(
     return replica_step
 
 
-def _in_parts(
-    function: Callable[..., Any], count_parts: Callable[[int], int]
-) -> Callable[..., tuple[Any, Arrays]]:
+def _in_parts(function: Callable[..., Any], parts: int) -> Any:
     """Computes loss and gradients in parts, one after another, and sums them.
 
     Only the activations of one part are in memory at a time.
     """
+    if parts == 1:
+        return function
 
     def in_parts(
         weights: Arrays, others: Arrays, batch: Batch, step: Any
     ) -> tuple[Any, Arrays]:
-        parts = count_parts(len(batch["label"]))
-        if parts == 1:
-            return function(weights, others, batch, step)
-
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
             # The TPU compiler would copy the images into another layout after
             # their conversion to float32.

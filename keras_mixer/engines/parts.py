@@ -7,10 +7,8 @@ compiler makes of it: benchmarks/README.md.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import keras
-import numpy as np
 
 from keras_mixer.models import layers
 
@@ -40,15 +38,8 @@ def count_parts(model: keras.Model, examples: int, accumulate: int) -> int:
 
 def _widths(model: keras.Model) -> Iterator[int]:
     """Yields the bytes of an example's hidden channels in each block."""
-    for block in _blocks(model):
-        tokens = block.token_mixing.dense_0.kernel.shape[0]
-        element = np.dtype(np.float32).itemsize
-        if "16" in block.compute_dtype:
-            element //= 2
-        yield tokens * block.channels_mlp_dim * element
-
-
-def _blocks(model: keras.Model) -> Iterator[Any]:
     for layer in model._flatten_layers():
         if isinstance(layer, layers.MixerBlock):
-            yield layer
+            tokens = layer.token_mixing.dense_0.kernel.shape[0]
+            element = 2 if "16" in layer.compute_dtype else 4
+            yield tokens * layer.channels_mlp_dim * element

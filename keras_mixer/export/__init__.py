@@ -7,8 +7,9 @@ fresh process with TensorFlow alone has loaded it and answered as the model in
 Python does (fresh.py), and its accuracy on a split is the same (accuracy.py).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from keras_mixer.run import lazy
 
 if TYPE_CHECKING:
     from keras_mixer.export.classifier import ExportError as ExportError
@@ -32,16 +33,4 @@ _MODULES = {
     "signatures": ("SIGNATURES",),
     "versions": ("check_output",),
 }
-_PLACES = {name: place for place, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_PLACES[name]}")
-    globals()[name] = getattr(module, name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+__getattr__, __dir__ = lazy.attach(__name__, _MODULES)

@@ -6,10 +6,15 @@ import os
 import pathlib
 
 
+def keras_folder() -> pathlib.Path:
+    """Returns the folder in which Keras keeps settings and downloads."""
+    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    return pathlib.Path(home)
+
+
 def imagenet1k() -> tuple[str, ...] | None:
     """Returns Keras' names, if an earlier call has put them into its cache."""
-    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-    path = pathlib.Path(home, "models", "imagenet_class_index.json")
+    path = keras_folder() / "models" / "imagenet_class_index.json"
     try:
         index = json.loads(path.read_text())
         return tuple(index[str(i)][1] for i in range(1000))

@@ -150,8 +150,8 @@ def download(release: Release) -> pathlib.Path:
       WeightsError: It cannot be downloaded, or is not the expected Mixer.
     """
     # Where keras.utils.get_file puts files by default.
-    home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-    folder = pathlib.Path(home) / "models" / "keras_mixer"
+    home = labels.keras_folder()
+    folder = home / "models" / "keras_mixer"
     target = folder / f"{release.name}_{release.url.rpartition('/')[2]}"
     if target.exists():
         return target
@@ -163,7 +163,7 @@ def download(release: Release) -> pathlib.Path:
             keras.utils.get_file(
                 fname=partial.name,
                 origin=release.url,
-                cache_dir=home,
+                cache_dir=str(home),
                 cache_subdir="models/keras_mixer",
             )
         )
