@@ -3,6 +3,7 @@
 Needs keras and NumPy alone, under any Keras backend.
 """
 
+from keras_mixer.models.lora import enable_lora as enable_lora
 from keras_mixer.models.mixer import (
     DEFAULT_CLASSES as DEFAULT_CLASSES,
     DEFAULT_IMAGE_SIZE as DEFAULT_IMAGE_SIZE,

@@ -235,6 +235,12 @@ class TrainConfig(_Section):
         "train the head (0), or also so many last blocks; null: all",
         _FROM_0,
     )
+    lora_rank: int | None = _doc(
+        None,
+        "train the head, and LoRA of this rank in every block, of the weights "
+        "that init.weights names; null: the kernels themselves",
+        _COUNT,
+    )
     steps_per_call: int = _doc(
         10, "updates per call of the device function", _COUNT
     )
@@ -392,6 +398,8 @@ class Config:
     fewshot: FewshotConfig = dataclasses.field(default_factory=FewshotConfig)
 
     def __post_init__(self) -> None:
+        if self.train.lora_rank is not None:
+            self._check_lora()
         for section, steps, epochs in DURATIONS:
             values = getattr(self, section)
             if None not in (getattr(values, steps), getattr(values, epochs)):
@@ -401,6 +409,21 @@ class Config:
                     f"{getattr(values, epochs)}. To replace a recipe's, set "
                     "the other to null."
                 )
+
+    def _check_lora(self) -> None:
+        """Raises ConfigError if the run cannot train LoRA alone."""
+        rank = f"train.lora_rank={self.train.lora_rank}"
+        if self.train.last_blocks is not None:
+            raise ConfigError(
+                "train.lora_rank and train.last_blocks both say what trains: "
+                f"give one. Received: {rank}, train.last_blocks="
+                f"{self.train.last_blocks}"
+            )
+        if self.init.weights is None:
+            raise ConfigError(
+                "train.lora_rank changes trained weights a little: name them, "
+                f"init.weights=imagenet21k for example. Received: {rank}"
+            )
 
 
 # The sections by name.

@@ -189,9 +189,17 @@ def build_training(
       initial: Weights to start from; random by default.
       build_model: Makes another model than a Mixer.
     """
+    rank = config.train.lora_rank
     if build_model is None:
         model = build_mixer(config, num_classes, initial=initial)
+        if rank is not None:
+            models.enable_lora(model, rank)
     else:
+        if rank is not None:
+            raise ConfigError(
+                "train.lora_rank is for Mixers, not for build_model. "
+                f"Received: {rank}"
+            )
         model = build_model(config, num_classes)
         weights_lib.require_model(model)
         _require_trainable_alone(model)

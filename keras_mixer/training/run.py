@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import pathlib
 import types
 import zlib
@@ -198,9 +199,12 @@ class Run:
         """Returns what the run is, for people, in one line."""
         options, train = self.config.model, self.splits.train
         is_named = self.build_model is None and options.variant != "custom"
+        count = model.count_params()
+        trained = sum(math.prod(v.shape) for v in model.trainable_weights)
+        rest = f" ({_short(trained)} of them train)" if trained < count else ""
         model_parts = [
             *([options.variant] if is_named else []),
-            f"{_short(model.count_params())} parameters",
+            f"{_short(count)} parameters{rest}",
             f"{options.side} px",
             *([f"from {x}"] if (x := self.config.init.weights) else []),
         ]

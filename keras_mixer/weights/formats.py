@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_mixer.run import checkpoint, files, suggest
 from keras_mixer.weights import description, hub, timm_layout
+from keras_mixer.weights.merged import merge_lora
 from keras_mixer.weights.parameters import (
     Parameters,
     WeightsError,
@@ -195,7 +196,7 @@ def read_workdir(
         ) from error
     return Parameters(
         f"{folder} (step {step})",
-        values,
+        merge_lora(values),
         exact_gelu,
         step,
         preprocessing,

@@ -4,7 +4,7 @@ Keras' `enable_lora` and `quantize` leave a layer's function to several
 variables. Files of weights have one kernel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -65,3 +65,21 @@ def kernel_of(layer: Any) -> np.ndarray:
         change = _array(layer.lora_kernel_a) @ _array(layer.lora_kernel_b)
         kernel = kernel + change * (layer.lora_alpha / layer.lora_rank)
     return kernel.astype(np.float32)
+
+
+def merge_lora(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a run's values with the factors of LoRA added to their kernels.
+
+    A run scales the product of the factors by 1 (`models.enable_lora`).
+    """
+    found = {}
+    for key, value in values.items():
+        name, _, leaf = key.rpartition("/")
+        factors = [f"{name}/lora_kernel_{x}" for x in "ab"]
+        if key in factors:
+            continue
+        if leaf == "kernel" and factors[0] in values:
+            a, b = (values[factor] for factor in factors)
+            value = value + a @ b
+        found[key] = value
+    return found

@@ -44,6 +44,9 @@ GRID = [
     for a in (0, 1)
     for b in (0, 1)
     for c in (0, 1)
+] + [
+    # `cases` starts from random weights, whatever the name.
+    case("adamw", SOFTMAX, MIXED, 1) + ",train.lora_rank=2,init.weights=x.npz"
 ]
 
 

@@ -241,6 +241,10 @@ def _add_lora(model):
     dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
 
 
+def _add_lora_everywhere(model):
+    models.enable_lora(model, 2, alpha=3)
+
+
 def _quantize(mode):
     return lambda model: model.quantize(mode)
 
@@ -250,6 +254,7 @@ def _quantize(mode):
     ("change", "nested"),
     [
         *itertools.product((_freeze, _freeze_a_part, _add_lora), (False, True)),
+        (_add_lora_everywhere, False),
         (_quantize("int8"), True),
         (_quantize("int4"), False),
         (_quantize("float8"), True),
@@ -283,6 +288,19 @@ def test_changed_sublayers_stay_changed(change, nested, tmp_path):
         type(model).from_config(model.get_config()),
     ):
         assert state(copy) == state(model)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_int8_changes_logits_little():
+    model = models.Mixer(
+        SMALL, input_shape=(8, 8, 3), classes=4, classifier_activation=None
+    )
+    reference.random_weights(model)
+    x = reference.random_images(8, 8, 8, 3)
+    before = np.asarray(model(x))
+    model.quantize("int8")
+    change = np.asarray(model(x)) - before
+    assert 0 < np.sqrt(np.mean(change**2)) < 0.05 * before.std()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from keras_mixer.run import (
     recipes,
     workdir as workdir_lib,
 )
-from keras_mixer.run.config import Config
+from keras_mixer.run.config import Config, ConfigError
 from keras_mixer.run.files import WorkdirError
 from keras_mixer.training import assembly, loop as trainer
 from tests import reference
@@ -280,6 +280,61 @@ def test_partial_training(pretrained, tmp_path, engine_of, last_blocks):
             workdir=tmp_path / "w",
             engine=engine_of(1),
         )
+
+
+@pytest.mark.jax
+def test_lora_trains_factors_biases_and_the_head(
+    pretrained, tmp_path, engine_of, capsys
+):
+    """Whoever reads the run finds the kernels merged, and it can go on."""
+    config = small(f"init.weights={pretrained}", "train.lora_rank=2")
+    run = tmp_path / "run"
+    trainer.fit(config, workdir=run, engine=engine_of(1))
+    assert "parameters (730 of them train)" in capsys.readouterr().out
+    saved = checkpoint.read_part(run, "model", "latest")[1]
+    shutil.rmtree(run / "checkpoints" / "step_00000012")
+    (run / "result.json").unlink()
+    trainer.fit(config, workdir=run, engine=engine_of(1))
+    assert "Going on from step 8" in capsys.readouterr().out
+    again = checkpoint.read_part(run, "model", "latest")[1]
+    for name, value in saved.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    before = assembly.load_trained(pretrained)
+    before = weights_lib.from_model(before.model, "before").values
+    changed = {k for k in before if not np.array_equal(before[k], saved[k])}
+    mixing = [
+        f"MixerBlock_{i}/{name}_mixing/Dense_{j}"
+        for i in (0, 1)
+        for name in ("token", "channel")
+        for j in (0, 1)
+    ]
+    biases = {f"{name}/bias" for name in mixing}
+    assert changed == {"head/kernel", "head/bias", *biases}
+    after = assembly.load_trained(run)
+    after = weights_lib.from_model(after.model, "after").values
+    assert after.keys() == before.keys()
+    for name in mixing:
+        a, b = (saved[f"{name}/lora_kernel_{x}"] for x in "ab")
+        assert a.shape[1] == 2 and np.any(b)
+        np.testing.assert_allclose(
+            after[f"{name}/kernel"], before[f"{name}/kernel"] + a @ b, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["train.lora_rank=2"], "init.weights=imagenet21k"),
+        (["train.lora_rank=0"], "positive.*Received: 0"),
+        (
+            ["train.lora_rank=2", "train.last_blocks=0", "init.weights=a.npz"],
+            "give one.*train.lora_rank=2, train.last_blocks=0",
+        ),
+    ],
+)
+def test_lora_needs_weights_and_trains_alone(overrides, error):
+    with pytest.raises(ConfigError, match=error):
+        small(*overrides)
 
 
 def test_weights_bring_their_preprocessing_and_classes(tmp_path):
