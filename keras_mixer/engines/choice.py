@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import NamedTuple
 
-from keras_mixer.engines import hosts
+from keras_mixer.engines import compiled, hosts
 from keras_mixer.engines.hosts import EngineError
 from keras_mixer.run import files, suggest
 
@@ -130,7 +130,7 @@ def use_engine(
     *,
     virtual: bool = False,
 ) -> None:
-    """Sets Keras' backend, and where JAX computes, in the environment.
+    """Sets Keras' backend, and what the engine needs, in the environment.
 
     `virtual`: the CPU is to be split into virtual devices.
 
@@ -145,6 +145,8 @@ def use_engine(
             "before Keras is imported."
         )
     environment["KERAS_BACKEND"] = chosen.name
+    if chosen.name == "tensorflow":
+        compiled.keep_tensorflow_programs(environment)
     # JAX tries each platform that is installed. libtpu without a TPU takes
     # minutes to give up.
     has_no_accelerator = not (

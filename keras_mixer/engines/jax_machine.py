@@ -1,15 +1,12 @@
 """Makes the JAX engine: devices, hosts, and TensorFlow beside it."""
 
-import hashlib
 import os
-import pathlib
-import platform
 from collections.abc import Mapping
 
 import jax
 import tensorflow as tf
 
-from keras_mixer.engines import cpus, hosts
+from keras_mixer.engines import compiled, hosts
 from keras_mixer.engines.hosts import EngineError
 from keras_mixer.engines.jax import JaxEngine
 
@@ -75,37 +72,19 @@ def hide_devices_from_tensorflow() -> None:
 def keep_compiled_programs() -> None:
     """Lets JAX keep compiled programs on disk, for the next process.
 
-    In the folder of JAX_COMPILATION_CACHE_DIR, or else in keras_mixer/jax of
-    the user's cache folder ($XDG_CACHE_HOME or ~/.cache), if that can be
-    written. There each kind of CPU has a folder: machines may share a home, and
-    JAX does not tell their programs apart. JAX_ENABLE_COMPILATION_CACHE=0
-    switches it off.
+    In the folder of JAX_COMPILATION_CACHE_DIR, or else in the user's cache
+    folder, if that can be written. JAX_ENABLE_COMPILATION_CACHE=0 switches it
+    off.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = pathlib.Path(
-        os.path.expanduser(cache), "keras_mixer", "jax", _kind_of_cpu()
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK):
+    folder = compiled.writable_folder("jax")
+    if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update(
             "jax_persistent_cache_min_compile_time_secs",
             _WORTH_KEEPING_SECONDS,
         )
-
-
-def _kind_of_cpu() -> str:
-    """Returns a name for the CPU's instructions."""
-    flags = sorted(cpus.read_flags())
-    if not flags:  # not Linux
-        return platform.machine()
-    digest = hashlib.sha256("\n".join(flags).encode()).hexdigest()
-    return f"{platform.machine()}-{digest[:12]}"
 
 
 def split_cpu(count: int) -> None:

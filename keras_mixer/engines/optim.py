@@ -98,12 +98,34 @@ class _StoresMean:
             super().assign_add(variable, value)  # type: ignore[misc]
 
 
-class _AdamW(_TakesSums, _StoresMean, keras.optimizers.Adam):
-    pass
+class _HasKernel:
+    """Mixed into a Keras optimizer: TensorFlow's kernel makes its updates.
+
+    It takes float32 alone, and only TensorFlow has it; XLA does as much on JAX.
+    """
+
+    def update_step(self, gradient: Any, variable: Any, lr: Any) -> None:
+        dtypes = variable.dtype, gradient.dtype, self.mu_dtype  # type: ignore[attr-defined]
+        names = {keras.backend.standardize_dtype(x) for x in dtypes}
+        if keras.backend.backend() == "tensorflow" and names == {"float32"}:
+            index = self._get_variable_index(variable)  # type: ignore[attr-defined]
+            self.update_by_kernel(index, variable, gradient, lr)  # type: ignore[attr-defined]
+        else:
+            super().update_step(gradient, variable, lr)  # type: ignore[misc]
 
 
-class _SGD(_TakesSums, _StoresMean, keras.optimizers.SGD):
-    pass
+class _AdamW(_HasKernel, _TakesSums, _StoresMean, keras.optimizers.Adam):
+    def update_by_kernel(self, *arguments: Any) -> None:
+        from keras_mixer.engines import updates
+
+        updates.update_by_adam(self, *arguments)
+
+
+class _SGD(_HasKernel, _TakesSums, _StoresMean, keras.optimizers.SGD):
+    def update_by_kernel(self, *arguments: Any) -> None:
+        from keras_mixer.engines import updates
+
+        updates.update_by_momentum(self, *arguments)
 
 
 def make_schedule(config: OptimConfig, *, total_steps: int) -> WarmupDecay:

@@ -222,6 +222,37 @@ def test_clipping_is_the_same_on_1_2_and_4_replicas(name, strategy_of):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "kernel", "base"),
+    [
+        ("adamw", "ResourceApplyAdam", keras.optimizers.Adam),
+        ("sgd", "ResourceApplyKerasMomentum", keras.optimizers.SGD),
+    ],
+)
+def test_tensorflows_kernels_update_as_keras_does(
+    name, kernel, base, monkeypatch
+):
+    """One operation a variable, with the numbers of Keras' own formulas."""
+    config = OptimConfig(name=name, lr=0.1, weight_decay=0.5)
+    found = []
+    for update_step in (optim._HasKernel.update_step, base.update_step):
+        monkeypatch.setattr(optim._HasKernel, "update_step", update_step)
+        variables = make_variables()
+        optimizer = make_optimizer(config, 10, variables)
+        update = tf.function(lambda g: optimizer.apply(g, variables))  # noqa: B023
+        for step in range(5):
+            grads = [tf.constant(g) for g in gradients(step, variables)]
+            update(grads)
+        graph = update.get_concrete_function(grads).graph
+        used = [x for x in graph.get_operations() if x.type == kernel]
+        is_ours = update_step is not base.update_step
+        assert len(used) == (len(variables) if is_ours else 0)
+        state = [*variables, *optimizer.variables]
+        found.append([np.asarray(v) for v in state])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5 * 0.5)
+
+
 def test_other_keras_versions_fail_loudly(monkeypatch):
     from keras.src.backend.tensorflow import optimizer as backend_optimizer
 
