@@ -102,7 +102,8 @@ def test_commands_and_their_flags():
     for name, line in commands_of(README):
         seen.add(name)
         if name not in ("train", "eval"):
-            assert (ROOT / "keras_mixer" / name / "__main__.py").exists()
+            file = "predict.py" if name == "predict" else f"{name}/__main__.py"
+            assert (ROOT / "keras_mixer" / file).exists()
         sources = [
             (ROOT / "keras_mixer" / "programs" / file).read_text()
             for file in (f"{name}.py", "flags.py")
@@ -112,7 +113,7 @@ def test_commands_and_their_flags():
             assert defined or flag == "help", f"{line}: --{flag}"
     assert seen == {
         *("train", "eval", "analysis", "data"),
-        *("doctor", "export", "preflight"),
+        *("doctor", "export", "predict", "preflight"),
     }
 
 
