@@ -14,16 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mixer import data
+from keras_mixer import data, export
 from keras_mixer.data.augment import images as image_lib, policy as policy_lib
 from keras_mixer.data.splits import first_line
 from keras_mixer.evaluation.predictions import Answers, Prediction, rank
-from keras_mixer.export.classifier import (
-    ExportError,
-    Probabilities,
-    make_classifier,
-)
-from keras_mixer.export.saved_model import CARD, read_card
+from keras_mixer.export.classifier import Probabilities, make_classifier
 from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run import files, suggest
 from keras_mixer.run.config import ConfigError
@@ -174,7 +169,7 @@ class OfModel:
             self._classifier = make_classifier(
                 model, precision=None, probabilities=probabilities
             )
-        except ExportError as error:
+        except export.ExportError as error:
             raise ValueError(
                 f"A model can predict if it can be exported. {error}"
             ) from error
@@ -230,7 +225,7 @@ class OfVersion:
 
     def __init__(self, version: pathlib.Path):
         try:
-            card = read_card(version)
+            card = export.read_card(version)
             names, classes = card["class_names"], card["model"]["classes"]
             self.class_names = _names(names, classes)
             self.trained_on = None
@@ -239,8 +234,8 @@ class OfVersion:
                 self.trained_on = DataConfig(**own)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{version} is no version that export wrote: its {CARD} cannot "
-                f"be read ({type(error).__name__}: {error})"
+                f"{version} is no version that export wrote: its {export.CARD} "
+                f"cannot be read ({type(error).__name__}: {error})"
             ) from error
         try:
             # The signatures need what holds the variables.

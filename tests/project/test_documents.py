@@ -15,7 +15,10 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {
     name: (ROOT / name).read_text()
-    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+    for name in (
+        *("README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
+        "docs/serving.md",
+    )
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:python|bin/python) (?:(train|eval)\.py|-m keras_mixer\.(\w+))"
