@@ -96,7 +96,7 @@ def describe_unknown(
     names = list(dict.fromkeys(folders))
     difference = suggest.difference(names, class_names)
     return (
-        f"No true classes of {len(folders):,} photos, whose folders are not "
+        f"Photos without a true class: {len(folders):,}. Their folders are not "
         f"named as classes of the model: {difference}."
     )
 
@@ -155,12 +155,11 @@ def to_rows(
 
 
 def to_json(
-    found: Sequence[Prediction], truths: Sequence[str | None], source: str
+    found: Sequence[Prediction], truths: Sequence[str | None]
 ) -> dict[str, Any]:
-    """Returns the predictions of the model `source`, for a JSON file."""
+    """Returns the predictions and their accuracy, for a JSON file."""
     right, count = count_right(found, truths)
     return {
-        "source": source,
         "accuracy": right / count if count else None,
         "right": right,
         "count": count,

@@ -140,7 +140,7 @@ def of_model(model: keras.Model) -> "OfModel":
 
 
 class OfModel:
-    """Predicts by a model in this process, under any backend of Keras.
+    """Predicts by a model in this process, under Keras' backend.
 
     Args:
       model: Maps images in [-1, 1], `[batch, side, side, 3]`, to logits or

@@ -163,8 +163,7 @@ def _load(config: Config | None, overrides: list[str]) -> "Predictor":
 
 
 def _truths(photos: "Photos", predictor: "Predictor") -> list[str | None]:
-    """Returns the true classes; says what they are not good for."""
-    from keras_mixer import data
+    """Returns the true classes; says of which photos there are none."""
     from keras_mixer.evaluation import predictions
 
     if not predictor.has_names:
@@ -180,47 +179,55 @@ def _truths(photos: "Photos", predictor: "Predictor") -> list[str | None]:
     )
     if unknown:
         print(unknown, file=sys.stderr)
-    seen = 0
-    if any(truths) and predictor.trained_on is not None:
-        seen = data.count_trained_on(photos, predictor.trained_on)
-    if seen:
-        print(
-            f"Warning: the model was trained on {seen:,} of these photos: this "
-            "is not the accuracy on new images.",
-            file=sys.stderr,
-        )
     return truths
+
+
+def _warning(photos: "Photos", predictor: "Predictor") -> str | None:
+    """Returns what stands beside the accuracy, if anything does."""
+    from keras_mixer import data
+
+    seen = 0
+    if predictor.trained_on is not None:
+        seen = data.count_trained_on(photos, predictor.trained_on)
+    if not seen:
+        return None
+    return (
+        f"the model was trained on {seen:,} of these photos: this is not the "
+        "accuracy on new images"
+    )
 
 
 def _write(
     photos: "Photos",
     found: "list[Prediction]",
     truths: list[str | None],
-    source: str,
+    predictor: "Predictor",
 ) -> None:
     """Prints the table and the accuracy, and writes the files."""
     from keras_mixer.evaluation import pictures, predictions
 
     print(predictions.table(found, truths))
-    if len(found) > predictions.MAX_LISTED:
-        where = (
-            f"{FLAGS.output} has" if FLAGS.output else "--output=FILE.csv has"
-        )
-        print(f"{len(found) - predictions.MAX_LISTED:,} more: {where} them all")
+    more = len(found) - predictions.MAX_LISTED
+    if more > 0:
+        print(f"{more:,} more: {FLAGS.output or '--output=FILE.csv'} has all")
     right, count = predictions.count_right(found, truths)
+    warning = _warning(photos, predictor) if count else None
     if count:
         print(f"Accuracy: {right / count:.4f}, {right:,} of {count:,} photos")
+    if warning:
+        print(f"Warning: {warning}.")
     if FLAGS.output and FLAGS.output.endswith(".csv"):
         files.write_csv(
             pathlib.Path(FLAGS.output), predictions.to_rows(found, truths)
         )
     elif FLAGS.output:
-        files.write_json(
-            FLAGS.output, predictions.to_json(found, truths, source)
-        )
+        content = predictions.to_json(found, truths)
+        if warning:
+            content = {"warning": warning, **content}
+        files.write_json(FLAGS.output, {"source": predictor.source, **content})
     _report_broken([x for x in found if x.error is not None], len(found))
     if FLAGS.picture:
-        figure = predictions.draw(photos, found, truths, source)
+        figure = predictions.draw(photos, found, truths, predictor.source)
         pictures.save(figure, pathlib.Path(FLAGS.picture))
         print(f"Picture: {FLAGS.picture}")
 
@@ -267,7 +274,7 @@ def main(argv: list[str]) -> None:
     truths = _truths(photos, predictor)
     tell = progress.Countdown("Predicting", total)
     found = predictor_lib.run(predictor, photos, FLAGS.top, tell)
-    _write(photos, found, truths, predictor.source)
+    _write(photos, found, truths, predictor)
 
 
 def run() -> None:

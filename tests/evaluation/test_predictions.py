@@ -1,9 +1,11 @@
 """What a model says of photos, for people."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_mixer
 from keras_mixer import data
 from keras_mixer.evaluation import predictions
 from keras_mixer.evaluation.predictions import Answers, Prediction
@@ -56,7 +58,7 @@ def test_true_classes_are_the_folders_around():
     truths = predictions.true_classes(photos, CLASSES)
     assert truths == ["ants", "bees", None, None]
     line = predictions.describe_unknown(photos, truths, CLASSES)
-    assert line.startswith("No true classes of 1 photos")
+    assert line.startswith("Photos without a true class: 1.")
     assert "only here 'dogs'; only there 'ants'" in line
     alone = photos_of(("ants",), ())
     truths = predictions.true_classes(alone, CLASSES)
@@ -102,10 +104,28 @@ def test_rows_and_json():
     assert rows[2]["error"] == "it is cut"
     assert rows[2]["class_1"] is None
     assert len({tuple(row) for row in rows}) == 1
-    content = predictions.to_json(FOUND, TRUTHS, "me")
+    content = predictions.to_json(FOUND, TRUTHS)
     assert content["accuracy"] == 0.5
     assert content["predictions"][0]["classes"] == ("ants", "bees")
-    assert predictions.to_json(FOUND, [None] * 6, "me")["accuracy"] is None
+    assert predictions.to_json(FOUND, [None] * 6)["accuracy"] is None
+
+
+@pytest.mark.jax
+def test_a_model_of_either_backend_predicts():
+    variant = keras_mixer.models.Variant(4, 1, 8, 8, 8)
+    model = keras_mixer.Mixer(variant, input_shape=(8, 8, 3), classes=3)
+    head = model.layers[-1]
+    rng = np.random.default_rng(0)
+    head.kernel.assign(rng.normal(size=head.kernel.shape))
+    model.class_names = CLASSES
+    images = rng.integers(0, 256, (5, 9, 9, 3)).astype(np.uint8)
+    # The middle of images whose shorter side is 8/7 of the model's.
+    inner = keras_mixer.preprocess_input(images[:, :8, :8])
+    want = keras.ops.convert_to_numpy(model(inner))
+    for x, row in zip(keras_mixer.predict(model, images), want, strict=True):
+        order = np.argsort(-row)
+        assert x.classes == tuple(CLASSES[i] for i in order)
+        np.testing.assert_allclose(x.probabilities, row[order], rtol=1e-5)
 
 
 def test_the_sheet_shows_the_worst_first(tmp_path):

@@ -50,7 +50,7 @@ def test_a_folder_of_classes(given, run_here, tmp_path):
     assert f"Accuracy: {right / 4:.4f}, {right} of 4 photos" in done.stdout
     for line in (
         "Left out: 1 .heic",
-        "No true classes of 1 photos",
+        "Photos without a true class: 1.",
         "only here 'other'",
         f"Broken: {given}/photos/1/bad.jpg: Unknown image",
     ):
@@ -112,8 +112,12 @@ def test_photos_of_the_training_are_a_warning(given, run_here, tmp_path):
         config_lib.load(run / "config.json"), [f"data.name=folder:{photos}"]
     )
     config_lib.save(config, run / "config.json")
-    done = run_here("keras_mixer.predict", f"--workdir={run}", photos)
-    assert "Warning: the model was trained on 4 of these" in done.stderr
+    done = run_here(
+        "keras_mixer.predict", f"--workdir={run}", photos, "--output=p.json"
+    )
+    assert "Warning: the model was trained on 4 of these" in done.stdout
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert content["warning"].startswith("the model was trained on 4")
 
 
 def test_the_home_folder(given, run_here, monkeypatch):
