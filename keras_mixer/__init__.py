@@ -31,6 +31,7 @@ _PLACES = {
     "decode_predictions": "models.preprocessing:decode_predictions",
     "fewshot": "evaluation.fewshot",
     "layers": "models.layers",
+    "predict": "predict",
     "preprocess_input": "models.preprocessing:preprocess_input",
     "trainer": "training.loop",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "fewshot",
     "layers",
     "models",
+    "predict",
     "preprocess_input",
     "weights",
 ]
@@ -59,6 +61,7 @@ __all__ = [
 if TYPE_CHECKING:
     from keras_mixer import models, weights
     from keras_mixer.evaluation import fewshot
+    from keras_mixer.export.predictor import predict
     from keras_mixer.models import layers
     from keras_mixer.models.layers import MixerBlock, MlpBlock, StochasticDepth
     from keras_mixer.models.mixer import (

@@ -3,7 +3,7 @@
 `open_split` finds a split of a data set (sources.py, tfds_sets.py, folders.py),
 whose records come in a fixed or a random order (splits.py). `open_splits` finds
 those of a run (runs.py), `open_fewshot` those of its few-shot evaluation
-(suites.py).
+(suites.py). `find_photos` finds photos that a person names (photos.py).
 `train_batches` and `eval_batches` make the input of a step from a split
 (batches.py), without the images that cannot be decoded (broken.py).
 """
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from keras_mixer.data.broken import (
         BrokenImages as BrokenImages,
         call_or_else as call_or_else,
+    )
+    from keras_mixer.data.photos import (
+        Photos as Photos,
+        count_trained_on as count_trained_on,
+        find_photos as find_photos,
+        open_images as open_images,
+        thumbnails as thumbnails,
     )
     from keras_mixer.data.runs import (
         Splits as Splits,
@@ -64,6 +71,13 @@ _MODULES = {
     "broken": (
         "BrokenImages",
         "call_or_else",
+    ),
+    "photos": (
+        "Photos",
+        "count_trained_on",
+        "find_photos",
+        "open_images",
+        "thumbnails",
     ),
     "runs": (
         "Splits",

@@ -30,6 +30,7 @@ class BrokenImages:
         pipeline fails at the first one above it.
       file: Lists them, one `name<TAB>reason` a line. Names that an
         interrupted run has listed are not repeated.
+      silent: Print nothing; the caller reports the `reasons`.
     """
 
     def __init__(
@@ -38,11 +39,14 @@ class BrokenImages:
         *,
         limit: float = 0.0,
         file: pathlib.Path | None = None,
+        silent: bool = False,
     ):
         self._split, self._limit, self._file = split, limit, file
+        self._silent = silent
         self._lock = threading.Lock()
         self._error: DataError | None = None
         self.names: set[str] = set()  # seen by this process
+        self.reasons: dict[str, str] = {}  # by name
         self._written: set[str] = set()
         if file is not None and file.exists():
             lines = file.read_text(errors="replace").splitlines()
@@ -59,6 +63,7 @@ class BrokenImages:
             if name in self.names:
                 return
             self.names.add(name)
+            self.reasons[name] = reason
             self._write(name, reason)
             count, total = len(self.names), self._split.num_examples
             if count > self.allowed:
@@ -76,6 +81,8 @@ class BrokenImages:
                 )
                 self._error = self._error or error
                 raise error
+            if self._silent:
+                return
             if count <= _SHOWN or self._file is None:
                 _tell(f"Dropped a broken image: {name} ({reason})")
             if count == _SHOWN and self._file is not None:

@@ -27,7 +27,7 @@ from keras_mixer.run import files as files_lib, suggest
 
 _ORDER_SEED = 0
 # All names of what TensorFlow decodes.
-_SUFFIXES = (
+SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp"),
     *(".png", ".apng", ".bmp", ".dib", ".gif", ".webp"),
 )
@@ -47,15 +47,16 @@ def _real(path: str) -> str:
     return path if _is_remote(path) else os.path.realpath(path)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as those of images that TensorFlow reads."""
+    return name.lower().endswith(SUFFIXES)
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def _count_suffixes(names: list[str]) -> str:
+def count_suffixes(names: list[str]) -> str:
     """Returns "14 .tiff, 2 .txt" of the files that are no images, or ""."""
     suffixes = (pathlib.Path(name).suffix.lower() for name in names)
     counts = collections.Counter(x or "without a suffix" for x in suffixes)
@@ -77,7 +78,7 @@ def _leads_back(path: str) -> bool:
     return os.path.commonpath([here, target]) == target
 
 
-def _walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+def walk(root: str) -> Iterator[tuple[tuple[str, ...], list[str]]]:
     """Yields each folder, by the parts of its path, and its files' names."""
     if _is_remote(root):
         # One request per thousand files. A walk would need one per file, to
@@ -122,11 +123,11 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
     folders: dict[tuple[str, ...], list[str]] = {}
     others: dict[tuple[str, ...], list[str]] = {}  # that are no images
     last = time.monotonic()
-    for folder, names in _walk(root):
+    for folder, names in walk(root):
         for depth in range(1, len(folder)):
             folders.setdefault(folder[:depth], [])
-        folders[folder] = list(filter(_is_image, names))
-        others[folder] = [name for name in names if not _is_image(name)]
+        folders[folder] = list(filter(is_image, names))
+        others[folder] = [name for name in names if not is_image(name)]
         if time.monotonic() - last > _PATIENCE:
             last = time.monotonic()
             count = sum(map(len, folders.values()))
@@ -171,8 +172,8 @@ def _list(root: str) -> tuple[dict[str, Listing], bool]:
                 ]
                 raise DataError(
                     f"The class folder {where} has no image "
-                    f"({', '.join(_SUFFIXES)}). Remove it or fill it."
-                    + (f" It holds {_count_suffixes(left)}." if left else "")
+                    f"({', '.join(SUFFIXES)}). Remove it or fill it."
+                    + (f" It holds {count_suffixes(left)}." if left else "")
                 )
     _tell_left_out(root, folders, others, depth)
     return listings, bool(nested)
@@ -189,7 +190,7 @@ def _tell_left_out(
     astray = sum(len(x) for f, x in folders.items() if len(f) < depth)
     parts = []
     if left:
-        parts.append(f"{_count_suffixes(left)} (not read by TensorFlow)")
+        parts.append(f"{count_suffixes(left)} (not read by TensorFlow)")
     if astray:
         parts.append(f"{astray:,} images outside of the class folders")
     if parts:

@@ -10,7 +10,7 @@ import numpy as np
 from keras_mixer import data
 from keras_mixer.data.augment import policy as policy_lib
 from keras_mixer.engines.engine import Batch, Engine
-from keras_mixer.run import progress
+from keras_mixer.run import progress, terminal
 from keras_mixer.run.config import Config
 
 # By name, one row per example.
@@ -174,6 +174,7 @@ def make_collector(rows_of_next: RowsOfNext, over: Pass) -> Callable[[], Rows]:
                 parts.append({key: v[real] for key, v in found.items()})
                 done += int(real.sum())
                 tell(done)
+        terminal.clear()
         over.check_count(done)
         order = np.argsort(np.concatenate([part["index"] for part in parts]))
         return {

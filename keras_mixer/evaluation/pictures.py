@@ -1,6 +1,8 @@
 """What all pictures share: their files, style, and matplotlib, an extra."""
 
+import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +12,12 @@ from keras_mixer.run.config import ConfigError
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DOTS_PER_INCH = 160
+
+_CELL = 1.5  # inches, of a sheet of images
+_COLUMNS = 8
+_NARROWEST = 4.0  # inches
+_LETTERS = 14  # of a title in an inch
+_SHORT = 12  # characters of a caption that fit in a large font
 
 _MARKER = 6.0  # side of a point's marker, in points of the font
 # Where a name can be, seen from its point: the first ones are preferred.
@@ -49,6 +57,48 @@ def new_figure(**options: Any) -> Any:
             "Pictures need matplotlib: pip install 'keras-mixer[pictures]'"
         ) from error
     return Figure(layout="constrained", **options)
+
+
+def draw_sheet(
+    images: np.ndarray | Sequence[np.ndarray],
+    captions: Sequence[str],
+    title: str,
+    *,
+    colors: Sequence[str] | None = None,
+) -> Any:
+    """Draws images in rows, with captions above them.
+
+    Args:
+      images: One or more, uint8 `[height, width, 3]` or floats in [0, 1].
+      captions: One per image, of one line or more.
+      title: Of the sheet.
+      colors: Of the captions; black by default.
+
+    Returns:
+      A matplotlib figure with an axes per image.
+
+    Raises:
+      ConfigError: matplotlib is not installed.
+    """
+    columns = min(_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    width = max(columns * _CELL, _NARROWEST)
+    longest = max(len(line) for text in captions for line in text.split("\n"))
+    size = 10 if longest * columns * _CELL <= _SHORT * width else 7
+    title = textwrap.fill(title, int(width * _LETTERS))
+    height = rows * (max(_CELL, width / columns) + 0.35)
+    height += 0.3 + 0.2 * len(title.split("\n"))
+    figure = new_figure(figsize=(width, height))
+    figure.suptitle(title, fontsize=max(size, 8), parse_math=False)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.set_axis_off()
+        axes.imshow(image, interpolation="nearest")
+        # A name may have a $, which begins a formula otherwise.
+        text = axes.set_title(caption, fontsize=size, pad=3, parse_math=False)
+        if colors is not None:
+            text.set_color(colors[i])
+    return figure
 
 
 def style(axes: Any, *, grid: str = "major") -> None:

@@ -17,7 +17,7 @@ import tensorflow as tf
 import keras_mixer
 from keras_mixer import data, weights
 from keras_mixer.data.augment import policy as policy_lib
-from keras_mixer.export import accuracy, fresh, versions
+from keras_mixer.export import accuracy, fresh, versions, warmup
 from keras_mixer.export.classifier import (
     Classifier,
     ExportError,
@@ -209,6 +209,7 @@ def _save(
         tf.saved_model.save(
             server, str(folder), signatures=concrete, options=lean
         )
+        warmup.write(folder, classifier.image_size)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"Cannot write {folder}: {error}") from error
     card = {}

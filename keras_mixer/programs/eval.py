@@ -152,11 +152,7 @@ def _read_config(overrides: list[str]) -> tuple[Config, TrainedOn]:
             own, overrides, _OVERRIDABLE, "an evaluation"
         )
         return config, own.data
-    if FLAGS.weights.endswith(".h5"):
-        raise ConfigError(
-            f"{FLAGS.weights} says nothing of its classes. Load it into its "
-            "model and write a .npz: keras_mixer.weights.save_npz(model, path)"
-        )
+    shared.refuse_keras_weights()
     config = Config(
         data=fields.DataConfig(name="imagenet2012", eval_split="validation"),
         model=fields.ModelConfig(variant=FLAGS.model, image_size=224),

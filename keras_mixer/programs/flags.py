@@ -178,7 +178,7 @@ def define_config_flags(recipe: str = recipes.DEFAULT_RECIPE) -> None:
     define_path("config", "A config.json of a run, in place of a recipe.")
 
 
-def _require_no_flags(overrides: list[str]) -> None:
+def require_no_flags(overrides: list[str]) -> None:
     """Raises ConfigError for a flag that is written like an override."""
     for text in overrides:
         name = text.partition("=")[0].removeprefix("--")
@@ -191,7 +191,7 @@ def _require_no_flags(overrides: list[str]) -> None:
 
 def read_config(overrides: list[str]) -> Config:
     """Returns the config that the flags and overrides ask for."""
-    _require_no_flags(overrides)
+    require_no_flags(overrides)
     if FLAGS.config is None:
         config = _read_recipe(overrides)
     elif FLAGS["recipe"].present:
@@ -227,7 +227,7 @@ def override_some(
     An override must begin with one of `allowed`; the error names `purpose`
     ("an export").
     """
-    _require_no_flags(overrides)
+    require_no_flags(overrides)
     for text in overrides:
         if not text.startswith(allowed):
             raise ConfigError(
@@ -293,6 +293,15 @@ def check_source_flags(*, file_needs_model: bool = True) -> None:
     if FLAGS.model not in (None, "custom"):
         variants.get_variant(FLAGS.model)
     read_checkpoint()
+
+
+def refuse_keras_weights() -> None:
+    """Raises ConfigError if --weights is a file that Keras wrote."""
+    if FLAGS.weights.endswith(".h5"):
+        raise ConfigError(
+            f"{FLAGS.weights} says nothing of its classes. Load it into its "
+            "model and write a .npz: keras_mixer.weights.save_npz(model, path)"
+        )
 
 
 def read_checkpoint() -> str | int:

@@ -11,6 +11,7 @@ from typing import Any
 from keras_mixer.run.fields import ConfigError
 
 OTHER_MODEL = "other_model.json"  # of a run whose model is no Mixer
+SAVED_MODEL = "saved_model.pb"  # of a version of an export
 REPOSITORY_WEIGHTS = "model.safetensors"  # of a folder made for the Hub
 # Names of the files that make a workdir.
 _OF_A_RUN = (
@@ -95,6 +96,47 @@ def check_file(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     return file
 
 
+def find_version(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a version of an export: the folder itself, or its newest one.
+
+    Raises:
+      ConfigError: It is neither a version nor a folder of versions.
+    """
+    folder = pathlib.Path(expand(path))
+    if (folder / SAVED_MODEL).is_file():
+        return folder
+    versions = [
+        p for p in folder.glob("*/") if p.name.isdecimal() and p.name.isascii()
+    ]
+    if not versions:
+        raise ConfigError(
+            f"{path} is no export: it has neither {SAVED_MODEL} nor numbered "
+            "versions. Give the --output of an export, or a version in it."
+        )
+    newest = max(versions, key=lambda p: int(p.name))
+    if not (newest / SAVED_MODEL).is_file():
+        raise ConfigError(f"{newest} is no export: it has no {SAVED_MODEL}.")
+    return newest
+
+
+def require_photos(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Returns the paths of photos and folders, with a leading ~ expanded.
+
+    Raises:
+      ConfigError: There are none, or one is neither a file nor a folder.
+    """
+    found = [expand(path) for path in paths]
+    for path in found:
+        if not os.path.isfile(path) and not os.path.isdir(path):
+            raise ConfigError(f"There is no photo or folder {path}")
+    if not found:
+        raise ConfigError(
+            "Photos are missing: give files, and folders of them, for example "
+            "photos/cat.jpg"
+        )
+    return found
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file that is there whole, and on the disk, or not at all.
 
@@ -155,7 +197,7 @@ def read_result(
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a line per row, whose keys are the columns; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

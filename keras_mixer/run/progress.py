@@ -74,7 +74,10 @@ class Stopwatch:
 
 
 class Countdown:
-    """Reports a long pass over `total` images on stderr."""
+    """Reports a long pass over `total` images.
+
+    On a terminal a line moves; every ten seconds a line stays, on stderr.
+    """
 
     _PATIENCE = 10.0  # seconds between two lines
 
@@ -89,16 +92,22 @@ class Countdown:
         if self._first is None:  # compiling is over
             self._first, self._told = (done, now), now
         count, since = self._first
-        if now - self._told < self._PATIENCE or done <= count:
+        if done <= count or now == since:
+            return
+        rate = (done - count) / (now - since)
+        left = format_seconds((self._total - done) / rate)
+        text = (
+            f"{self._name}: {done:,} of {self._total:,} images, "
+            f"{rate:,.0f} img/s, ETA {left}"
+        )
+        if done < self._total:
+            terminal.show(text)
+        else:
+            terminal.clear()
+        if now - self._told < self._PATIENCE:
             return
         self._told = now
-        rate = (done - count) / (now - since)
-        terminal.say(
-            f"{self._name}: {done:,} of {self._total:,} images, "
-            f"{rate:,.0f} img/s, "
-            f"ETA {format_seconds((self._total - done) / rate)}",
-            file=sys.stderr,
-        )
+        terminal.say(text, file=sys.stderr)
 
 
 class Progress:

@@ -308,6 +308,11 @@ def load_trained(
     return Trained(model, config, class_names, found.source, found.step)
 
 
+def default_eval_policy(side: int) -> str:
+    """Returns the preprocessing where nothing says one: 8/7 of the side."""
+    return f"resize_small({round(side * 8 / 7)})|central_crop"
+
+
 def with_eval_policy(
     config: Config,
     preprocessing: weights_lib.Preprocessing | None,
@@ -322,7 +327,7 @@ def with_eval_policy(
         return config
     side = config.model.side
     policy = preprocessing.eval_policy(side) if preprocessing else None
-    policy = policy or f"resize_small({round(side * 8 / 7)})|central_crop"
+    policy = policy or default_eval_policy(side)
     return config_lib.override(config, [f"augment.eval_policy={policy}"])
 
 

@@ -12,10 +12,6 @@ from keras_mixer.evaluation import pictures
 from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.run.config import Config
 
-_CELL = 1.5  # inches
-_COLUMNS = 8
-_SHORT = 12  # characters of a caption that fit in a large font
-
 
 def draw(
     config: Config,
@@ -49,19 +45,9 @@ def draw(
         split, what = splits.train, config.augment.policy
         if config.mixup.p:
             what += f", mixup {config.mixup.p}"
-    columns = min(_COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
-    size_in_inches = (columns * _CELL, rows * (_CELL + 0.35) + 0.5)
-    figure = pictures.new_figure(figsize=size_in_inches)
-    longest = max(len(line) for text in captions for line in text.split("\n"))
-    size = 10 if longest <= _SHORT else 7
-    figure.suptitle(f"{split.name}: {what}", fontsize=max(size, 8))
-    for i, (picture, caption) in enumerate(zip(shown, captions, strict=True)):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.set_axis_off()
-        axes.imshow(np.clip(picture / 2 + 0.5, 0, 1), interpolation="nearest")
-        axes.set_title(caption, fontsize=size, pad=3)
-    return figure
+    return pictures.draw_sheet(
+        np.clip(shown / 2 + 0.5, 0, 1), captions, f"{split.name}: {what}"
+    )
 
 
 def first_images(

@@ -214,7 +214,7 @@ def test_a_process_that_fails_is_no_version(model, tmp_path, monkeypatch):
 def test_a_converter_that_fails_is_told(model, trusting, tmp_path, monkeypatch):
     def run(kind, folder, request):
         assert kind == "tflite"
-        (folder / "assets.extra").mkdir()
+        (folder / "assets.extra").mkdir(exist_ok=True)
         (folder / "assets.extra" / "model_float32.tflite").write_bytes(b"x")
         raise export.ExportError("no such op")
 

@@ -21,6 +21,7 @@ MODULES = {
     "keras_mixer.data": "data",
     "keras_mixer.doctor": "doctor",
     "keras_mixer.export": "export",
+    "keras_mixer.predict": "predict",
     "keras_mixer.preflight": "preflight",
 }
 

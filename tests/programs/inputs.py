@@ -35,7 +35,7 @@ def _lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _write_run(folder):
+def write_run(folder):
     """Writes the workdir of a finished run of 20 steps, which nobody ran."""
     config = config_lib.override(
         recipes.digits(), [*MODEL, "train.steps=20", "train.batch_size=24"]
@@ -214,10 +214,16 @@ def _write_folders(folder):
 
 def write_all(folder):
     """Writes everything into a folder, which is empty."""
-    model = _write_run(folder / "run")
+    model = write_run(folder / "run")
     _write_damaged_runs(folder / "runs", folder / "run")
     _write_weights(folder / "weights", model)
     _write_folders(folder / "photos")
+    for number, name in enumerate(("saved_model.pb", "saved_model.pb", "x"), 1):
+        version = folder / "versions" / str(number)
+        version.mkdir(parents=True)
+        (version / name).write_text("hello")
+    card = {"class_names": None, "model": {"classes": 2}, "provenance": {}}
+    (folder / "versions" / "2" / "export.json").write_text(json.dumps(card))
     (folder / "empty").mkdir()
     (folder / "full").mkdir()
     (folder / "full" / "note.txt").write_text("mine")

@@ -223,6 +223,7 @@ def calls():
         "load_config": (config_lib.load, {}),
         "export": (export.export, {**model, "output": "served"}),
         "read_card": (export.read_card, {}),
+        "predict": (keras_mixer.predict, {**model, "images": IMAGE}),
         "load_trained": (assembly.load_trained, {}),
         "read_config": (workdir.read_config, {}),
         "mixer_block": (layers.MixerBlock, widths),
@@ -231,6 +232,7 @@ def calls():
 
 
 MODEL = keras_mixer.Mixer(SMALL, input_shape=(32, 32, 3), classes=5)
+IMAGE = np.zeros((8, 9, 3), np.uint8)
 NAN = float("nan")
 NO_PATHS = [None, 3, b"x", ["x"], "", "x\0y"]
 NO_MODELS = [None, "x", 3, [MODEL]]
@@ -306,6 +308,25 @@ WRONG = {
         "provenance": ["x", 3, [1], {"a": object()}],
     },
     "read_card": {"version": NO_PATHS},
+    "predict": {
+        "model": [
+            *NO_PATHS,
+            *("nowhere", [MODEL], keras.Sequential([keras.Input((4,))])),
+            keras_mixer.Mixer(SMALL, input_shape=(32, 64, 3), classes=5),
+            keras_mixer.Mixer(
+                SMALL, input_shape=(32, 32, 3), include_top=False
+            ),
+        ],
+        "images": [
+            *NO_PATHS,
+            *("nowhere.jpg", ["nowhere.jpg"], {}, [], (), 1.5, ["", 3]),
+            *(np.zeros((8, 9, 3)), np.zeros((8, 9, 3), bool)),
+            *([np.zeros((8, 9, 3), np.float32)], [IMAGE, "a.jpg"]),
+            *(IMAGE[..., 0], IMAGE[..., :2], IMAGE[:0], [IMAGE[:, :0]]),
+            *([IMAGE[None]], np.zeros((0, 8, 9, 3), np.uint8), [[1, 2], [3]]),
+        ],
+        "top": ["5", None, 0, -1, 1.5, True, NAN],
+    },
     "load_trained": {"workdir": NO_PATHS},
     "read_config": {"workdir": NO_PATHS},
     "mixer_block": {
@@ -335,6 +356,8 @@ NAMED_BY = {
     ("export", "model"): "Keras model|can be exported if",
     ("export", "eval_policy"): "policy",
     ("export", "class_names"): "names",
+    ("predict", "model"): "model must be|A model can predict",
+    ("predict", "images"): "images|There is no photo",
 }
 
 

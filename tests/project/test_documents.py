@@ -15,7 +15,10 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = {
     name: (ROOT / name).read_text()
-    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+    for name in (
+        *("README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
+        "docs/serving.md",
+    )
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:python|bin/python) (?:(train|eval)\.py|-m keras_mixer\.(\w+))"
@@ -102,7 +105,8 @@ def test_commands_and_their_flags():
     for name, line in commands_of(README):
         seen.add(name)
         if name not in ("train", "eval"):
-            assert (ROOT / "keras_mixer" / name / "__main__.py").exists()
+            file = "predict.py" if name == "predict" else f"{name}/__main__.py"
+            assert (ROOT / "keras_mixer" / file).exists()
         sources = [
             (ROOT / "keras_mixer" / "programs" / file).read_text()
             for file in (f"{name}.py", "flags.py")
@@ -112,7 +116,7 @@ def test_commands_and_their_flags():
             assert defined or flag == "help", f"{line}: --{flag}"
     assert seen == {
         *("train", "eval", "analysis", "data"),
-        *("doctor", "export", "preflight"),
+        *("doctor", "export", "predict", "preflight"),
     }
 
 

@@ -44,7 +44,8 @@ del MODULES[""]  # the package itself, which imports nothing
 
 def room_of(module: str) -> str:
     """Returns the room of a module; what -m starts belongs to programs."""
-    return "programs" if module.endswith("__main__") else module.split(".")[0]
+    is_started = module.endswith("__main__") or module == "predict"
+    return "programs" if is_started else module.split(".")[0]
 
 
 def imports_of(module: str) -> set[str]:
@@ -93,7 +94,8 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_the_package_is_its_rooms():
-    assert {p.name for p in PACKAGE.glob("*.py")} == {"__init__.py"}
+    files = {p.name for p in PACKAGE.glob("*.py")}
+    assert files == {"__init__.py", "predict.py"}  # a function of its name
     assert {room_of(module) for module in MODULES} == set(FLOORS)
     for path in MODULES.values():  # without it, no part of the installation
         assert (path.parent / "__init__.py").exists(), path
@@ -272,6 +274,11 @@ def test_programs_choose_the_engine_before_keras_is_imported(program):
         ),
         ("analysis", ["compare", "w", "{run}", "--output=a.png"]),
         ("data", ["--output=a.png", "optim.lrr=1"]),
+        ("predict", ["--help"]),
+        ("predict", ["--workdir={run}", "nowhere.jpg"]),
+        ("predict", ["--workdir={run}", "{run}", "--output=a.txt"]),
+        ("predict", ["--workdir={run}", "{run}", "optim.lr=1"]),
+        ("predict", ["--export={run}", "{run}"]),
         ("preflight", ["--help"]),
         ("preflight", ["--topology=v9"]),
     ],

@@ -23,6 +23,15 @@ def test_a_damaged_file_is_named_with_its_line_and_column(tmp_path):
         files.read_json(path)
 
 
+def test_the_newest_version_is_that_of_the_largest_number(tmp_path):
+    for name in ("9", "10", "old", "²"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").touch()
+    assert files.find_version(tmp_path) == tmp_path / "10"
+    assert files.find_version(tmp_path / "9") == tmp_path / "9"
+    assert files.find_version(f"{tmp_path}/old") == tmp_path / "old"
+
+
 def test_a_leading_tilde_is_a_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert files.expand("~/a~") == "/home/me/a~"

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_mixer.run import terminal
+from keras_mixer.run import progress, terminal
 from tests.run import test_progress
 
 
@@ -16,6 +16,17 @@ def test_a_pipe_gets_plain_lines_alone(capsys):
         terminal.show("a bar")
         terminal.say("word " * 40)
     assert capsys.readouterr().out == f"Compiling ...\n{'word ' * 40}\n"
+
+
+def test_a_long_pass_moves_and_leaves_nothing(on_terminal, monkeypatch):
+    seconds = iter(range(10, 100))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(seconds))
+    tell = progress.Countdown("Predicting", 40)
+    for done in (10, 30, 40):
+        tell(done)
+    out = on_terminal.readouterr().out
+    assert "Predicting: 30 of 40 images, 20 img/s, ETA 0s" in out
+    assert out.endswith("\r\033[K")
 
 
 def test_a_terminal_gets_a_line_that_moves(on_terminal):
