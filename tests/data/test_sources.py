@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn import datasets, model_selection
 
 from keras_mixer import data
 from keras_mixer.data import sources, tfds_sets
@@ -23,6 +24,29 @@ from tests.data.streams import numbers, stream
 DIGITS_TEST_SHA256 = (
     "ac6ada28192bd51afee49bd7498331d97a9233e21e762b219700b723b191dbf1"
 )
+
+
+def test_digits_are_those_of_scikit_learn():
+    """Images, labels and the order of its stratified split."""
+    bundle = datasets.load_digits()
+    parts = model_selection.train_test_split(
+        np.arange(len(bundle.target)),
+        test_size=360,
+        random_state=0,
+        stratify=bundle.target,
+    )
+    for name, part in zip(("train", "test"), parts, strict=True):
+        images, labels = sources._load_digits()[name]
+        want = np.round(bundle.images[part] * (255 / 16))
+        for channel in range(3):
+            np.testing.assert_array_equal(images[..., channel], want)
+        np.testing.assert_array_equal(labels, bundle.target[part])
+
+
+def test_digits_need_the_file_of_scikit_learn(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(data.DataError, match="pip install scikit-learn"):
+        sources._digits_file()
 
 
 def test_digits_are_fixed_and_stratified():
