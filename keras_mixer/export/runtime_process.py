@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 FORBIDDEN = ("keras_mixer", "keras", "tensorflow", "jax", "torch")
+_OUTPUTS = ("logits", "probabilities")
 _LENGTH = struct.Struct("<q")
 _WARM = 2  # calls before those that are timed
 _PATIENCE = 4.0  # seconds after which a call is no longer repeated
@@ -79,8 +80,8 @@ def _open_openvino(file: str) -> Call:
     model = openvino.Core().compile_model(file, "CPU", exact)
 
     def call(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = model({"image": image})
-        return {x.any_name: found[x].copy() for x in model.outputs}
+        found = model({"image": image})  # by each of several names
+        return {name: found[name].copy() for name in _OUTPUTS}
 
     return call
 
@@ -91,6 +92,11 @@ _RUNTIMES = {
     "litert": (_open_litert, "ai-edge-litert"),
     "openvino": (_open_openvino, "openvino"),
 }
+
+
+def open_file(kind: str, file: str) -> Call:
+    """Returns a function from uint8 `[batch, side, side, 3]` to outputs."""
+    return _RUNTIMES[kind][0](file)
 
 
 def answer(
@@ -114,8 +120,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a runtime prints is no answer
     sys.meta_path.insert(0, _Forbid())
-    open_file, package = _RUNTIMES[kind]
-    call = open_file(file)
+    call, package = open_file(kind, file), _RUNTIMES[kind][1]
     loaded = [name for name in FORBIDDEN if name in sys.modules]
     if loaded:
         raise ImportError(f"{package} imports {', '.join(loaded)}")

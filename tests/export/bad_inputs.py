@@ -36,7 +36,7 @@ if __name__ == "__main__":
     }
     found = {}
     for name, image in inputs.items():
-        call = runtime_process._RUNTIMES[kind][0](file)
+        call = runtime_process.open_file(kind, file)
         found[name] = outcome(call, image)
         found[f"good after {name}"] = outcome(call, good)
     print(json.dumps(found), file=answers)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, models
-from keras_mixer.export import fresh
+from keras_mixer.export import formats, fresh
 from keras_mixer.programs import export as program
 from keras_mixer.training import assembly
 from tests.conftest import ROOT
@@ -148,6 +148,31 @@ def test_the_flags_reach_the_version(digits_workdir, run_here, tmp_path):
     assert [x.decode() for x in got["top_k_names"].numpy()[0]] == [
         names[i] for i in best
     ]
+
+
+@pytest.mark.parametrize(
+    "split", ["test[:9]", "test", "train[:9]+test[:1]", "train[:99%]"]
+)
+def test_test_images_do_not_calibrate(
+    split, digits_workdir, run_here, monkeypatch
+):
+    """Those of the run, whatever the accuracy is measured on."""
+    monkeypatch.setattr(formats, "_missing", lambda _: [])
+    command = (
+        f"--workdir={digits_workdir}",
+        "--output=served",
+        "--formats=onnx",
+        f"--int8={split}",
+        "data.eval_split=train[99%:]",
+        "--accuracy_split=train[90%:]",
+    )
+    message = "data.eval_split=test. Calibrate.*--int8="
+    if split == "train[:99%]":
+        message = "shares images with digits train"
+    elif "+" in split:
+        message = "without '\\+'"
+    with pytest.raises(ValueError, match=message):
+        run_here(*command)
 
 
 def test_a_keras_file_does_not_say_its_classes(model, run_here, tmp_path):
