@@ -97,7 +97,7 @@ class Images:
     split: data.Split
     image_size: int
     policy: str
-    max_broken: float
+    broken: data.BrokenImages  # the same in all passes: each is told once
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields uint8 `[n, side, side, 3]` and labels, without broken ones.
@@ -105,16 +105,15 @@ class Images:
         Raises:
           DataError: Too many are broken.
         """
-        broken = data.BrokenImages(self.split, limit=self.max_broken)
         size = min(_BATCH, self.split.num_examples)
         batches = data.eval_batches(
             self.split,
             batch_size=size,
             image_size=self.image_size,
             policy=self.policy,
-            broken=broken,
+            broken=self.broken,
         )
-        with broken.errors():
+        with self.broken.errors():
             for batch in batches.take(data.num_batches(self.split, size)):
                 real = batch["mask"].numpy() > 0
                 if real.any():
@@ -237,8 +236,9 @@ class Exam:
     ):
         self._split, self._loss = split, classifier.probabilities
         self._same_precision = classifier.model is model
+        broken = data.BrokenImages(split, limit=max_broken)
         self._images = Images(
-            split, classifier.image_size, options.eval_policy, max_broken
+            split, classifier.image_size, options.eval_policy, broken
         )
         if not self._same_precision:
             classifier = make_classifier(
@@ -248,7 +248,7 @@ class Exam:
             classifier,
             split,
             policy=options.eval_policy,
-            broken=data.BrokenImages(split, limit=max_broken),
+            broken=broken,
         )
         # What the card says.
         self.content: dict[str, Any] = {

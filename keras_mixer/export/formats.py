@@ -79,13 +79,14 @@ def _missing(name: str) -> list[str]:
 
 
 def check_formats(
-    formats: Any, *, int8: bool, precision: Any, xla: Any
+    formats: Any, *, int8: bool, measured: bool, precision: Any, xla: Any
 ) -> tuple[str, ...]:
     """Returns the names of the formats to write.
 
     Args:
       formats: A list of `NAMES`.
       int8: Whether int8 files are to be written, too.
+      measured: Whether the accuracy is.
       precision: Of the SavedModel.
       xla: Whether that is compiled.
 
@@ -119,6 +120,11 @@ def check_formats(
         raise ExportError(
             f"An int8 file is of one of the formats {with_int8}. Received: "
             f"formats={','.join(formats)}"
+        )
+    if int8 and not measured:
+        raise ExportError(
+            "The card of an int8 file says what accuracy it loses: name a "
+            "split to measure on, too (split, --accuracy_split)."
         )
     others = [name for name in formats if name != SAVED_MODEL]
     if others and precision != "float32":

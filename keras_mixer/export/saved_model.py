@@ -98,7 +98,11 @@ def export(
         )
     _check_types(xla, split, calibration, max_broken, int8_loss, provenance)
     wanted = check_formats(
-        formats, int8=calibration is not None, precision=precision, xla=xla
+        formats,
+        int8=calibration is not None,
+        measured=split is not None,
+        precision=precision,
+        xla=xla,
     )
     folder = versions.check_output(output)
     weights.require_model(model)
@@ -130,7 +134,8 @@ def _write(
     """Writes the files of a version, and adds to the card what they are."""
     if SAVED_MODEL in formats:
         content |= _write_saved_model(draft, classifier, options)
-    split, share = measuring.split, measuring.max_broken
+    split, calibration = measuring.split, measuring.calibration
+    share = measuring.max_broken
     exam = calibrated_on = None
     if split is not None:
         exam = accuracy.Exam(model, classifier, options, split, share)
@@ -138,12 +143,12 @@ def _write(
             entry = content["formats"][SAVED_MODEL]
             entry["accuracy"] = exam.grade_version(draft)
         content["accuracy"] = exam.content
-    if measuring.calibration is not None:
+    if calibration is not None:
         calibrated_on = accuracy.Images(
-            measuring.calibration,
+            calibration,
             classifier.image_size,
             options.eval_policy,
-            share,
+            data.BrokenImages(calibration, limit=share),
         )
     content["formats"] |= proof.write_files(
         draft, classifier, formats, exam, calibrated_on, measuring.int8_loss
@@ -195,13 +200,8 @@ def _check_calibration(
     calibration: data.Split | None, split: data.Split | None
 ) -> None:
     """Raises ExportError unless the images may calibrate int8 files."""
-    if calibration is None:
+    if calibration is None or split is None:
         return
-    if split is None:
-        raise ExportError(
-            "The card of an int8 file says what accuracy it loses: name a "
-            "split to measure on, too (split, --accuracy_split)."
-        )
     if calibration.overlaps(split):
         raise ExportError(
             f"{calibration.name} shares images with {split.name}, on which the "

@@ -224,6 +224,13 @@ def _load_keras(
     return assembly.Trained(model, config, names, weights)
 
 
+def _is_measured(overrides: list[str]) -> bool:
+    """Whether the accuracy is to be measured."""
+    return FLAGS.accuracy_split is not None or any(
+        text.startswith("data.eval_split=") for text in overrides
+    )
+
+
 def _open_split(
     config: Config, overrides: list[str], trained_on: fields.DataConfig | None
 ) -> Any:
@@ -233,11 +240,11 @@ def _open_split(
     """
     from keras_mixer import data
 
-    own, name = config.data, FLAGS.accuracy_split
-    if name is None:
-        if not any(text.startswith("data.eval_split=") for text in overrides):
-            return None
-        name = own.eval_split
+    if not _is_measured(overrides):
+        return None
+    own = config.data
+    name = FLAGS.accuracy_split
+    name = own.eval_split if name is None else name
     return data.open_evaluated(own.name, name, own, trained_on)
 
 
@@ -278,7 +285,7 @@ _OF_VERSIONS = (
 )
 
 
-def _check_flags() -> None:
+def _check_flags(overrides: list[str]) -> None:
     """Raises ValueError for flags that do not go together."""
     if not FLAGS.hub and not FLAGS.output:
         raise ConfigError(
@@ -299,6 +306,7 @@ def _check_flags() -> None:
     formats.check_formats(
         FLAGS.formats,
         int8=FLAGS.int8 is not None,
+        measured=_is_measured(overrides),
         precision=FLAGS.precision,
         xla=FLAGS.xla,
     )
@@ -336,7 +344,7 @@ def _push(overrides: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
-    _check_flags()
+    _check_flags(argv[1:])
     if FLAGS.workdir:  # fails before Keras is imported
         shared.override_some(
             workdir_lib.read_config(FLAGS.workdir),

@@ -348,7 +348,7 @@ ROWS = {
         ("--formats=onxx", "Did you mean 'onnx'?"),
         ("--formats=", "each once"),
         ("--formats=savedmodel,savedmodel", "each once"),
-        ("--int8=train[:9]", "int8"),
+        ("--int8=train[:9] --accuracy_split=test", "int8"),
         ("--int8_loss=0.1", "--int8_loss goes with --int8"),
         ("--int8_loss=nan", "int8_loss"),
         ("--xla=perhaps", "it must be true or false"),
