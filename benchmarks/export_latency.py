@@ -82,7 +82,7 @@ def ways(
     call = tf.function(lambda x: model(x, training=False))
     entries = export.read_card(version)["formats"]
     found = {
-        _REFERENCE: lambda: call(floats).numpy(),
+        "model in Python": lambda: call(floats).numpy(),
         "Keras predict": lambda: model.predict(floats, verbose=0),
     }
     pixels = {"image": tf.constant(fitted)}

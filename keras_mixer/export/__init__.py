@@ -16,7 +16,6 @@ from keras_mixer.run import lazy
 if TYPE_CHECKING:
     from keras_mixer.export.card import CARD as CARD, read_card as read_card
     from keras_mixer.export.errors import ExportError as ExportError
-    from keras_mixer.export.formats import NAMES as NAMES
     from keras_mixer.export.saved_model import export as export
     from keras_mixer.export.signatures import SIGNATURES as SIGNATURES
     from keras_mixer.export.versions import check_output as check_output
@@ -29,7 +28,6 @@ _MODULES = {
         "read_card",
     ),
     "errors": ("ExportError",),
-    "formats": ("NAMES",),
     "saved_model": ("export",),
     "signatures": ("SIGNATURES",),
     "versions": ("check_output",),

@@ -21,7 +21,7 @@ from keras_mixer.export.errors import ExportError
 from keras_mixer.export.formats import FORMATS, INT8
 from keras_mixer.models.preprocessing import to_value_range
 
-_CHUNK = 16  # images whose activations the calibration of ONNX holds at most
+_CHUNK = 8  # images whose activations the calibration of ONNX holds at most
 
 
 def make_pixel_model(classifier: Classifier) -> keras.Model:

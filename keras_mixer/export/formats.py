@@ -6,6 +6,7 @@ before it waits for a library.
 
 import dataclasses
 import importlib.util
+import textwrap
 from typing import Any
 
 from keras_mixer.export.errors import ExportError
@@ -161,4 +162,4 @@ def help_text() -> str:
                 f"Missing for {', '.join(names)}: {', '.join(missing)} "
                 f"(pip install 'keras-mixer[{extra}]')."
             )
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, 80) for line in lines)
