@@ -42,7 +42,10 @@ def receive(stream: IO[bytes]) -> Mapping[str, np.ndarray] | None:
     if len(head) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack(head)
-    with np.load(io.BytesIO(stream.read(length)), allow_pickle=False) as found:
+    content = stream.read(length)
+    if len(content) < length:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as found:
         return {name: found[name] for name in found.files}
 
 

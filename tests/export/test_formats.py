@@ -1,5 +1,6 @@
 """Files for other runtimes are the model, or are no version."""
 
+import io
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from keras_mixer.export import (
     formats,
     fresh,
     proof,
+    runtime_process,
     runtimes,
 )
 from keras_mixer.models.preprocessing import to_value_range
@@ -147,6 +149,16 @@ def test_bad_inputs(name, written):
     for bad, result in BAD_INPUTS[name].items():
         assert found[bad] == result, bad
         assert found[f"good after {bad}"] == [2, CLASSES], bad
+
+
+@pytest.mark.parametrize("cut", [0, 4, 20])
+def test_an_answer_that_ends_early_is_none(cut):
+    stream = io.BytesIO()
+    runtime_process.send(stream, logits=np.zeros(3))
+    whole = stream.getvalue()
+    found = runtime_process.receive(io.BytesIO(whole))
+    np.testing.assert_array_equal(found["logits"], np.zeros(3))
+    assert runtime_process.receive(io.BytesIO(whole[:cut])) is None
 
 
 @pytest.mark.parametrize("name", EACH[:3])
