@@ -1,8 +1,9 @@
 """How long one image takes, served in different ways.
 
-A Mixer with random weights at 224 px is exported with its TFLite files into a
-temporary folder. Then these take turns, image by image, in one process and on
-all cores:
+A Mixer with random weights at 224 px is exported into a temporary folder, in
+all formats that this environment can write. Then these take turns, image by
+image, on all cores: TensorFlow in this process, the other runtimes each in a
+process of its own (the pipe between them costs about 1 ms an image).
 
   model in Python      the Keras model in a tf.function, from pixels that fit
   Keras predict        model.predict on the same, as a notebook calls it
@@ -10,19 +11,21 @@ all cores:
   SavedModel, photo    serving_default on a photo of 500 x 375, uint8
   SavedModel, JPEG     serve_bytes on that photo
   ... XLA, bfloat16    the pixels with --xla, or with --precision=bfloat16
-  TFLite               float32 and float16, from pixels that fit
+  onnx, litert, ...    the other formats, from pixels that fit
+
+Ratios are those to the SavedModel from the same pixels.
 
     python benchmarks/export_latency.py [--models=S/16,B/16] [--repeats=30]
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import platform
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +36,12 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export
+from keras_mixer.export import formats
+from keras_mixer.export.runtimes import Runtime
 from keras_mixer.models.preprocessing import to_value_range
 
 _POLICY = "resize_small(256)|central_crop"
-_REFERENCE = "model in Python"
+_REFERENCE = "SavedModel, pixels"
 
 
 def make_model(variant: str) -> Any:
@@ -54,18 +59,11 @@ def make_photo() -> np.ndarray:
     return tf.cast(tf.clip_by_value(photo, 0, 255), tf.uint8).numpy()
 
 
-def make_lite(path: pathlib.Path, pixels: np.ndarray) -> Callable[[], Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the interpreter is about to move
-        lite = tf.lite.Interpreter(str(path), num_threads=os.cpu_count())
-    run = lite.get_signature_runner()
-    return lambda: run(image=pixels)["logits"]
-
-
 def ways(
     model: Any,
     version: pathlib.Path,
     variants: dict[str, pathlib.Path],
+    stack: contextlib.ExitStack,
 ) -> dict[str, Callable[[], Any]]:
     """Returns name -> function that returns the logits of one image.
 
@@ -73,18 +71,18 @@ def ways(
       model: The Keras model.
       version: Its export.
       variants: Exports with other options.
+      stack: Ends the processes of other runtimes.
     """
     photo = make_photo()
     jpeg = tf.io.encode_jpeg(photo, quality=95).numpy()
     side = model.input_shape[1]
     fitted = tf.image.resize(photo, (side, side)).numpy().astype(np.uint8)[None]
     floats = to_value_range(fitted)
-    as_pixels = fitted.astype(np.float32)
     served = tf.saved_model.load(str(version))
     call = tf.function(lambda x: model(x, training=False))
-    card = export.read_card(version)["tflite"]
+    entries = export.read_card(version)["formats"]
     found = {
-        _REFERENCE: lambda: call(floats).numpy(),
+        "model in Python": lambda: call(floats).numpy(),
         "Keras predict": lambda: model.predict(floats, verbose=0),
     }
     pixels = {"image": tf.constant(fitted)}
@@ -107,9 +105,11 @@ def ways(
                 loaded.signatures[signature](**inputs)["logits"].numpy()
             )
         )
-    for precision in ("float32", "float16"):
-        path = version / card[precision]["file"]
-        found[f"TFLite {precision}"] = make_lite(path, as_pixels)
+    for name, entry in entries.items():
+        if name != formats.SAVED_MODEL:
+            runtime = Runtime(name, version / entry["file"])
+            stack.enter_context(runtime)
+            found[name] = lambda runtime=runtime: runtime(fitted)["logits"]
     return found
 
 
@@ -140,9 +140,15 @@ def main() -> None:
     )
     for variant in options.models.split(","):
         model = make_model(variant)
-        with tempfile.TemporaryDirectory() as output:
+        with (
+            tempfile.TemporaryDirectory() as output,
+            contextlib.ExitStack() as stack,
+        ):
             version = export.export(
-                model, output, eval_policy=_POLICY, tflite=True
+                model,
+                output,
+                eval_policy=_POLICY,
+                formats=formats.writable(),
             )
             variants = {
                 f"pixels, {name}": export.export(
@@ -157,22 +163,15 @@ def main() -> None:
                     ),
                 )
             }
-            functions = ways(model, version, variants)
+            functions = ways(model, version, variants, stack)
             seconds = measure(functions, options.repeats)
-            card = export.read_card(version)
-            total = sum(
-                path.stat().st_size
-                for path in version.rglob("*")
-                if path.is_file() and path.suffix not in (".tflite", ".json")
-            )
-            print(f"\n{variant}: SavedModel {total / 1e6:.1f} MB, ", end="")
-            print(
-                ", ".join(
-                    f"TFLite {name} {file['bytes'] / 1e6:.1f} MB (logits "
-                    f"within {file['largest_difference']:.1e})"
-                    for name, file in card["tflite"].items()
+            print(f"\n{variant}:")
+            for name, entry in export.read_card(version)["formats"].items():
+                worst = entry["largest_differences"]["logits"]
+                print(
+                    f"  {name}: {entry['bytes'] / 1e6:.1f} MB, logits within "
+                    f"{worst:.1e}, {entry['runtime']}"
                 )
-            )
             reference = statistics.median(seconds[_REFERENCE])
             for name, values in seconds.items():
                 middle = statistics.median(values)

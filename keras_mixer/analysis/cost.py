@@ -5,13 +5,9 @@ formula. Memory and speed are measured here, each in a process of its own. The
 paper's numbers stand beside them and are labelled as such.
 """
 
-import functools
 import itertools
 import json
-import os
 import pathlib
-import platform
-import re
 import subprocess
 import sys
 import time
@@ -24,6 +20,7 @@ import tensorflow as tf
 
 from keras_mixer import models
 from keras_mixer.analysis import arguments, flops
+from keras_mixer.engines import cpus
 from keras_mixer.evaluation import paper, report
 from keras_mixer.run import files, progress
 from keras_mixer.run.config import ConfigError
@@ -42,21 +39,6 @@ class Settings(NamedTuple):
     seconds: float  # for how long to repeat the call
     time_limit: float  # seconds after which a measurement is given up
     xla: bool
-
-
-@functools.cache
-def machine() -> str:
-    """Names the processor and the cores that this process may use."""
-    info = pathlib.Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    found = re.search(r"^model name[^:]*:(.*)", text, re.MULTILINE)
-    name = found[1].strip() if found else platform.processor()
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count()
-    )
-    return f"{name or platform.machine()}, {cores} cores"
 
 
 def count(
@@ -148,7 +130,7 @@ def conditions(settings: Settings) -> str:
     """Describes the conditions of the measurements, for people."""
     return (
         f"batch {settings.batch}, float32, XLA "
-        f"{'on' if settings.xla else 'off'}, {machine()}, {software()}"
+        f"{'on' if settings.xla else 'off'}, {cpus.machine()}, {software()}"
     )
 
 
@@ -156,7 +138,7 @@ def _key(row: Mapping[str, Any], mode: str, settings: Settings) -> str:
     return (
         f"{row['variant']} {row['image_size']}px D_S={row['tokens_mlp_dim']} "
         f"{mode} batch={settings.batch} xla={settings.xla} "
-        f"seconds={settings.seconds:g} on {machine()}, {software()}"
+        f"seconds={settings.seconds:g} on {cpus.machine()}, {software()}"
     )
 
 

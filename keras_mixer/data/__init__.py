@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from keras_mixer.data.runs import (
         Splits as Splits,
         check_eval_policy as check_eval_policy,
+        evaluation_split as evaluation_split,
         open_evaluated as open_evaluated,
         open_splits as open_splits,
         resolve as resolve,
@@ -82,6 +83,7 @@ _MODULES = {
     "runs": (
         "Splits",
         "check_eval_policy",
+        "evaluation_split",
         "open_evaluated",
         "open_splits",
         "resolve",

@@ -117,15 +117,26 @@ def training_split(
       The training split; None if the data sets differ, or if the training
       split is not there anymore.
     """
+    return _find(own, own.train_split, name, data_dir)
+
+
+def evaluation_split(
+    own: DataConfig, name: str, data_dir: str | None
+) -> Split | None:
+    """Finds the images that a run is evaluated on, as `training_split`."""
+    return _find(own, own.eval_split, name, data_dir)
+
+
+def _find(
+    own: DataConfig, split: str, name: str, data_dir: str | None
+) -> Split | None:
     if not _may_share(own.name, name):
         return None
     # The same data set, so that nothing is downloaded; of a folder the run's
     # own path, which may be above or below this one.
     name = own.name if name.startswith("folder:") else name
     try:
-        return open_split(
-            name, own.train_split, data_dir, hold_out=own.hold_out
-        )
+        return open_split(name, split, data_dir, hold_out=own.hold_out)
     except DataError:
         return None
 

@@ -1,6 +1,10 @@
-"""What the CPU of this machine can compute."""
+"""Which CPU this machine has, and what it can compute."""
 
+import functools
+import os
 import pathlib
+import platform
+import re
 
 # Instructions that multiply bfloat16: of x86, and of ARM.
 _WITH_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -26,3 +30,18 @@ def warn_of_bfloat16(flags: frozenset[str]) -> None:
         "minutes. Way out: model.precision=float32",
         flush=True,
     )
+
+
+@functools.cache
+def machine() -> str:
+    """Names the processor and the cores that this process may use."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    found = re.search(r"^model name[^:]*:(.*)", text, re.MULTILINE)
+    name = found[1].strip() if found else platform.processor()
+    cores = (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count()
+    )
+    return f"{name or platform.machine()}, {cores} cores"

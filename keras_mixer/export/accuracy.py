@@ -1,9 +1,11 @@
 """Accuracy on a split, of the model in Python and of what is served."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,7 +14,14 @@ from keras_mixer.engines import objective
 from keras_mixer.engines.tensorflow import TensorFlowEngine
 from keras_mixer.evaluation import classification
 from keras_mixer.evaluation.passes import Pass
-from keras_mixer.export.classifier import Classifier, ExportError
+from keras_mixer.export.classifier import (
+    Classifier,
+    Options,
+    make_classifier,
+)
+from keras_mixer.export.errors import ExportError
+from keras_mixer.export.formats import INT8
+from keras_mixer.export.runtimes import Runtime
 from keras_mixer.export.signatures import MAX_ASPECT
 
 _BATCH = 32
@@ -81,6 +90,62 @@ def of_version(
     return {**scores, "count": count}
 
 
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of a split as a model takes them: pixels of one size."""
+
+    split: data.Split
+    image_size: int
+    policy: str
+    broken: data.BrokenImages  # the same in all passes: each is told once
+
+    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields uint8 `[n, side, side, 3]` and labels, without broken ones.
+
+        Raises:
+          DataError: Too many are broken.
+        """
+        size = min(_BATCH, self.split.num_examples)
+        batches = data.eval_batches(
+            self.split,
+            batch_size=size,
+            image_size=self.image_size,
+            policy=self.policy,
+            broken=self.broken,
+        )
+        with self.broken.errors():
+            for batch in batches.take(data.num_batches(self.split, size)):
+                real = batch["mask"].numpy() > 0
+                if real.any():
+                    yield (
+                        batch["image"].numpy()[real],
+                        batch["label"].numpy()[real],
+                    )
+
+    def pixels(self) -> np.ndarray:
+        """Returns all of them, uint8 `[n, side, side, 3]`."""
+        return np.concatenate([pixels for pixels, _ in self.batches()])
+
+
+def of_file(
+    runtime: Runtime,
+    images: Images,
+    *,
+    loss: str,
+) -> Scores:
+    """Evaluates a file by its runtime, on pixels of the model's size."""
+    loss_fn = objective.LOSSES[loss]
+    correct, loss_sum, count = 0, 0.0, 0
+    for pixels, label in images.batches():
+        logits = runtime(pixels)["logits"]
+        one_hot = tf.one_hot(label, logits.shape[-1])
+        loss_sum += float(tf.reduce_sum(loss_fn(one_hot, logits)))
+        correct += int((np.argmax(logits, axis=-1) == label).sum())
+        count += len(label)
+    scores = {"accuracy": correct / count, "loss": loss_sum / count}
+    return {**scores, "count": count}
+
+
 def _raw_batches(split: data.Split) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
     """Yields encoded files or pixels, `[batch, ...]`, and labels."""
 
@@ -145,3 +210,78 @@ def require_same(
         f"What is served is not the model: {problem}. Before: {before}; "
         f"after: {after}"
     )
+
+
+class Exam:
+    """The accuracy on a split: of a model, then of what is written of it.
+
+    Args:
+      model: As it was given to `export`.
+      classifier: What is written.
+      split: Where to measure.
+      max_broken: Share of its images that may be broken.
+
+    Raises:
+      ExportError, from the methods: What was written scores differently.
+      DataError: Too many images are broken.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        classifier: Classifier,
+        options: Options,
+        split: data.Split,
+        max_broken: float,
+    ):
+        self._split, self._loss = split, classifier.probabilities
+        self._same_precision = classifier.model is model
+        broken = data.BrokenImages(split, limit=max_broken)
+        self._images = Images(
+            split, classifier.image_size, options.eval_policy, broken
+        )
+        if not self._same_precision:
+            classifier = make_classifier(
+                model, precision=None, probabilities=self._loss
+            )
+        self._before = of_model(
+            classifier,
+            split,
+            policy=options.eval_policy,
+            broken=broken,
+        )
+        # What the card says.
+        self.content: dict[str, Any] = {
+            "split": split.name,
+            "before": self._before,
+        }
+        if split.warning:
+            self.content["warning"] = split.warning
+
+    def grade_version(self, folder: pathlib.Path) -> Scores:
+        """Returns what a SavedModel scores, in the content "after"."""
+        after = of_version(folder, self._split, loss=self._loss)
+        require_same(self._before, after, same_precision=self._same_precision)
+        self.content["after"] = after
+        return after
+
+    def grade_file(self, runtime: Runtime, precision: str) -> Scores:
+        """Returns what a file of pixels scores."""
+        after = of_file(runtime, self._images, loss=self._loss)
+        if precision != INT8:
+            same = self._same_precision and precision == "float32"
+            require_same(self._before, after, same_precision=same)
+        return after
+
+    def require_small_loss(
+        self, file: str, after: Scores, allowed: float
+    ) -> None:
+        """Raises ExportError if an int8 file loses more than `allowed`."""
+        old, new = self._before["accuracy"], after["accuracy"]
+        if old - new > allowed + 1e-9:
+            raise ExportError(
+                f"{file} loses {old - new:.4f} of the accuracy on "
+                f"{self._split.name} ({old:.4f} before, {new:.4f} after), and "
+                f"int8_loss allows {allowed:g}. Calibrate with other or more "
+                "images, or allow more."
+            )

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mixer.export.errors import ExportError
 from keras_mixer.weights import merged
 
 Precision = Literal["float32", "bfloat16"]
@@ -17,10 +18,6 @@ Probabilities = Literal["softmax", "sigmoid"]
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 # What `enable_lora` and `quantize` leave in the configs of layers.
 _CHANGES = ("lora_rank", "lora_alpha", "quantization_config", "sublayers")
-
-
-class ExportError(ValueError):
-    """A model cannot be exported, or what was written is not the model."""
 
 
 @dataclasses.dataclass(frozen=True)

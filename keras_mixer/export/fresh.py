@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -13,16 +12,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mixer.data.augment import policy as policy_lib
-from keras_mixer.export import fresh_process
-from keras_mixer.export.classifier import Classifier, ExportError, Options
+from keras_mixer.export import fresh_process, runtimes
+from keras_mixer.export.classifier import Classifier, Options
+from keras_mixer.export.errors import ExportError
 from keras_mixer.models.preprocessing import to_value_range
 
 _BATCH = 3
-# This process holds the GPU's memory and the TPU. TensorFlow would take a TPU
-# when it is imported; TPU_LOAD_LIBRARY=0 keeps it from trying.
-_ON_CPU = {"CUDA_VISIBLE_DEVICES": "-1", "TPU_LOAD_LIBRARY": "0"}
 # Largest difference allowed, relative to the largest value, or to 1.
-_TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}
+_TOLERANCES = {
+    "float32": 1e-4,
+    "bfloat16": 5e-2,
+    "float16": 2e-2,
+    "int8": float("inf"),  # what it loses is measured on a split
+}
 # What each signature gets: the pixels or the files of a request.
 _INPUTS = {
     "serving_default": "pixels",
@@ -44,6 +46,7 @@ def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
     scale = side // 4 + 1
     pixels = coarse.repeat(scale, axis=1).repeat(scale, axis=2)
     np.save(folder / "pixels.npy", pixels)
+    np.save(folder / "fitted.npy", runtimes.make_pixels(side))
     files = []
     encoders = (tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg)
     for i, encode in enumerate(encoders):
@@ -52,35 +55,26 @@ def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
     return {"pixels": list(pixels), "files": files}
 
 
-def run(
-    kind: str, version: pathlib.Path, request: pathlib.Path
-) -> dict[str, np.ndarray]:
+def run(version: pathlib.Path, request: pathlib.Path) -> dict[str, np.ndarray]:
     """Runs fresh_process.py on a version; returns its outputs by name.
 
-    The kind is "answer" or "tflite". The folder `request` holds the images.
+    The folder `request` holds the images.
 
     Raises:
       ExportError: The process failed, or crashed.
     """
     script = pathlib.Path(fresh_process.__file__)
-    target = request / f"{kind}.npz"
+    target = request / "answer.npz"
     process = subprocess.run(
-        [sys.executable, "-P", script, kind, version, request, target],
+        [sys.executable, "-P", script, version, request, target],
         capture_output=True,
         text=True,
-        env={**os.environ, **_ON_CPU},
+        env={**os.environ, **runtimes.ON_CPU},
     )
     if process.returncode:
-        lines = process.stderr.strip().splitlines() or ["it said nothing"]
-        # The line of the exception, not the notes after it.
-        named = [x for x in lines if re.match(r"[\w.]+(Error|Exception)\b", x)]
-        reason = (named or lines)[-1][:500]
-        failed = {
-            "answer": "A fresh process with TensorFlow alone cannot use it",
-            "tflite": "The TFLite converter or interpreter fails",
-        }[kind]
         raise ExportError(
-            f"{failed} (exit code {process.returncode}): {reason}"
+            "A fresh process with TensorFlow alone cannot use it (exit code "
+            f"{process.returncode}): {runtimes.reason_of(process.stderr)}"
         )
     with np.load(target, allow_pickle=False) as found:
         return {name: found[name] for name in found.files}
@@ -116,10 +110,12 @@ def difference(name: str, ours: Any, theirs: Any, *, precision: str) -> float:
 
 def check(
     version: pathlib.Path, classifier: Classifier, options: Options
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Returns how much a fresh process differs from the model in this one.
 
-    The largest difference of each output is under "signature/output".
+    Returns:
+      "largest_differences", by "signature/output", and "latency_ms", of
+      pixels that fit, by size of the batch.
 
     Raises:
       ExportError: The process fails, or its answers differ.
@@ -130,12 +126,12 @@ def check(
     with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
         request = pathlib.Path(folder)
         inputs = _write_request(request, side)
-        theirs = run("answer", version, request)
+        theirs = run(version, request)
         seed = tf.zeros([2], tf.int64)
         for key, items in inputs.items():
             prepared = tf.stack([apply(tf.constant(x), seed) for x in items])
             image = to_value_range(prepared)
-            answers[key] = _reference(classifier, image)
+            answers[key] = reference(classifier, image)
     found = {}
     for signature, key in _INPUTS.items():
         for output, ours in answers[key].items():
@@ -146,7 +142,14 @@ def check(
                 )
         if signature != "serve_features":
             _check_top_k(signature, theirs, options.class_names)
-    return found
+    return {
+        "largest_differences": found,
+        "latency_ms": {
+            name.partition("/")[2]: runtimes.to_milliseconds(seconds)
+            for name, seconds in theirs.items()
+            if name.startswith("seconds/")
+        },
+    }
 
 
 def _check_top_k(
@@ -169,7 +172,7 @@ def _check_top_k(
         )
 
 
-def _reference(
+def reference(
     classifier: Classifier, image: tf.Tensor
 ) -> Mapping[str, tf.Tensor]:
     """Returns the whole model's outputs for images in [-1, 1]."""
@@ -179,46 +182,3 @@ def _reference(
         logits = answer
         answer = classifier.probabilities_of(logits)
     return {"features": features, "logits": logits, "probabilities": answer}
-
-
-def write_tflite(
-    version: pathlib.Path, classifier: Classifier
-) -> dict[str, dict[str, Any]]:
-    """Writes TFLite files into a version's assets.extra, and checks them.
-
-    They take float32 `[batch, side, side, 3]`, 0 to 255, of the model's size.
-
-    Returns:
-      For "float32" and "float16" the file, its bytes, and the largest
-      difference of its outputs.
-
-    Raises:
-      ExportError: The converter fails, or the answers of a file differ.
-    """
-    side = classifier.image_size
-    rng = np.random.default_rng(1)
-    fitted = rng.uniform(0, 255, (_BATCH, side, side, 3)).astype(np.float32)
-    with tempfile.TemporaryDirectory() as folder, tf.device("/cpu:0"):
-        request = pathlib.Path(folder)
-        np.save(request / "fitted.npy", fitted)
-        theirs = run("tflite", version, request)
-        ours = _reference(classifier, to_value_range(fitted))
-    found: dict[str, dict[str, Any]] = {}
-    for precision in ("float32", "float16"):
-        worst = max(
-            difference(
-                f"model_{precision}.tflite, {output} of a batch of {batch}",
-                ours[output][:batch],
-                theirs[f"{precision}_{batch}/{output}"],
-                precision=precision,
-            )
-            for batch in (1, _BATCH)
-            for output in ("probabilities", "logits")
-        )
-        file = f"assets.extra/model_{precision}.tflite"
-        found[precision] = {
-            "file": file,
-            "bytes": (version / file).stat().st_size,
-            "largest_difference": worst,
-        }
-    return found

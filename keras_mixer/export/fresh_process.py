@@ -2,24 +2,29 @@
 
 fresh.py runs this file as a program:
 
-    python -P fresh_process.py answer VERSION REQUEST ANSWER
-    python -P fresh_process.py tflite VERSION REQUEST ANSWER
+    python -P fresh_process.py VERSION REQUEST ANSWER
 
 VERSION is the SavedModel, REQUEST a folder with images (pixels.npy, uint8
-[batch, height, width, 3]; fitted.npy, float32 of the model's size; file_*),
-ANSWER the .npz to write, with the outputs under "signature/output".
+[batch, height, width, 3]; fitted.npy, the same of the model's size; file_*),
+ANSWER the .npz to write, with the outputs under "signature/output", and the
+seconds of calls of serving_default under "seconds/BATCH".
 """
 
 import importlib.abc
 import os
 import pathlib
 import sys
-import warnings
+import time
 from typing import Any
 
 import numpy as np
 
-_FORBIDDEN = ("keras_mixer", "keras_cv", "tensorflow_datasets")
+_REPEATS = 10
+# Neither this project nor what TensorFlow imports where it is installed.
+_FORBIDDEN = (
+    *("keras_mixer", "keras_cv", "tensorflow_datasets"),
+    *("sklearn", "matplotlib", "jax"),
+)
 
 
 class _Forbid(importlib.abc.MetaPathFinder):
@@ -50,44 +55,29 @@ def answer(version: str, request: pathlib.Path) -> dict[str, Any]:
             if value.dtype == object:  # names
                 value = np.strings.decode(value.astype(bytes), "utf-8")
             found[f"{name}/{output}"] = value
-    return found
-
-
-def tflite(version: str, request: pathlib.Path) -> dict[str, Any]:
-    """Writes model_float32.tflite and model_float16.tflite; runs both."""
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(version)
-    function = loaded.classify_pixels.get_concrete_function()
-    images = np.load(request / "fitted.npy")
-    folder = pathlib.Path(version, "assets.extra")
-    folder.mkdir(exist_ok=True)
-    found = {}
-    for name in ("float32", "float16"):
-        converter = tf.lite.TFLiteConverter.from_concrete_functions(
-            [function], loaded
+    fitted = np.load(request / "fitted.npy")
+    for batch in (1, len(fitted)):
+        found[f"seconds/{batch}"] = _time(
+            loaded.signatures["serving_default"], tf.constant(fitted[:batch])
         )
-        if name == "float16":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = [tf.float16]
-        path = folder / f"model_{name}.tflite"
-        path.write_bytes(converter.convert())
-        interpreter = tf.lite.Interpreter(str(path))
-        run = interpreter.get_signature_runner()  # resizes to the input
-        for batch in (1, len(images)):
-            for output, value in run(image=images[:batch]).items():
-                found[f"{name}_{batch}/{output}"] = value
     return found
+
+
+def _time(call: Any, image: Any) -> list[float]:
+    """Returns the seconds of some calls, after two that are not timed."""
+    seconds: list[float] = []
+    while len(seconds) < _REPEATS + 2:
+        begun = time.perf_counter()
+        call(image=image)["logits"].numpy()
+        seconds.append(time.perf_counter() - begun)
+    return seconds[2:]
 
 
 def main() -> None:
-    kind, version, request, target = sys.argv[1:]
+    version, request, target = sys.argv[1:]
     sys.meta_path.insert(0, _Forbid())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # tf.lite.Interpreter warns that it will move to another package.
-    warnings.simplefilter("ignore")
-    function = {"answer": answer, "tflite": tflite}[kind]
-    np.savez(target, **function(version, pathlib.Path(request)))
+    np.savez(target, **answer(version, pathlib.Path(request)))
 
 
 if __name__ == "__main__":

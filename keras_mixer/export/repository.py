@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from keras_mixer import models, weights as weights_lib
-from keras_mixer.export.classifier import ExportError
+from keras_mixer.export.errors import ExportError
 from keras_mixer.run import files
 from keras_mixer.run.config import Config
 from keras_mixer.training.assembly import Trained, dimensions

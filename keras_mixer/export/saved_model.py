@@ -1,12 +1,10 @@
 """`export`: writes a version, has it checked, and publishes it."""
 
-import datetime
-import hashlib
+import dataclasses
 import json
 import numbers
 import os
 import pathlib
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -14,22 +12,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import keras_mixer
 from keras_mixer import data, weights
 from keras_mixer.data.augment import policy as policy_lib
-from keras_mixer.export import accuracy, fresh, versions, warmup
+from keras_mixer.export import accuracy, card, fresh, proof, versions, warmup
 from keras_mixer.export.classifier import (
     Classifier,
-    ExportError,
     Options,
     Precision,
     Probabilities,
     make_classifier,
 )
+from keras_mixer.export.errors import ExportError
+from keras_mixer.export.formats import SAVED_MODEL, check_formats
 from keras_mixer.export.signatures import Server
-from keras_mixer.run import files, suggest
+from keras_mixer.run import suggest
 
-CARD = "export.json"
+INT8_LOSS = 0.02
+_MOST_IMAGES = 2048  # that calibrate; all are in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measuring:
+    """Where accuracy is measured and int8 files calibrated, see `export`."""
+
+    split: data.Split | None
+    calibration: data.Split | None
+    int8_loss: float
+    max_broken: float
 
 
 def export(
@@ -42,17 +51,19 @@ def export(
     top_k: int = 5,
     precision: Precision = "float32",
     xla: bool = False,
-    tflite: bool = False,
+    formats: Sequence[str] = (SAVED_MODEL,),
     split: data.Split | None = None,
+    calibration: data.Split | None = None,
+    int8_loss: float = INT8_LOSS,
     max_broken: float = 0.0,
     provenance: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-    """Writes a SavedModel into the next numbered folder of `output`.
+    """Writes a version into the next numbered folder of `output`.
 
-    The folder, which is returned, appears when it is complete and a fresh
-    process with TensorFlow alone has answered as `model` does. README.md,
-    "Export and serving", has the signatures. The card beside the model,
-    export.json, describes the version. The weights are float32.
+    The folder, which is returned, appears when it is complete, and for each
+    file a fresh process with its runtime alone has answered as `model` does.
+    README.md, "Export and serving", has the signatures and the formats. The
+    card in the folder, export.json and README.md, describes the version.
 
     Args:
       model: Maps images `[batch, side, side, 3]` in [-1, 1] to
@@ -64,17 +75,20 @@ def export(
       probabilities: By default the head's activation, or softmax of logits. A
         model trained with the sigmoid loss needs "sigmoid".
       top_k: How many classes to name, at most.
-      precision: Of the computation.
-      xla: Whether to compile the forward pass, once for each size of a batch.
-      tflite: Whether to write TFLite files too. If that fails, the version
-        is written without them, and the card has the reason.
+      precision: Of the SavedModel's computation; the weights are float32.
+      xla: Whether to compile the SavedModel, once for each size of a batch.
+      formats: What to write, names of `formats.NAMES`.
       split: Where to measure the accuracy before and after.
-      max_broken: Share of the split's images that may be broken.
+      calibration: Images to calibrate int8 files with, which are then written,
+        too. They may not be those of `split`.
+      int8_loss: How much accuracy on `split` an int8 file may lose.
+      max_broken: Share of a split's images that may be broken.
       provenance: Where the weights come from, for the card.
 
     Raises:
-      ExportError: The model, an option or the output cannot be used, or what
-        was written is not the model. Earlier versions are untouched.
+      ExportError: The model, an option or the output cannot be used, packages
+        of a format are missing, or what was written is not the model. Earlier
+        versions are untouched.
       ValueError: The policy cannot be read.
     """
     if keras.backend.backend() != "tensorflow":
@@ -82,31 +96,63 @@ def export(
             "Export needs KERAS_BACKEND=tensorflow. Received: "
             f"{keras.backend.backend()!r}"
         )
+    _check_types(xla, split, calibration, max_broken, int8_loss, provenance)
+    wanted = check_formats(
+        formats,
+        int8=calibration is not None,
+        measured=split is not None,
+        precision=precision,
+        xla=xla,
+    )
     folder = versions.check_output(output)
     weights.require_model(model)
-    _check_types(xla, tflite, split, max_broken, provenance)
     classifier = make_classifier(
         model, precision=precision, probabilities=probabilities
     )
     options = Options(
         eval_policy, _to_names(class_names), top_k, precision, xla
     )
-    _check(options, classifier, split, tflite)
-    card = _describe(classifier, options, provenance)
+    _check(options, classifier, split)
+    _check_calibration(calibration, split)
+    content = card.describe(classifier, options, provenance)
+    measuring = _Measuring(split, calibration, int8_loss, max_broken)
     with versions.draft(folder) as draft:
-        card["signatures"] = _save(draft, classifier, options)
-        card["check"] = {
-            "by": "a fresh process with TensorFlow alone",
-            "largest_differences": fresh.check(draft, classifier, options),
-        }
-        card["accuracy"] = "not measured"
-        if split is not None:
-            card["accuracy"] = _measure(
-                draft, model, classifier, options, split, max_broken
-            )
-        card["tflite"] = _try_tflite(draft, classifier) if tflite else None
-        files.write_json(draft / CARD, card)
+        _write(draft, content, model, classifier, options, wanted, measuring)
+        card.write(draft, content)
         return versions.publish(draft)
+
+
+def _write(
+    draft: pathlib.Path,
+    content: dict[str, Any],
+    model: keras.Model,
+    classifier: Classifier,
+    options: Options,
+    formats: Sequence[str],
+    measuring: _Measuring,
+) -> None:
+    """Writes the files of a version, and adds to the card what they are."""
+    if SAVED_MODEL in formats:
+        content |= _write_saved_model(draft, classifier, options)
+    split, calibration = measuring.split, measuring.calibration
+    share = measuring.max_broken
+    exam = calibrated_on = None
+    if split is not None:
+        exam = accuracy.Exam(model, classifier, options, split, share)
+        if SAVED_MODEL in formats:
+            entry = content["formats"][SAVED_MODEL]
+            entry["accuracy"] = exam.grade_version(draft)
+        content["accuracy"] = exam.content
+    if calibration is not None:
+        calibrated_on = accuracy.Images(
+            calibration,
+            classifier.image_size,
+            options.eval_policy,
+            data.BrokenImages(calibration, limit=share),
+        )
+    content["formats"] |= proof.write_files(
+        draft, classifier, formats, exam, calibrated_on, measuring.int8_loss
+    )
 
 
 def _to_names(names: Any) -> tuple[str, ...] | None:
@@ -120,30 +166,25 @@ def _to_names(names: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def read_card(version: str | os.PathLike[str]) -> dict[str, Any]:
-    """Returns what a version's export.json says.
-
-    Raises:
-      ValueError: `version` is no path.
-      OSError, WorkdirError: It cannot be read; the error names file and line.
-    """
-    suggest.check_path("version", version)
-    return dict(files.read_json(pathlib.Path(version, CARD)))
-
-
 def _check_types(
-    xla: Any, tflite: Any, split: Any, max_broken: Any, provenance: Any
+    xla: Any,
+    split: Any,
+    calibration: Any,
+    max_broken: Any,
+    int8_loss: Any,
+    provenance: Any,
 ) -> None:
     """Raises ValueError for arguments of `export` of another type."""
-    for name, flag in (("xla", xla), ("tflite", tflite)):
-        suggest.check_type(name, flag, bool, "True or False")
-    if split is not None:
-        wanted = "a Split, which data.open_split returns"
-        suggest.check_type("split", split, data.Split, wanted)
+    suggest.check_type("xla", xla, bool, "True or False")
+    for name, images in (("split", split), ("calibration", calibration)):
+        if images is not None:
+            wanted = "a Split, which data.open_split returns"
+            suggest.check_type(name, images, data.Split, wanted)
     wanted = "a number from 0 to 1"
-    suggest.check_type("max_broken", max_broken, numbers.Real, wanted)
-    if not 0 <= max_broken <= 1:
-        raise ValueError(f"max_broken must be {wanted}. Received: {max_broken}")
+    for name, share in (("max_broken", max_broken), ("int8_loss", int8_loss)):
+        suggest.check_type(name, share, numbers.Real, wanted)
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be {wanted}. Received: {share}")
     if provenance is not None:
         wanted = "a dictionary"
         suggest.check_type("provenance", provenance, Mapping, wanted)
@@ -155,11 +196,30 @@ def _check_types(
             ) from error
 
 
+def _check_calibration(
+    calibration: data.Split | None, split: data.Split | None
+) -> None:
+    """Raises ExportError unless the images may calibrate int8 files."""
+    if calibration is None or split is None:
+        return
+    if calibration.overlaps(split):
+        raise ExportError(
+            f"{calibration.name} shares images with {split.name}, on which the "
+            "accuracy is measured. Calibrate on a part of the training images, "
+            "train[:512] for example."
+        )
+    if calibration.num_examples > _MOST_IMAGES:
+        raise ExportError(
+            f"{calibration.name} has {calibration.num_examples:,} images. "
+            f"At most {_MOST_IMAGES:,} calibrate, and some hundreds suffice: "
+            "train[:512] for example."
+        )
+
+
 def _check(
     options: Options,
     classifier: Classifier,
     split: data.Split | None,
-    tflite: bool,
 ) -> None:
     """Raises ValueError for options that cannot be used together."""
     precisions = get_args(Precision)
@@ -188,11 +248,20 @@ def _check(
             f"{split.name} has several labels per image; measure the accuracy "
             "of an export on a split with one."
         )
-    if tflite and options.precision != "float32":
-        raise ExportError(
-            "TFLite files are made from the float32 model: leave precision at "
-            f"'float32'. Received: {options.precision!r}"
-        )
+
+
+def _write_saved_model(
+    draft: pathlib.Path, classifier: Classifier, options: Options
+) -> dict[str, Any]:
+    """Writes the SavedModel and checks it; returns what the card gets."""
+    signatures = _save(draft, classifier, options)
+    check = fresh.check(draft, classifier, options)
+    entry = card.of_saved_model(draft, options.precision, check)
+    return {
+        "signatures": signatures,
+        "check": {"by": "a fresh process with TensorFlow alone", **check},
+        "formats": {SAVED_MODEL: entry},
+    }
 
 
 def _save(
@@ -212,97 +281,18 @@ def _save(
         warmup.write(folder, classifier.image_size)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"Cannot write {folder}: {error}") from error
-    card = {}
+    described = {}
     for name, function in concrete.items():
         inputs = {x.name: x for x in function.structured_input_signature[0]}
-        card[name] = {
+        described[name] = {
             "inputs": _describe_tensors(inputs),
             "outputs": _describe_tensors(function.structured_outputs),
         }
-    return card
+    return described
 
 
 def _describe_tensors(tensors: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: f"{tensor.dtype.name} {tensor.shape.as_list()}"
         for name, tensor in sorted(tensors.items())
-    }
-
-
-def _measure(
-    folder: pathlib.Path,
-    model: keras.Model,
-    classifier: Classifier,
-    options: Options,
-    split: data.Split,
-    max_broken: float,
-) -> dict[str, Any]:
-    """Returns the accuracy before and after, or raises ExportError."""
-    loss = classifier.probabilities
-    same_precision = classifier.model is model
-    if not same_precision:
-        classifier = make_classifier(model, precision=None, probabilities=loss)
-    before = accuracy.of_model(
-        classifier,
-        split,
-        policy=options.eval_policy,
-        broken=data.BrokenImages(split, limit=max_broken),
-    )
-    after = accuracy.of_version(folder, split, loss=loss)
-    accuracy.require_same(before, after, same_precision=same_precision)
-    measured = {"split": split.name, "before": before, "after": after}
-    return measured | ({"warning": split.warning} if split.warning else {})
-
-
-def _try_tflite(folder: pathlib.Path, classifier: Classifier) -> dict[str, Any]:
-    """Writes TFLite files, or returns why there are none."""
-    try:
-        return fresh.write_tflite(folder, classifier)
-    except ExportError as error:
-        for path in (folder / "assets.extra").glob("*.tflite"):
-            path.unlink()
-        return {"error": str(error)}
-
-
-def _digest(model: keras.Model) -> str:
-    """Returns the SHA-256 of the weights, in their order."""
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        digest.update(weight.path.encode())
-        digest.update(np.asarray(weight.numpy(), np.float32).tobytes())
-    return digest.hexdigest()
-
-
-def _describe(
-    classifier: Classifier,
-    options: Options,
-    provenance: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Returns the part of the card that is known before the export."""
-    now = datetime.datetime.now(datetime.UTC)
-    return {
-        "created": now.isoformat(timespec="seconds"),
-        "provenance": dict(provenance or {"source": "a model in Python"}),
-        "model": {
-            "name": classifier.model.name,
-            "parameters": classifier.model.count_params(),
-            "classes": classifier.num_classes,
-            "precision": options.precision,
-            "xla": options.xla,
-            "weights_sha256": _digest(classifier.model),
-        },
-        "preprocessing": {
-            "policy": options.eval_policy,
-            "image_size": classifier.image_size,
-            "value_range": [-1.0, 1.0],
-        },
-        "probabilities": classifier.probabilities,
-        "class_names": options.class_names,
-        "versions": {
-            "keras_mixer": keras_mixer.__version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
     }

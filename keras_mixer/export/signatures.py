@@ -50,17 +50,6 @@ class Server(tf.Module):
         )
         self._classifier, self._options = classifier, options
 
-        @tf.function(input_signature=[pixels], autograph=False)
-        def classify_pixels(image: tf.Tensor) -> Outputs:
-            """Takes the model's size, 0 to 255, not rounded: for TFLite."""
-            _, logits = classifier(to_value_range(image))
-            return {
-                "logits": logits,
-                "probabilities": classifier.probabilities_of(logits),
-            }
-
-        self.classify_pixels = classify_pixels
-
     def make_signatures(
         self,
     ) -> dict[str, tf.types.experimental.GenericFunction]:

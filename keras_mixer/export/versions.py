@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 
-from keras_mixer.export.classifier import ExportError
+from keras_mixer.export.errors import ExportError
 from keras_mixer.run import files, suggest
 
 _DRAFT = ".exporting-"

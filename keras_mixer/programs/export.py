@@ -5,11 +5,11 @@ The program behind `python -m keras_mixer.export`.
 
 import dataclasses
 import pathlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from keras_mixer.export import formats
 from keras_mixer.programs import flags as shared, quiet
 from keras_mixer.programs.program import run_program
 from keras_mixer.run import (
@@ -25,11 +25,13 @@ if TYPE_CHECKING:  # it imports Keras, which a wrong flag need not wait for
 
 FLAGS = flags.FLAGS
 
-_HELP = """Exports a trained Mixer for a server: a SavedModel that takes JPEGs.
+_HELP = """Exports a trained Mixer for servers and devices.
 
   python -m keras_mixer.export --workdir=runs/digits --output=served
   python -m keras_mixer.export --workdir=runs/digits --output=served \\
-      --accuracy_split=test --tflite
+      --accuracy_split=test --formats=savedmodel,onnx,litert,openvino
+  python -m keras_mixer.export --workdir=runs/digits --output=served \\
+      --accuracy_split=test --formats=onnx --int8=train[:512]
   python -m keras_mixer.export --weights=imagenet1k --model=B/16 \\
       --class_names=names.txt --output=served
   python -m keras_mixer.export --weights=mixer.npz --model=S/16 \\
@@ -37,14 +39,16 @@ _HELP = """Exports a trained Mixer for a server: a SavedModel that takes JPEGs.
 
   python -m keras_mixer.export --workdir=runs/digits --hub=me/digits
 
-It writes served/1, or the next number, for TensorFlow Serving or
-tf.saved_model.load; neither needs keras_mixer. A version appears once it is
-complete and a fresh process has given the model's answers with it.
+It writes served/1, or the next number: a SavedModel for TensorFlow Serving or
+tf.saved_model.load, and files for other runtimes (--formats); none needs
+keras_mixer. A version appears once it is complete and for each file a fresh
+process with its runtime alone has given the model's answers.
 
-Signatures: serving_default (uint8 images [batch, height, width, 3] of any
-size), serve_float (the same in float32, 0 to 255), serve_bytes (encoded
-images) and serve_features (uint8 images to features). The version's
-export.json says what is in it.
+Signatures of the SavedModel: serving_default (uint8 images [batch, height,
+width, 3] of any size), serve_float (the same in float32, 0 to 255), serve_bytes
+(encoded images) and serve_features (uint8 images to features). The other
+formats take uint8 images [batch, side, side, 3] of the model's size. The
+version's export.json and README.md say what is in it.
 
 Overrides (section.field=value) change the run's config for this export: the
 preprocessing, train.loss (how probabilities are made: softmax or sigmoid), and
@@ -95,8 +99,23 @@ def define_flags() -> None:
         "Compile the forward pass with XLA, anew for each size of a batch. "
         "On CPUs TensorFlow Serving needs --xla_cpu_compilation_enabled=true.",
     )
-    flags.DEFINE_bool(
-        "tflite", False, "Write TFLite files too, float32 and float16."
+    flags.DEFINE_list(
+        "formats",
+        [formats.SAVED_MODEL],
+        f"What to write, with commas: {', '.join(formats.NAMES)}.",
+    )
+    flags.DEFINE_string(
+        "int8",
+        None,
+        "Write int8 files, too, of the formats that have them, calibrated on "
+        "this split of data.name: train[:512]. Needs --accuracy_split.",
+    )
+    flags.DEFINE_float(
+        "int8_loss",
+        0.02,
+        "How much accuracy an int8 file may lose.",
+        lower_bound=0.0,
+        upper_bound=1.0,
     )
     flags.DEFINE_string(
         "accuracy_split",
@@ -205,6 +224,13 @@ def _load_keras(
     return assembly.Trained(model, config, names, weights)
 
 
+def _is_measured(overrides: list[str]) -> bool:
+    """Whether the accuracy is to be measured."""
+    return FLAGS.accuracy_split is not None or any(
+        text.startswith("data.eval_split=") for text in overrides
+    )
+
+
 def _open_split(
     config: Config, overrides: list[str], trained_on: fields.DataConfig | None
 ) -> Any:
@@ -214,23 +240,53 @@ def _open_split(
     """
     from keras_mixer import data
 
-    own, name = config.data, FLAGS.accuracy_split
-    if name is None:
-        if not any(text.startswith("data.eval_split=") for text in overrides):
-            return None
-        name = own.eval_split
+    if not _is_measured(overrides):
+        return None
+    own = config.data
+    name = FLAGS.accuracy_split
+    name = own.eval_split if name is None else name
     return data.open_evaluated(own.name, name, own, trained_on)
 
 
-# Flags that say how a SavedModel is made.
+def _open_calibration(
+    config: Config, trained_on: fields.DataConfig | None
+) -> Any:
+    """Opens the images of --int8, if it is given; None otherwise.
+
+    Raises:
+      ConfigError: Some of them are the test images.
+    """
+    from keras_mixer import data
+
+    if FLAGS.int8 is None:
+        return None
+    own, tested = config.data, trained_on or config.data
+    found = data.open_split(
+        own.name,
+        FLAGS.int8,
+        own.data_dir,
+        classes=own.classes,
+        hold_out=own.hold_out,
+    )
+    test = data.evaluation_split(tested, own.name, own.data_dir)
+    if test is not None and test.overlaps(found):
+        raise ConfigError(
+            f"--int8={FLAGS.int8} shares images with the test images, "
+            f"data.eval_split={tested.eval_split}. Calibrate on a part of the "
+            "training images: --int8=train[:512]"
+        )
+    return found
+
+
+# Flags that say how a version is made.
 _OF_VERSIONS = (
-    *("output", "class_names", "top_k", "precision", "xla", "tflite"),
-    "accuracy_split",
+    *("output", "class_names", "top_k", "precision", "xla", "formats"),
+    *("int8", "int8_loss", "accuracy_split"),
 )
 
 
-def _check_flags() -> None:
-    """Raises ConfigError for flags that do not go together."""
+def _check_flags(overrides: list[str]) -> None:
+    """Raises ValueError for flags that do not go together."""
     if not FLAGS.hub and not FLAGS.output:
         raise ConfigError(
             "--output=... is missing: Folder of the versions. Or give "
@@ -247,6 +303,15 @@ def _check_flags() -> None:
                 "--hub goes with --workdir of a run alone. Received: "
                 f"--{(others or ['weights'])[0]}"
             )
+    formats.check_formats(
+        FLAGS.formats,
+        int8=FLAGS.int8 is not None,
+        measured=_is_measured(overrides),
+        precision=FLAGS.precision,
+        xla=FLAGS.xla,
+    )
+    if FLAGS["int8_loss"].present and FLAGS.int8 is None:
+        raise ConfigError("--int8_loss goes with --int8.")
 
 
 def _hub_target(text: str) -> str:
@@ -279,7 +344,7 @@ def _push(overrides: list[str]) -> None:
 
 def main(argv: list[str]) -> None:
     """Reads the flags and overrides, exports, says what and where."""
-    _check_flags()
+    _check_flags(argv[1:])
     if FLAGS.workdir:  # fails before Keras is imported
         shared.override_some(
             workdir_lib.read_config(FLAGS.workdir),
@@ -318,8 +383,10 @@ def main(argv: list[str]) -> None:
         top_k=FLAGS.top_k,
         precision=FLAGS.precision,
         xla=FLAGS.xla,
-        tflite=FLAGS.tflite,
+        formats=FLAGS.formats,
         split=split,
+        calibration=_open_calibration(config, trained_on),
+        int8_loss=FLAGS.int8_loss,
         max_broken=config.data.max_broken,
         provenance={**provenance, "overrides": argv[1:]},
     )
@@ -327,31 +394,44 @@ def main(argv: list[str]) -> None:
 
 
 def _print(version: pathlib.Path, card: dict[str, Any]) -> None:
-    """Says what was exported; ends with an error if a part is missing."""
-    worst = max(card["check"]["largest_differences"].values())
+    """Says what was exported."""
     print(f"Exported {card['provenance']['source']} to {version}")
     for name, tensors in card["signatures"].items():
         inputs, outputs = (", ".join(tensors[k]) for k in ("inputs", "outputs"))
         print(f"  {name}: {inputs} -> {outputs}")
-    print(f"A fresh process answers as the model does, within {worst:.1g}.")
+    if card["check"]:
+        worst = max(card["check"]["largest_differences"].values())
+        print(f"A fresh process answers as the model does, within {worst:.1g}.")
     measured = card["accuracy"]
     if isinstance(measured, dict):
-        before, after = measured["before"], measured["after"]
         print(
-            f"Accuracy on {measured['split']}: {before['accuracy']:.4f} "
-            f"before, {after['accuracy']:.4f} after, {after['count']:,} images"
+            f"Accuracy on {measured['split']}: "
+            f"{measured['before']['accuracy']:.4f} before, "
+            f"{measured['before']['count']:,} images"
         )
         if "warning" in measured:
             print(f"Warning: {measured['warning']}.")
-    for name, file in (card["tflite"] or {}).items():
-        if name == "error":
-            sys.exit(
-                f"error: there are no TFLite files in {version}, all else is: "
-                f"{file}"
-            )
-        print(f"  {file['file']}: {file['bytes'] / 1e6:.1f} MB")
+    for name, entry in card["formats"].items():
+        print(f"  {name}: {_describe(entry)}")
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    """Returns a line about a file of a version."""
+    parts = [f"{entry['file']}, {entry['bytes'] / 1e6:.1f} MB"]
+    if entry["largest_differences"]:
+        worst = entry["largest_differences"]["logits"]
+        parts.append(f"logits within {worst:.1g} by {entry['runtime']}")
+    if "1" in entry["latency_ms"]:
+        parts.append(f"{entry['latency_ms']['1']:.1f} ms an image")
+    if isinstance(entry["accuracy"], dict):
+        parts.append(f"accuracy {entry['accuracy']['accuracy']:.4f}")
+    return ", ".join(parts)
 
 
 def run() -> None:
     """Entry point."""
-    run_program(main, define_flags=define_flags, help_text=_HELP)
+    run_program(
+        main,
+        define_flags=define_flags,
+        help_text=f"{_HELP}\n{formats.help_text()}\n",
+    )

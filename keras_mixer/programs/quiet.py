@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 # TensorFlow 2.21 logs through absl, whose messages of the import ignore
-# TF_CPP_MIN_LOG_LEVEL: information, and a line that announces it.
-_CHATTER = re.compile(rb"I\d{4} |WARNING: All log messages before absl::")
+# TF_CPP_MIN_LOG_LEVEL: information, and a line that announces it. The last one
+# is of the converter of int8 files.
+_CHATTER = re.compile(
+    rb"I\d{4} |WARNING: All log messages before absl::|fully_quantize: "
+)
 # libjpeg prints them for each damaged file and epoch, and names no file.
 _OF_LIBJPEG = re.compile(
     rb"Corrupt JPEG data: |Premature end of JPEG file|Unsupported marker type "

@@ -1,7 +1,6 @@
 """A model and one version of it, which serve all tests of the export."""
 
 import pathlib
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import export
-from keras_mixer.export import fresh, fresh_process
+from keras_mixer.export import fresh
 from tests.export.small_model import NAMES, POLICY, make_model
 
 
@@ -27,16 +26,12 @@ def model():
 
 @pytest.fixture(scope="session")
 def exported(model, tmp_path_factory):
-    """Checked by a fresh process, except for its TFLite files."""
+    """Checked by a fresh process, whose answers are kept."""
     answers = {}
     run_fresh = fresh.run
 
-    def run(kind, version, request):
-        if kind == "tflite":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return fresh_process.tflite(str(version), request)
-        answers.update(run_fresh(kind, version, request))
+    def run(version, request):
+        answers.update(run_fresh(version, request))
         return answers
 
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +41,6 @@ def exported(model, tmp_path_factory):
             tmp_path_factory.mktemp("served"),
             eval_policy=POLICY,
             class_names=NAMES,
-            tflite=True,
         )
     return Exported(version, answers)
 

@@ -34,7 +34,7 @@ from tests.export.small_model import (
         ({"eval_policy": "resize_small(40)"}, "of many sizes"),
         ({"eval_policy": "crop"}, "Unknown step 'crop'"),
         ({"eval_policy": "flip"}, "'flip' in the evaluation policy"),
-        ({"tflite": True, "precision": "bfloat16"}, "float32 model"),
+        ({"xla": "no"}, "True or False"),
     ],
 )
 def test_options_are_checked_before_anything_is_written(
@@ -136,7 +136,7 @@ def test_another_answer_is_no_version(
 ):
     drafts = []
 
-    def run(kind, folder, request):
+    def run(folder, request):
         drafts.append(folder)
         logits = exported.answers["serve_bytes/logits"] * 1.001
         return {**exported.answers, "serve_bytes/logits": logits}
@@ -157,7 +157,7 @@ def test_the_fresh_process_leaves_accelerators_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fresh.subprocess, "run", run)
     with pytest.raises(export.ExportError, match="stopped here"):
-        fresh.run("answer", tmp_path, tmp_path)
+        fresh.run(tmp_path, tmp_path)
     assert seen["CUDA_VISIBLE_DEVICES"] == "-1"
     assert seen["TPU_LOAD_LIBRARY"] == "0"
     assert seen["PATH"], "the rest of the environment is kept"
@@ -209,20 +209,6 @@ def test_a_process_that_fails_is_no_version(model, tmp_path, monkeypatch):
     with pytest.raises(export.ExportError, match="TensorFlow alone cannot"):
         export.export(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_converter_that_fails_is_told(model, trusting, tmp_path, monkeypatch):
-    def run(kind, folder, request):
-        assert kind == "tflite"
-        (folder / "assets.extra").mkdir(exist_ok=True)
-        (folder / "assets.extra" / "model_float32.tflite").write_bytes(b"x")
-        raise export.ExportError("no such op")
-
-    monkeypatch.setattr(fresh, "run", run)
-    path = export.export(model, tmp_path, tflite=True)
-    assert export.read_card(path)["tflite"] == {"error": "no such op"}
-    assert not list(path.rglob("*.tflite"))
-    tf.saved_model.load(str(path))
 
 
 @pytest.fixture

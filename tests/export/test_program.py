@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_mixer
 from keras_mixer import export, models
-from keras_mixer.export import fresh
+from keras_mixer.export import formats, fresh
 from keras_mixer.programs import export as program
 from keras_mixer.training import assembly
 from tests.conftest import ROOT
@@ -51,7 +51,8 @@ def run_program(*command, cwd, home, fails=False):
 @pytest.fixture
 def run_here(monkeypatch, tmp_path, keras_home):
     """Runs the program in this process, and believes what it writes."""
-    monkeypatch.setattr(fresh, "check", lambda *_, **__: {"nothing": 0.0})
+    nothing = {"largest_differences": {"serve_bytes/logits": 0.0}}
+    monkeypatch.setattr(fresh, "check", lambda *_, **__: nothing)
     monkeypatch.setenv("KERAS_HOME", str(keras_home))
     monkeypatch.chdir(tmp_path)
     others = set(program.FLAGS)
@@ -112,14 +113,13 @@ def test_the_program_checks_in_fresh_processes(
     out = run_program(
         f"--workdir={digits_workdir}",
         "--output=served",
-        "--tflite",
         cwd=tmp_path,
         home=keras_home,
     ).stdout
     assert "A fresh process answers as the model does" in out
     card = export.read_card(tmp_path / "served" / "1")
     assert max(card["check"]["largest_differences"].values()) < 1e-3
-    assert set(card["tflite"]) == {"float32", "float16"}
+    assert (tmp_path / "served" / "1" / "README.md").exists()
 
 
 def test_the_flags_reach_the_version(digits_workdir, run_here, tmp_path):
@@ -148,6 +148,31 @@ def test_the_flags_reach_the_version(digits_workdir, run_here, tmp_path):
     assert [x.decode() for x in got["top_k_names"].numpy()[0]] == [
         names[i] for i in best
     ]
+
+
+@pytest.mark.parametrize(
+    "split", ["test[:9]", "test", "train[:9]+test[:1]", "train[:99%]"]
+)
+def test_test_images_do_not_calibrate(
+    split, digits_workdir, run_here, monkeypatch
+):
+    """Those of the run, whatever the accuracy is measured on."""
+    monkeypatch.setattr(formats, "_missing", lambda _: [])
+    command = (
+        f"--workdir={digits_workdir}",
+        "--output=served",
+        "--formats=onnx",
+        f"--int8={split}",
+        "data.eval_split=train[99%:]",
+        "--accuracy_split=train[90%:]",
+    )
+    message = "data.eval_split=test. Calibrate.*--int8="
+    if split == "train[:99%]":
+        message = "shares images with digits train"
+    elif "+" in split:
+        message = "without '\\+'"
+    with pytest.raises(ValueError, match=message):
+        run_here(*command)
 
 
 def test_a_keras_file_does_not_say_its_classes(model, run_here, tmp_path):
@@ -206,7 +231,8 @@ def test_help_teaches(tmp_path, keras_home):
         "--weights=imagenet1k --model=B/16",
         "serve_bytes",
         "--accuracy_split",
-        "--[no]tflite",
+        "--formats",
+        "Formats that can be written here: savedmodel",
     ):
         assert part in out.stdout
 
@@ -238,7 +264,7 @@ def test_a_run_becomes_a_repository(digits_workdir, run_here, capsys):
         ("--workdir=w", "--output=... is missing.*--hub"),
         ("--workdir=w --output=a --yes", "--yes goes with --hub"),
         ("--workdir=w --hub=a --output=b", "Received: --output"),
-        ("--workdir=w --hub=a --tflite", "Received: --tflite"),
+        ("--workdir=w --hub=a --formats=onnx", "Received: --formats"),
         ("--weights=sam --model=B/16 --hub=a", "Received: --weights"),
         ("--workdir=w --hub=hf:me", "hf:owner/name"),
     ],

@@ -91,7 +91,8 @@ def test_only_what_the_dead_left_is_removed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [".mine"]
 
 
-# Exports random weights again and again; the first argument is the folder.
+# Exports random weights again and again. The arguments are the folder, whether
+# the SavedModel is checked, and the formats.
 _ENDLESS = """
 import sys
 from tests.export.small_model import make_model, POLICY
@@ -101,14 +102,24 @@ if sys.argv[2] == "unchecked":
     fresh.check = lambda *_, **__: {}
 model = make_model()
 while True:
-    print(export.export(model, sys.argv[1], eval_policy=POLICY), flush=True)
+    path = export.export(
+        model,
+        sys.argv[1],
+        eval_policy=POLICY,
+        formats=sys.argv[3].split(","),
+    )
+    print(path, flush=True)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["draft", "saved", "checked"])
+@pytest.mark.parametrize("when", ["draft", "saved", "checked", "litert"])
 def test_a_killed_export_leaves_whole_versions(when, tmp_path):
     """SIGKILL while a version is being written; then the next export."""
+    names = {"savedmodel"}
+    if when == "litert":
+        pytest.importorskip("ai_edge_litert")
+        names.add(when)
     with subprocess.Popen(
         [
             sys.executable,
@@ -116,6 +127,7 @@ def test_a_killed_export_leaves_whole_versions(when, tmp_path):
             _ENDLESS,
             tmp_path,
             "checked" if when == "checked" else "unchecked",
+            ",".join(sorted(names, reverse=True)),
         ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -129,6 +141,7 @@ def test_a_killed_export_leaves_whole_versions(when, tmp_path):
                 "draft": "",
                 "saved": "/variables/*",
                 "checked": "/saved_model.pb",
+                "litert": "/model.tflite",
             }[when]
         )
         while not list(tmp_path.glob(pattern)):
@@ -145,7 +158,10 @@ def test_a_killed_export_leaves_whole_versions(when, tmp_path):
         folder = tmp_path / name
         served = tf.saved_model.load(str(folder))
         call(served, "serving_default", picture()[None])
-        assert (folder / export.CARD).exists()
+        card = export.read_card(folder)
+        assert set(card["formats"]) == names
+        for entry in card["formats"].values():
+            assert all((folder / file).exists() for file in entry["sha256"])
     with versions.draft(tmp_path) as folder:
         (folder / "x").write_text("")
         path = versions.publish(folder)

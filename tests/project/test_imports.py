@@ -260,6 +260,7 @@ def test_programs_choose_the_engine_before_keras_is_imported(program):
         ("eval", ["--workdir={run}", "--data=digits@a@b"]),
         ("eval", ["--workdir={run}", "--data=folder:/nowhere/at/all"]),
         ("export", ["--workdir={run}", "--output=o", "optim.lr=1"]),
+        ("export", ["--workdir={run}", "--output=o", "--formats=onxx"]),
         ("analysis", ["scale", "--output=a.png", "--workdir=w", "a.b=1"]),
         ("analysis", ["weights", "--output=a.png", "--workdir=w", "a.b=1"]),
         ("analysis", ["cost", "--output=a.png", "--variants=B/17"]),
