@@ -56,6 +56,7 @@ def test_a_healthy_machine(fake, tmp_path, capsys):
         "tpu": None,
     }
     assert timeout == 5
+    assert "keras_mixer" in variables.pop("TF_XLA_FLAGS")  # compiled programs
     assert variables == {
         "TPU_SKIP_MDS_QUERY": "1",  # no TPU here
         "KERAS_BACKEND": "tensorflow",

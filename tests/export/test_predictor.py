@@ -12,6 +12,7 @@ import keras_mixer
 from keras_mixer import export
 from keras_mixer.data import open_images
 from keras_mixer.export import predictor
+from keras_mixer.programs import predict as program
 from keras_mixer.training import assembly
 from tests.export.small_model import (
     CLASSES,
@@ -157,8 +158,9 @@ def test_the_module_is_the_function(model, monkeypatch):
     found = before(model, PICTURES[0], top=1)
     module = importlib.import_module("keras_mixer.predict")
     assert module is keras_mixer.predict is before
-    monkeypatch.setattr(sys, "argv", ["predict", "--help"])
-    # As in a notebook; in a process of its own nothing was imported before.
+    # As in a notebook; in a process of its own nothing was imported before. The
+    # program itself would leave its flags defined.
+    monkeypatch.setattr(program, "run", sys.exit)
     with pytest.warns(RuntimeWarning), pytest.raises(SystemExit):
         runpy.run_module("keras_mixer.predict", run_name="__main__")
     assert keras_mixer.predict(model, PICTURES[0], top=1) == found
