@@ -116,6 +116,8 @@ def test_an_interruption_ends_the_rooms(tmp_path, signum):
     (tmp_path / "tests" / "a").mkdir(parents=True)
     (tmp_path / "tests" / "a" / "test_it.py").write_text(SLEEPS)
     shutil.copy(runner.__file__, tmp_path / "tests")
+    # Without it a package `tests` elsewhere on the path would be run.
+    (tmp_path / "tests" / "__init__.py").touch()
     pids = tmp_path / "pids"
     deadline = time.monotonic() + 60
     with subprocess.Popen([sys.executable, "-m", "tests"], cwd=tmp_path) as run:
