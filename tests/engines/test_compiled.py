@@ -52,6 +52,7 @@ def run(cache) -> None:
     assert done.stdout.split() == ["1.0"]
 
 
+@pytest.mark.slow
 def test_the_next_process_reads_what_one_compiled(cache):
     run(cache)
     (program,) = cache.rglob("xla_compile_cache_*")

@@ -282,6 +282,7 @@ def test_partial_training(pretrained, tmp_path, engine_of, last_blocks):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 def test_lora_trains_factors_biases_and_the_head(
     pretrained, tmp_path, engine_of, capsys

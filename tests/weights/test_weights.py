@@ -14,7 +14,7 @@ import pytest
 
 import keras_mixer
 from keras_mixer import models, weights
-from keras_mixer.weights import resolution
+from keras_mixer.weights import merged, resolution
 from tests import reference
 
 SMALL = models.Variant(4, 2, 24, 12, 48)
@@ -498,6 +498,22 @@ def test_kernels_that_cannot_be_merged_are_refused(small, tmp_path):
     with pytest.raises(ValueError, match="'head'.*int4 and LoRA"):
         weights.save_npz(model, tmp_path / "saved.npz")
     assert not (tmp_path / "saved.npz").exists()
+
+
+def test_the_factors_of_a_run_are_merged():
+    rng = np.random.default_rng(0)
+    kernel, a, b = (rng.standard_normal(s) for s in ((4, 6), (4, 2), (2, 6)))
+    values = {
+        "one/kernel": kernel,
+        "one/bias": b[0],
+        "one/lora_kernel_a": a,
+        "one/lora_kernel_b": b,
+        "two/kernel": kernel,
+    }
+    found = merged.merge_lora(values)
+    assert list(found) == ["one/kernel", "one/bias", "two/kernel"]
+    np.testing.assert_allclose(found["one/kernel"], kernel + a @ b)
+    np.testing.assert_array_equal(found["two/kernel"], kernel)
 
 
 def test_releases_are_those_of_the_bucket():
