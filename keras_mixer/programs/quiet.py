@@ -53,12 +53,12 @@ def import_tensorflow() -> None:
     os.dup2(write, 2)
     os.close(write)
     atexit.register(_stop, child, stderr)
-    with _without_extras():
+    with without_extras():
         import tensorflow  # noqa: F401
 
 
 @contextlib.contextmanager
-def _without_extras() -> Iterator[None]:
+def without_extras() -> Iterator[None]:
     """Within, the extras cannot be imported, as if they were not installed."""
     backend = os.environ.get("KERAS_BACKEND")
     hidden = [x for x in _EXTRAS if x not in (*sys.modules, backend)]
