@@ -269,6 +269,7 @@ def test_nothing_is_broken_without_a_word(zoo):
     assert any(name in str(caught.value) for name in broken)
 
 
+@pytest.mark.slow
 def test_a_test_split_without_one_good_image(zoo, tmp_path, engine_of):
     _, broken = zoo
     only = tmp_path / "only"

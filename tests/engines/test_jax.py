@@ -50,6 +50,7 @@ print(engine.replicas, engine.hosts, engine.is_chief, engine.describe())
     ]
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept(tmp_path):
     """The second process reads what the first one compiled."""
     code = """

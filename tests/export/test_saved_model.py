@@ -443,9 +443,8 @@ def test_sigmoid_and_unknown_names(trusting, tmp_path):
     assert export.read_card(path)["probabilities"] == "sigmoid"
 
 
-@pytest.mark.parametrize(
-    "checked", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("checked", [False, True])
 def test_float32_of_a_half_precision_model_and_back(
     checked, model, tmp_path, request
 ):

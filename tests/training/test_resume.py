@@ -76,6 +76,7 @@ def test_resumed_equals_uninterrupted(
     assert lines_of(whole) == lines_of(parts)
 
 
+@pytest.mark.slow
 def test_stopped_before_the_result_was_written(
     finished, tmp_path, engine_of, monkeypatch
 ):
