@@ -290,6 +290,7 @@ def test_changed_sublayers_stay_changed(change, nested, tmp_path):
         assert state(copy) == state(model)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 def test_int8_changes_logits_little():
     model = models.Mixer(

@@ -462,7 +462,7 @@ def test_a_file_that_cannot_be_written_is_named(small, tmp_path):
     ("mode", "lora", "error"),
     [
         (None, True, 1e-5),
-        ("int8", False, 0.05),
+        pytest.param("int8", False, 0.05, marks=pytest.mark.slow),
         ("int8", True, 0.05),
         ("int4", False, 1e-5),
         ("float8", False, 0.1),
