@@ -343,6 +343,7 @@ def test_permutations_are_uniform():
     assert ((counts - 400) ** 2 / 400).sum() < 18.5  # p = 0.001
 
 
+@pytest.mark.slow
 def test_layers_that_mix_do_it_the_same_on_any_number_of_hosts():
     split = data.open_split("digits", "train[:50]")
     [*whole] = shards_of(split, 3, num_shards=1, shards=[0], policy=CUTMIX)

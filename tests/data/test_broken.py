@@ -302,6 +302,7 @@ def test_a_list_that_cannot_be_written_does_not_stop(zoo, tmp_path, capsys):
     assert capsys.readouterr().err.count("Cannot write to") == 1
 
 
+@pytest.mark.slow
 def test_the_size_of_the_batch_changes_no_example(zoo):
     """Though it decides which images are tried at once, and how copied."""
     root, broken = zoo

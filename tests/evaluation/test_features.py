@@ -279,9 +279,8 @@ def test_while_training(measured, tmp_path, engine_of, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "killed_at", [pytest.param(12, marks=pytest.mark.slow), 6]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_at", [6, 12])
 def test_a_failing_few_shot_evaluation_loses_nothing(
     killed_at, measured, tmp_path, engine_of, monkeypatch
 ):
