@@ -49,6 +49,8 @@ def keep_tensorflow_programs(environment: MutableMapping[str, str]) -> None:
     folder = writable_folder(version) if version else None
     if folder is None or shutil.disk_usage(folder).free < _LEAST_FREE:
         return
+    if any(x.isspace() for x in str(folder)):  # which would end the flag
+        return
     _remove_stale(folder)
     environment["TF_XLA_FLAGS"] = (
         f"--tf_xla_persistent_cache_directory={folder} "

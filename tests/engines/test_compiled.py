@@ -95,6 +95,8 @@ def test_what_cannot_be_kept(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compiled.keep_tensorflow_programs(environment)
     assert compiled.writable_folder("jax") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a folder"))
+    compiled.keep_tensorflow_programs(environment)
     assert environment == {}
 
 
