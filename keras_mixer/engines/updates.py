@@ -2,8 +2,7 @@
 
 Keras writes Adam's update of a variable as twenty-five operations: each reads
 and writes an array as large as the variable, and each is traced and scheduled.
-TensorFlow has kernels with the same formulas. benchmarks/README.md shows what
-they save.
+TensorFlow has kernels with the same formulas.
 
 Adam's kernel computes 1 - beta_2 from a float32, 0.00099998713 for 0.999, as
 both do for the bias correction. Keras takes 0.001 in the mean of the squares:
@@ -38,6 +37,11 @@ def update_by_momentum(
     optimizer: Any, index: int, variable: Any, gradient: Any, lr: Any
 ) -> None:
     """Makes the update of `keras.optimizers.SGD`, of its variable `index`."""
+    if not optimizer.momentum:
+        tf.raw_ops.ResourceApplyGradientDescent(
+            var=variable.handle, alpha=lr, delta=gradient
+        )
+        return
     tf.raw_ops.ResourceApplyKerasMomentum(
         var=variable.handle,
         accum=optimizer.momentums[index].value.handle,

@@ -223,17 +223,22 @@ def test_clipping_is_the_same_on_1_2_and_4_replicas(name, strategy_of):
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel", "base"),
+    ("options", "kernel", "base"),
     [
-        ("adamw", "ResourceApplyAdam", keras.optimizers.Adam),
-        ("sgd", "ResourceApplyKerasMomentum", keras.optimizers.SGD),
+        ({"name": "adamw"}, "ResourceApplyAdam", keras.optimizers.Adam),
+        ({"name": "sgd"}, "ResourceApplyKerasMomentum", keras.optimizers.SGD),
+        (
+            {"name": "sgd", "momentum": 0.0},
+            "ResourceApplyGradientDescent",
+            keras.optimizers.SGD,
+        ),
     ],
 )
 def test_tensorflows_kernels_update_as_keras_does(
-    name, kernel, base, monkeypatch
+    options, kernel, base, monkeypatch
 ):
     """One operation a variable, with the numbers of Keras' own formulas."""
-    config = OptimConfig(name=name, lr=0.1, weight_decay=0.5)
+    config = OptimConfig(**options, lr=0.1, weight_decay=0.5)
     found = []
     for update_step in (optim._HasKernel.update_step, base.update_step):
         monkeypatch.setattr(optim._HasKernel, "update_step", update_step)
