@@ -163,6 +163,9 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     lines += ["## Input", ""]
     for name, entry in card["formats"].items():
         lines.append(f"- {name}: {entry['input']}")
+        if used := entry.get("calibration"):
+            images = f"{used['images']:,} images of {used['split']}"
+            lines[-1] += f"; calibrated on {images}"
     lines += [
         "",
         "Images are decoded and resized by the policy "
@@ -196,6 +199,7 @@ def of_saved_model(
             for output in ("logits", "probabilities")
             if any(name.endswith(f"/{output}") for name, _ in found)
         },
+        **{x: check[x] for x in ("same_top_1",) if x in check},
         "latency_ms": check.get("latency_ms", {}),
         "accuracy": NOT_MEASURED,
     }

@@ -1,5 +1,6 @@
 """Compares the answers of a version, loaded by a fresh process, with ours."""
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -17,7 +18,7 @@ from keras_mixer.export.classifier import Classifier, Options
 from keras_mixer.export.errors import ExportError
 from keras_mixer.models.preprocessing import to_value_range
 
-_BATCH = 3
+_BATCH = 7
 # Largest difference allowed, relative to the largest value, or to 1.
 _TOLERANCES = {
     "float32": 1e-4,
@@ -48,8 +49,8 @@ def _write_request(folder: pathlib.Path, side: int) -> dict[str, list[Any]]:
     np.save(folder / "pixels.npy", pixels)
     np.save(folder / "fitted.npy", runtimes.make_pixels(side))
     files = []
-    encoders = (tf.io.encode_jpeg, tf.io.encode_png, tf.io.encode_jpeg)
-    for i, encode in enumerate(encoders):
+    encoders = itertools.cycle((tf.io.encode_jpeg, tf.io.encode_png))
+    for i, encode in zip(range(_BATCH), encoders, strict=False):
         files.append(encode(pixels[i, : pixels.shape[1] - i]).numpy())
         (folder / f"file_{i}").write_bytes(files[i])
     return {"pixels": list(pixels), "files": files}
@@ -114,8 +115,9 @@ def check(
     """Returns how much a fresh process differs from the model in this one.
 
     Returns:
-      "largest_differences", by "signature/output", and "latency_ms", of
-      pixels that fit, by size of the batch.
+      "largest_differences", by "signature/output"; "same_top_1", the share of
+      the answers with the model's best class; and "latency_ms", of pixels
+      that fit, by size of the batch.
 
     Raises:
       ExportError: The process fails, or its answers differ.
@@ -132,7 +134,7 @@ def check(
             prepared = tf.stack([apply(tf.constant(x), seed) for x in items])
             image = to_value_range(prepared)
             answers[key] = reference(classifier, image)
-    found = {}
+    found, same = {}, []
     for signature, key in _INPUTS.items():
         for output, ours in answers[key].items():
             name = f"{signature}/{output}"
@@ -142,8 +144,22 @@ def check(
                 )
         if signature != "serve_features":
             _check_top_k(signature, theirs, options.class_names)
+            best = np.argmax(answers[key]["logits"], -1)
+            same.extend(theirs[f"{signature}/logits"].argmax(-1) == best)
+    if options.precision == "float32" and not all(same):
+        raise ExportError(
+            "The fresh process names another best class for "
+            f"{same.count(False)} of {len(same)} images."
+        )
+    found["serving_default of one image/logits"] = difference(
+        "serving_default of one image",
+        answers["pixels"]["logits"][:1],
+        theirs["one/logits"],
+        precision=options.precision,
+    )
     return {
         "largest_differences": found,
+        "same_top_1": float(np.mean(same)),
         "latency_ms": {
             name.partition("/")[2]: runtimes.to_milliseconds(seconds)
             for name, seconds in theirs.items()

@@ -6,8 +6,9 @@ fresh.py runs this file as a program:
 
 VERSION is the SavedModel, REQUEST a folder with images (pixels.npy, uint8
 [batch, height, width, 3]; fitted.npy, the same of the model's size; file_*),
-ANSWER the .npz to write, with the outputs under "signature/output", and the
-seconds of calls of serving_default under "seconds/BATCH".
+ANSWER the .npz to write, with the outputs under "signature/output", the logits
+of the first image alone under "one/logits", and the seconds of calls of
+serving_default under "seconds/BATCH".
 """
 
 import importlib.abc
@@ -55,6 +56,8 @@ def answer(version: str, request: pathlib.Path) -> dict[str, Any]:
             if value.dtype == object:  # names
                 value = np.strings.decode(value.astype(bytes), "utf-8")
             found[f"{name}/{output}"] = value
+    one = loaded.signatures["serving_default"](image=tf.constant(pixels[:1]))
+    found["one/logits"] = one["logits"].numpy()
     fitted = np.load(request / "fitted.npy")
     for batch in (1, len(fitted)):
         found[f"seconds/{batch}"] = _time(

@@ -22,6 +22,7 @@ _OF_LIBJPEG = re.compile(
     rb"Corrupt JPEG data: |Premature end of JPEG file|Unsupported marker type "
     rb"|Invalid SOS parameters for sequential JPEG|Warning: unknown JFIF "
     rb"|Inconsistent progression sequence for |Invalid progressive parameters "
+    rb"|Input file read error"
 )
 _NUMBER = re.compile(rb"0x[0-9a-f]+|\d+")
 _PATIENCE = 0.1  # seconds for the rest of a line

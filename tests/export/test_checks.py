@@ -100,6 +100,7 @@ def test_outputs_that_cannot_be_used(model, tmp_path):
 @pytest.mark.parametrize(
     ("output", "change", "message"),
     [
+        ("one/logits", lambda x: x + 0.01, "of one image: .* differs by"),
         ("logits", lambda x: x * 1.001, "differs by"),
         ("logits", lambda x: np.where(x == x.max(), np.nan, x), "not finite"),
         ("logits", lambda x: x[:1], "shape"),
@@ -110,7 +111,7 @@ def test_outputs_that_cannot_be_used(model, tmp_path):
 def test_another_answer_is_refused(
     model, exported, monkeypatch, output, change, message
 ):
-    key = f"serve_bytes/{output}"
+    key = output if "/" in output else f"serve_bytes/{output}"
     theirs = {**exported.answers, key: change(exported.answers[key])}
     monkeypatch.setattr(fresh, "run", lambda *_: theirs)
     options = classifier.Options(
@@ -122,6 +123,34 @@ def test_another_answer_is_refused(
     )
     parts = classifier.make_classifier(model)
     with pytest.raises(export.ExportError, match=message):
+        fresh.check(exported.version, parts, options)
+
+
+def test_another_best_class_is_refused(model, exported, monkeypatch):
+    """Even where the logits are within the tolerance."""
+    answers = {
+        name: values * 1e-6 if name.endswith("/logits") else values
+        for name, values in exported.answers.items()
+    }
+    ours = {
+        key: {"logits": -answers[f"{signature}/logits"]}
+        for signature, key in (
+            ("serving_default", "pixels"),
+            ("serve_bytes", "files"),
+        )
+    }
+    monkeypatch.setattr(fresh, "run", lambda *_: answers)
+    given = iter(ours.values())
+    monkeypatch.setattr(fresh, "reference", lambda *_: next(given))
+    options = classifier.Options(
+        eval_policy=POLICY,
+        class_names=None,
+        top_k=5,
+        precision="float32",
+        xla=False,
+    )
+    parts = classifier.make_classifier(model)
+    with pytest.raises(export.ExportError, match="another best class for 21 "):
         fresh.check(exported.version, parts, options)
 
 

@@ -394,6 +394,8 @@ def test_int8_files_of_a_run(digits_workdir, tmp_path):
             "split": "digits train[:100]",
             "images": 100,
         }
+    text = (tmp_path / "served" / "1" / "README.md").read_text()
+    assert text.count("calibrated on 100 images of digits train") == len(names)
 
 
 @pytest.mark.slow

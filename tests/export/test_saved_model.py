@@ -422,6 +422,7 @@ def test_the_card(model, version):
     entry = card["formats"].pop("savedmodel")
     assert card["formats"] == {}
     assert set(entry["latency_ms"]) == {"1", "7"}
+    assert entry["same_top_1"] == 1
     assert entry["largest_differences"]["logits"] < 1e-4
     digest = hashlib.sha256((version / "saved_model.pb").read_bytes())
     assert entry["sha256"]["saved_model.pb"] == digest.hexdigest()

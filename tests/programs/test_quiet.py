@@ -55,6 +55,7 @@ def test_what_libjpeg_repeats_is_shown_once(tmp_path):
 for i in range(9):
     os.write(2, b'Corrupt JPEG data: %d extraneous bytes before marker\\n' % i)
     os.write(2, b'Premature end of JPEG file\\nother %d\\n' % i)
+    os.write(2, b'Input file read error\\n')
 os.write(2, b'no end')
 """
     lines = say(tmp_path, end)[1].splitlines()
@@ -62,7 +63,9 @@ os.write(2, b'no end')
         "Corrupt JPEG data: 0 extraneous bytes before marker "
         "(libjpeg; shown once)",
         "Premature end of JPEG file (libjpeg; shown once)",
-        *(f"other {i}" for i in range(9)),
+        "other 0",
+        "Input file read error (libjpeg; shown once)",
+        *(f"other {i}" for i in range(1, 9)),
         "no endafterwards",
     ]
 
