@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -36,6 +37,7 @@ def test_ctrl_c_does_not_wait_for_the_compiler():
         stderr=subprocess.PIPE,
     )
     assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # The process is in C by then, not between two lines.
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, "\nInterrupted by Ctrl-C.\n")
