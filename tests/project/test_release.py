@@ -109,6 +109,15 @@ def _matcher(name):
     )
 
 
+def test_ci_runs_every_program_of_the_wheel():
+    assert ".ci/smoke_wheel" in (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "smoke_wheel").read_text()
+    commands = SETUP["options.entry_points"]["console_scripts"].split()[::3]
+    for name in commands:
+        program = name.removeprefix("keras-mixer-")
+        assert re.search(rf"^(run|refuse \S+) {program}\b", script, re.M), name
+
+
 FORBIDDEN = (  # what SECURITY.md says that the package does not do
     *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal"),
     *("shelve", "shutil.unpack_archive", "tarfile", "os.system", "os.popen"),
