@@ -257,9 +257,13 @@ def test_installed_programs_are_the_same():
     setup.read(ROOT / "setup.cfg")
     lines = setup["options.entry_points"]["console_scripts"].split("\n")
     scripts = dict(line.split(" = ") for line in lines if line)
+    names = (
+        *("train", "eval", "predict", "export"),
+        *("data", "preflight", "doctor", "analysis"),
+    )
     assert scripts == {
-        "keras-mixer-train": "keras_mixer.programs.train:run",
-        "keras-mixer-eval": "keras_mixer.programs.eval:run",
+        f"keras-mixer-{name}": f"keras_mixer.programs.{name}:run"
+        for name in names
     }
     for script in scripts.values():
         assert callable(pkgutil.resolve_name(script))
