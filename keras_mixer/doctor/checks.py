@@ -249,8 +249,8 @@ def check_slice(machine: Machine) -> Finding:
         "all of them, through their TensorFlow servers, which --tpu=local "
         "cannot do",
         "train with --engine=jax on each machine; or, for TensorFlow on the "
-        "first one: export TPU_NAME=<its name> TPU_LOAD_LIBRARY=0 (README, "
-        "TPUs)",
+        "first one: export TPU_NAME=<its name> TPU_LOAD_LIBRARY=0 "
+        "(docs/tpus.md)",
     )
 
 

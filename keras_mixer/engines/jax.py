@@ -289,7 +289,7 @@ def _cpu_options() -> dict[str, str] | None:
 
     YNNPACK computes the products of S/32 a sixth faster than Eigen, XLA's
     default in jaxlib 0.10, and those of the digits' model a quarter slower
-    (benchmarks/README.md).
+    (docs/benchmarks.md).
     """
     options = {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"

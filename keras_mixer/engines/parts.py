@@ -3,7 +3,7 @@
 A part at a time, more of a block's activations stay in the chip's memory
 (VMEM, 128 MiB on a v5e) and cross to HBM and back less often. The gradients of
 the parts are summed, so the result is that of the whole share. What the TPU
-compiler makes of it: benchmarks/README.md.
+compiler makes of it: docs/benchmarks.md.
 """
 
 from collections.abc import Iterator

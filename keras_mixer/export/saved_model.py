@@ -62,8 +62,8 @@ def export(
 
     The folder, which is returned, appears when it is complete, and for each
     file a fresh process with its runtime alone has answered as `model` does.
-    README.md, "Export and serving", has the signatures and the formats. The
-    card in the folder, export.json and README.md, describes the version.
+    docs/export.md has the signatures and the formats. The card in the folder,
+    export.json and README.md, describes the version.
 
     Args:
       model: Maps images `[batch, side, side, 3]` in [-1, 1] to

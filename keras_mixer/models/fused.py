@@ -19,7 +19,7 @@ The gradient of x needs two means over the channels,
     mean(gamma dy)    = dh . (W^T gamma) / C
     mean(gamma dy x^) = dh . (h - b - W^T beta) / C
 
-so nothing as large as x is read for them. benchmarks/README.md shows what this
+so nothing as large as x is read for them. docs/benchmarks.md shows what this
 does to the training step that the TPU compiler makes. Where `supports` is false
 the layers are called.
 """

@@ -13,7 +13,7 @@ def digits() -> Config:
 
     1437 training and 360 test images of 8 x 8 pixels (UCI, by scikit-learn).
     Test accuracy 0.985, mean of 7 seeds (measured: 2 CPU cores, a minute or
-    two; see README.md).
+    two; see docs/results.md).
     Command: python train.py
     """
     return Config(
@@ -47,7 +47,8 @@ def cifar10_scratch() -> Config:
     """CIFAR-10 from scratch in half an hour on two CPU cores.
 
     A Mixer of 4 blocks, 128 wide, on 4 x 4 patches. Test accuracy 0.757, mean
-    of 2 seeds (measured: 2 CPU cores, 28 minutes each; see README.md).
+    of 2 seeds (measured: 2 CPU cores, 28 minutes each; see
+    docs/results.md).
     Command: python train.py --recipe=cifar10_scratch
     """
     return Config(
@@ -80,7 +81,7 @@ def photos() -> Config:
     """A folder of photos, one folder per class, from scratch on a CPU.
 
     A fifth of the images, chosen by file name, is the test split, unless the
-    folder has split folders. ants and bees: see README.md.
+    folder has split folders. ants and bees: see docs/photos.md.
     Command: python train.py --recipe=photos data.name=folder:/path
     (`--recipe=photos` is the default of a folder.)
     """
@@ -251,7 +252,7 @@ def jft300m_l() -> Config:
 
     ImageNet top-1 after fine-tuning (paper, Table 3): L/32 80.67, L/16 84.05.
     Command: python train.py --recipe=jft300m_l data.name=... \
-[model.variant=L/32] [train.epochs=14]
+[model.variant=L/32 train.epochs=14]
     """
     return _jft300m("jft300m_l", variant="L/16", epochs=7, lr=1e-3)
 

@@ -313,7 +313,7 @@ def test_int8_changes_logits_little():
     ids=["small", "S/16"],
 )
 def test_fit_save_load_evaluate(variant, tmp_path):
-    """The README's plain Keras use, on data that can be learnt."""
+    """The plain Keras use of docs/models.md, on data that can be learnt."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 64)
     pixels = rng.integers(0, 60, (64, 32, 32, 3)) + labels[:, None, None, None]

@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_said(tmp_path):
 def test_the_targets(variant, plain, traffic, temporary, seconds):
     """128 images per chip of a v5e, where arithmetic is to be the bound.
 
-    `plain` are the FLOPs of a plain Keras step (benchmarks/README.md).
+    `plain` are the FLOPs of a plain Keras step (docs/benchmarks.md).
     """
     recipe = recipes.get_recipe("imagenet_b")
     figures = measure(

@@ -235,7 +235,7 @@ def test_a_config_file_in_place_of_a_recipe(trained, run_here, asked):
 
 @pytest.mark.slow
 def test_the_default_trains(tmp_path):
-    """Only as far as the first lines: the whole run is the README's."""
+    """Only as far as the first lines: the whole run is the documentation's."""
     with subprocess.Popen(
         [sys.executable, ROOT / "train.py"],
         stdout=subprocess.PIPE,
