@@ -66,7 +66,7 @@ def _read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             found = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue
         if isinstance(found, dict) and {"step", "kind"} <= set(found):
             if not _is_whole(found):

@@ -9,6 +9,7 @@ checks values.
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import sys
@@ -220,7 +221,7 @@ def load(path: str | os.PathLike[str]) -> Config:
         text = pathlib.Path(files.expand(path)).read_text(encoding="utf-8")
         if not text.strip():
             raise ConfigError("The file is empty.")
-        return _merge(Config(), OmegaConf.create(text.translate(_HIDE)))
+        return _merge(Config(), _read_sections(text))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config file {path}") from error
     except omegaconf.errors.OmegaConfBaseException as error:
@@ -234,6 +235,36 @@ def load(path: str | os.PathLike[str]) -> Config:
         ) from error
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"Cannot read {path}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"Cannot read {path}: it is nested too deep"
+        ) from error
+
+
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that comes twice; YAML's error names it."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError
+    return found
+
+
+def _read_sections(text: str) -> Any:
+    """Returns the sections in a JSON or YAML text."""
+    try:
+        # YAML has no pairs of \u, with which JSON writes an emoji.
+        found = json.loads(text, object_pairs_hook=_to_dict)
+        values = _translate(found, _HIDE)
+    except ValueError:
+        values = text.translate(_HIDE)
+    try:
+        found = OmegaConf.create(values)
+    except (AssertionError, omegaconf.errors.ValidationError):
+        found = None  # a number, a date, a truth value
+    if not isinstance(found, omegaconf.DictConfig):
+        raise ConfigError(
+            "A config is a map of sections: " + ", ".join(SECTIONS)
+        )
+    return found
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

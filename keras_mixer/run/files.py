@@ -165,7 +165,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             f"Cannot read {path}: line {error.lineno}, column {error.colno}: "
             f"{error.msg}"
         ) from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, RecursionError) as error:
         raise WorkdirError(f"Cannot read {path}: {error}") from error
 
 

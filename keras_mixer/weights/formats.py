@@ -36,6 +36,7 @@ _DAMAGED = (
     ValueError,
     KeyError,
     TypeError,
+    NotImplementedError,  # a zip of another compression, or of a later version
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -85,7 +85,7 @@ def _resample(
 
     The weights of a hidden unit are an image over the grid. The first kernel
     is scaled by the ratio of token counts, so that a constant image gives the
-    same sums.
+    same sums: exactly for whole multiples of the grid, else about.
     """
 
     def resize(rows_of_images: np.ndarray) -> np.ndarray:

@@ -387,6 +387,22 @@ def test_damage_is_one_clear_error(small, damage, message, tmp_path):
         models.Mixer(SMALL, weights=path, **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [(10, 99, "compression"), (6, 99, "zip file version")],
+)
+def test_a_zip_that_python_cannot_read(small, tmp_path, place, value, message):
+    """`place` is in the central directory's entry of the first array."""
+    path = tmp_path / "other.npz"
+    data = bytearray(small[1].read_bytes())
+    data[data.index(b"PK\x01\x02") + place] = value
+    if place == 10:  # of the local header, too
+        data[data.index(b"PK\x03\x04") + 8] = value
+    path.write_bytes(data)
+    with pytest.raises(weights.WeightsError, match=message):
+        weights.read(path)
+
+
 def test_files_that_are_no_weights(small, tmp_path):
     _, path = small
     whole = path.read_bytes()
