@@ -105,6 +105,9 @@ def read_npz(path: pathlib.Path) -> Parameters:
                 raise ValueError("it holds one array, not an archive of them")
             with file:
                 arrays = {key: file[key] for key in file.files}
+            for key, value in arrays.items():
+                if not isinstance(value, np.ndarray):
+                    raise ValueError(f"{key} is no array")
     except _DAMAGED as error:
         raise _damaged(path, error, ".npz of plain arrays") from error
     values: dict[str, np.ndarray] = {}

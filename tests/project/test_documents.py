@@ -163,6 +163,38 @@ def test_the_reference_names_modules():
         assert path.is_dir() or path.with_suffix(".py").exists(), name
 
 
+def literals_of_the_package() -> str:
+    """Returns all texts of the code, an f-string's values as `...`."""
+    found = []
+    for path in (ROOT / "keras_mixer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(
+                        str(part.value)
+                        if isinstance(part, ast.Constant)
+                        else "..."
+                        for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant):
+                found.append(str(node.value))
+    return "\n".join(found)
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_code():
+    """Each heading's longest part between `...`, quotes and numbers."""
+    text = DOCUMENTS["docs/troubleshooting.md"]
+    messages = re.findall(r"^### `(.*)`$", text, re.MULTILINE)
+    assert len(messages) > 20
+    code = literals_of_the_package()
+    for message in messages:
+        parts = re.split(r"\.\.\.|'[^']*'|\d+|\w+://|=\w+", message)
+        longest = max(parts, key=len).strip(" :(),")
+        assert len(longest) > 8, message
+        assert longest in code, message
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_and_links(document):
     text = FENCE.sub("", DOCUMENTS[document])

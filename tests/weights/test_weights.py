@@ -7,6 +7,7 @@ the paper's App. C. Weights are random: none can be downloaded here.
 import dataclasses
 import itertools
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -400,6 +401,14 @@ def test_a_zip_that_python_cannot_read(small, tmp_path, place, value, message):
         data[data.index(b"PK\x03\x04") + 8] = value
     path.write_bytes(data)
     with pytest.raises(weights.WeightsError, match=message):
+        weights.read(path)
+
+
+def test_an_archive_with_another_file_in_it(tmp_path):
+    path = tmp_path / "other.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("stem/kernel.npy", b"no array")
+    with pytest.raises(weights.WeightsError, match="stem/kernel.* is no array"):
         weights.read(path)
 
 
