@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
@@ -98,8 +99,12 @@ def uninterrupted(tmp_path_factory):
     return train
 
 
-def test_killed_ten_times(tmp_path):
-    """kill -9 at random moments of training, saving, evaluating."""
+def test_killed_at_random_moments(tmp_path):
+    """kill -9 in training, saving, evaluating: ten times, with JAX five.
+
+    What is killed is written once for both engines.
+    """
+    times = 5 if keras.backend.backend() == "jax" else 10
     arguments = overrides(
         "train.steps=2000",
         "train.log_every=70",
@@ -111,9 +116,9 @@ def test_killed_ten_times(tmp_path):
     assert run.end() == 0, run.text()
     rng = random.Random(0)
     kills = 0
-    for attempt in range(10):
+    for attempt in range(times):
         run = Run(parts, *arguments, output=tmp_path / f"{attempt}.txt")
-        # Two of the ten while it starts, the others while it trains.
+        # One of five while it starts, the others while it trains.
         if attempt in (1, 6):
             time.sleep(rng.uniform(0, 6))
         else:
@@ -121,7 +126,7 @@ def test_killed_ten_times(tmp_path):
             time.sleep(rng.uniform(0, 0.8))
         run.process.send_signal(signal.SIGKILL)
         kills += run.end() == -signal.SIGKILL
-    assert kills >= 6, "the run should not have ended before"
+    assert kills >= 0.6 * times, "the run should not have ended before"
     run = Run(parts, *arguments, output=tmp_path / "last.txt")
     assert run.end() == 0, run.text()
     assert "Going on from step" in run.text()
