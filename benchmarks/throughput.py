@@ -105,12 +105,17 @@ def read_case(text: str) -> Case:
     return Case(**found | {"dims": types.SimpleNamespace(**found["dims"])})
 
 
-def _ours(case: Case, trains: bool, engine: str, **options: Any) -> Call:
+def ours(case: Case, trains: bool, engine: str, **options: Any) -> Call:
     from keras_mixer.engines import choice, make, memory
 
     memory.keep_freed_memory()
     choice.use_engine(choice.Choice(engine, "the benchmark says so"))
-    made = make.make_engine(engine, one_device=True)
+    replicas = options.get("replicas", 1)
+    made = make.make_engine(
+        engine,
+        one_device=replicas == 1,
+        virtual_devices=replicas if replicas > 1 else None,
+    )
     import tensorflow as tf
     from keras import ops
 
@@ -137,10 +142,11 @@ def _ours(case: Case, trains: bool, engine: str, **options: Any) -> Call:
         ],
     )
     batch = case.make_batch()
+    share = {key: x[: case.batch // replicas] for key, x in batch.items()}
     with made.scope():
         model, optimizer, _ = assembly.build_training(config, case.classes)
     batches = made.batches(
-        lambda *_: tf.data.Dataset.from_tensors(batch).repeat()
+        lambda *_: tf.data.Dataset.from_tensors(share).repeat()
     )
     if trains:
         steps = made.make_train_steps(model, optimizer, config)
@@ -273,20 +279,20 @@ def _timm(case: Case, trains: bool, *, compiled: bool) -> Call:
 
 # What makes each program, and the framework that multiplies there.
 PROGRAMS: dict[str, tuple[Callable[..., Call], dict[str, Any], str]] = {
-    "tensorflow": (_ours, {"engine": "tensorflow"}, "tensorflow"),
-    "jax": (_ours, {"engine": "jax"}, "jax"),
+    "tensorflow": (ours, {"engine": "tensorflow"}, "tensorflow"),
+    "jax": (ours, {"engine": "jax"}, "jax"),
     "tensorflow_no_xla": (
-        _ours,
+        ours,
         {"engine": "tensorflow", "xla": False},
         "tensorflow",
     ),
     "tensorflow_bfloat16": (
-        _ours,
+        ours,
         {"engine": "tensorflow", "precision": "bfloat16"},
         "tensorflow",
     ),
     "jax_bfloat16": (
-        _ours,
+        ours,
         {"engine": "jax", "precision": "bfloat16"},
         "jax",
     ),
@@ -331,7 +337,7 @@ def measure_peak(framework: str) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """Returns MiB of this process; getrusage would count its parent's."""
     text = pathlib.Path("/proc/self/status").read_text()
     [line] = [x for x in text.splitlines() if x.startswith("VmHWM")]
@@ -355,7 +361,7 @@ def measure(
         batches += count
     spent = time.perf_counter() - begun
     cpu = time.process_time() - cpu
-    memory = _peak_memory()
+    memory = peak_memory()
     images = batches * case.batch
     # The backward pass has two products for each one of the forward pass.
     work = case.flops * (3 if trains else 1) * images / spent
@@ -433,7 +439,7 @@ def _table(rounds: list[dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _conditions() -> str:
+def conditions() -> str:
     """Returns the CPU, its vector instructions and the packages."""
     text = pathlib.Path("/proc/cpuinfo").read_text()
     values = dict(
@@ -482,7 +488,7 @@ def main() -> None:
         programs = [p for p in programs if p in ("tensorflow", "jax")]
     else:
         case = describe(options.case)
-    print(_conditions(), flush=True)
+    print(conditions(), flush=True)
     rounds = []
     for number in range(options.rounds):
         rounds.append(

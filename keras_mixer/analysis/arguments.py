@@ -113,6 +113,17 @@ def parse_sizes(text: str, names: Sequence[str]) -> tuple[int, ...]:
     return sizes
 
 
+def check_size(size: int, name: str) -> None:
+    """Raises ConfigError if the patches of a variant do not divide a side."""
+    patch = variants.get_variant(name).patch_size
+    if size % patch:
+        low = max(size // patch, 1) * patch
+        raise ConfigError(
+            f"--image_size is a multiple of the patch of {name}, {patch}. "
+            f"Received: {size}; the nearest are {low} and {low + patch}."
+        )
+
+
 def check_fractions(config: Config, fractions: Sequence[float]) -> None:
     """Raises ConfigError for shares of what is not a whole split."""
     if config.data.classes is not None and any(f != 1 for f in fractions):

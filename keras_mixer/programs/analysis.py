@@ -28,6 +28,7 @@ _HELP = """The paper's analyses, a command for each:
 
   weights      token-mixing units and the stem as pictures (Fig. 5, 6)
   permutation  Mixer and a ResNet on permuted images (Fig. 4)
+  architecture the model with its shapes and parameters (Fig. 1)
   cost         parameters, FLOPs, memory and speed of the variants (Fig. 2, 3)
   scale        accuracy against the amount of data and the size of the model
   curves       loss and accuracy of a run over its updates
@@ -300,6 +301,25 @@ def _cost(arguments: list[str], output: pathlib.Path) -> Files:
     return cost_figure.draw(output, rows, settings)
 
 
+def _define_architecture() -> None:
+    flags.DEFINE_string("model", "B/16", "The variant, such as L/16.")
+    flags.DEFINE_integer(
+        "image_size", 224, "Side of the images, in pixels.", lower_bound=1
+    )
+
+
+def _architecture(arguments: list[str], output: pathlib.Path) -> Files:
+    _take_nothing(arguments)
+    argument_lib.check_size(FLAGS.image_size, FLAGS.model)
+    quiet.import_tensorflow()
+    from keras_mixer.analysis import architecture
+
+    layers = architecture.read_layers(FLAGS.model, FLAGS.image_size)
+    files.write_csv(output.with_suffix(".csv"), architecture.content(layers))
+    print(architecture.summary(layers))
+    return architecture.draw(output, FLAGS.model, layers)
+
+
 def _define_compare() -> None:
     flags.DEFINE_string(
         "names", None, "Names of the runs, with commas between them."
@@ -359,6 +379,9 @@ COMMANDS = {
     "weights": _Command(_weights, _define_weights, analysis_help.WEIGHTS),
     "permutation": _Command(
         _permutation, _define_permutation, analysis_help.PERMUTATION
+    ),
+    "architecture": _Command(
+        _architecture, _define_architecture, analysis_help.ARCHITECTURE
     ),
     "cost": _Command(_cost, _define_cost, analysis_help.COST),
     "scale": _Command(_scale, _define_scale, analysis_help.SCALE),

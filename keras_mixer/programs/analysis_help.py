@@ -45,6 +45,17 @@ Every run has a workdir inside --workdir, and a log beside it. Repeat the
 command after an interruption: it continues and reuses finished runs.
 """
 
+ARCHITECTURE = """Draws a Mixer with its shapes and parameters (paper, Fig. 1).
+
+  python -m keras_mixer.analysis architecture --output=architecture.png
+  python -m keras_mixer.analysis architecture --model=L/32 \\
+      --image_size=448 --output=architecture.svg
+
+The picture shows the model and the two halves of a Mixer layer. Shapes and
+parameters are those of the built model, for 1000 classes. architecture.csv has
+a row for each layer.
+"""
+
 COST = """Reports what the variants cost, and draws accuracy against cost.
 
   python -m keras_mixer.analysis cost --output=cost.png

@@ -45,6 +45,9 @@ def run_program(
             rest = list(FLAGS(argv))
         except flags.Error as error:
             sys.exit(f"error: {error} (--help lists the flags)")
+        except BrokenPipeError:  # --help | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         if required is not None and FLAGS[required].value is None:
             wants = FLAGS[required].help.replace("\n", " ")
             sys.exit(

@@ -332,6 +332,21 @@ def test_help_without_docstrings():
     assert process.stderr == ""
 
 
+def test_help_that_is_cut_off():
+    """`train.py --help | head -1` reports no broken pipe."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "train.py", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def test_ctrl_c_is_one_line(run_here, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
