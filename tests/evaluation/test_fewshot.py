@@ -135,6 +135,8 @@ def test_both_ways_to_predict_are_the_same(monkeypatch):
 
 
 def test_the_default_is_the_authors():
+    assert fewshot.L2_REG == 1024
+    assert fewshot.SHOTS == SHOTS
     features, labels = random_features(20)
     found = fewshot.accuracies(
         features, labels, features, labels, num_classes=10
@@ -211,7 +213,7 @@ def test_support_sets_of_fewer_shots_are_parts_of_those_of_more():
         ({"train_labels": np.zeros(3, int)}, r"\[3, features\]"),
         ({"train_labels": np.zeros(40)}, "integers of shape"),
         ({"train_labels": np.full(40, 4)}, "0 ... 3.*Received: 4"),
-        ({"test_labels": np.full(40, -1)}, "Received: -1"),
+        ({"test_labels": np.arange(40) % 4 - 1}, "Received: -1$"),
         ({"train_labels": np.zeros(0, int)}, "train_labels is empty"),
         ({"test_features": np.zeros([40, 3])}, "5 columns.*3"),
         ({"test_features": np.full([40, 5], np.nan)}, "test_features has 200"),
@@ -236,6 +238,22 @@ def test_errors_name_the_value(change, message):
     }
     with pytest.raises(ValueError, match=message):
         fewshot.accuracy(**{**arguments, **change})
+
+
+def test_arguments_have_names():
+    """The four arrays may be named, and the others must be."""
+    features, labels = random_features(300)  # more columns than small ints
+    arrays = {
+        "train_features": features,
+        "train_labels": labels,
+        "test_features": features.copy(),
+        "test_labels": labels,
+    }
+    found = fewshot.accuracies(**arrays, num_classes=10, shots=(5,))
+    assert found.mean() > 0.2  # 0.1 by chance
+    for function in (fewshot.accuracies, fewshot.accuracy):
+        with pytest.raises(TypeError, match="positional"):
+            function(*arrays.values(), 10, shots=5)
 
 
 def test_predictions_check_their_features():

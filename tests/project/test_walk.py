@@ -132,7 +132,5 @@ def test_what_a_page_says_to_type(name, here):
             run_block(kind, text, here)
     snippets = [text for _, kind, text in blocks if kind == "python"]
     if snippets:
-        code = "\n".join(
-            [BEFORE.get(name, ""), *snippets, AFTER.get(name, "")]
-        )
+        code = "\n".join([BEFORE.get(name, ""), *snippets, AFTER.get(name, "")])
         run_block("python", code, here)
