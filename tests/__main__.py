@@ -22,9 +22,10 @@ LONGEST = (
     "training",
     "training jax",
     "preflight",
+    "project",  # the slow ones type what the documents say
+    "export",
     "data",
     "engines",
-    "export",
     "models",
     "data/augment",
     "evaluation",
