@@ -77,7 +77,7 @@ def test_the_marks():
     assert len(free) > 25
     for program in (
         *("train.py", "eval.py", "export", "predict", "data"),
-        *("doctor", "preflight", "analysis"),
+        *("doctor", "analysis"),
     ):
         assert any(program in text for text in free), program
 
