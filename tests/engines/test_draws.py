@@ -50,6 +50,11 @@ def test_seed_step_call_and_example_all_matter():
     assert len(np.unique(base)) == base.size
 
 
+def test_both_numbers_of_a_pair_are_drawn():
+    pairs = draw(index=range(64), shape=(2,))
+    assert np.mean(pairs[:, 0] == pairs[:, 1]) < 0.01
+
+
 def chi_square(values, bins):
     counts = np.bincount((values.ravel() * bins).astype(int), minlength=bins)
     expected = values.size / bins

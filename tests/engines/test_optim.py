@@ -266,3 +266,9 @@ def test_other_keras_versions_fail_loudly(monkeypatch):
     )
     with pytest.raises(RuntimeError, match="does not reduce gradients"):
         make_optimizer(OptimConfig(), 2, make_variables())
+
+
+def test_other_backends_that_sum_fail_loudly(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(RuntimeError, match="'jax' does not reduce gradients"):
+        make_optimizer(OptimConfig(), 2, [])

@@ -5,7 +5,9 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import data
+from keras_mixer.engines import step as step_lib
 from keras_mixer.engines.tensorflow import TensorFlowEngine
+from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.training import assembly
 from tests.training.common import RANDOM, small
 
@@ -89,3 +91,28 @@ def test_each_gradient_crosses_once(optimizer, accumulate, precision):
     # Besides, on several hosts: loss, gradient norm and the wish to stop.
     scalars = 3 * 4
     assert 0 <= sum(reduced) - replicas * gradients <= replicas * scalars
+
+
+@pytest.mark.parametrize("option", ["model.dropout", "model.stoch_depth"])
+def test_the_loss_is_that_of_training(option):
+    """Dropout and stochastic depth are on, with the draws of the step."""
+    config = small("model.image_size=8", f"{option}=0.6")
+    model, _, _ = assembly.build_training(config, 10)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (24, 8, 8, 3), np.uint8),
+        "label": np.arange(24) % 10,
+        "index": np.arange(24),
+    }
+    # A head of zeros would hide what comes before it.
+    head = model.get_layer("head")
+    head.kernel.assign(rng.normal(size=head.kernel.shape))
+    loss_of = step_lib.make_loss(model, config)
+    losses = [float(loss_of(batch, step)) for step in (0, 0, 1)]
+    assert losses[0] == losses[1]
+    assert abs(losses[0] - losses[2]) > 1e-3
+    logits = model(to_value_range(batch["image"]), training=False)
+    without = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        batch["label"], logits
+    )
+    assert abs(losses[0] - float(tf.reduce_mean(without))) > 1e-3
