@@ -16,6 +16,10 @@ from keras_mixer import models
 from keras_mixer.evaluation import pictures, report
 
 _BLOCK = "MixerBlock_0"
+_INNER = (  # its layers with parameters, in the order of equation 1
+    *("LayerNorm_0", "token_mixing/Dense_0", "token_mixing/Dense_1"),
+    *("LayerNorm_1", "channel_mixing/Dense_0", "channel_mixing/Dense_1"),
+)
 _PLAIN, _MIXER, _TOKEN, _CHANNEL = "#eeeeee", "#d9ead3", "#cfe2f3", "#fce5cd"
 _WIDTH, _HEIGHT = 1.4, 0.9  # of a box
 _STEP = 2.55  # from a box to the next one
@@ -59,21 +63,15 @@ def _layers_of_block(
     block: keras.Layer, shape: tuple[int, ...], times: int
 ) -> list[Layer]:
     """Returns the layers of a Mixer layer that have parameters."""
-    sizes: dict[str, int] = {}
-    outputs: dict[str, tuple[int, ...]] = {}
-    for variable in block.variables:
-        name = variable.path.partition("/")[2].rpartition("/")[0]
-        sizes[name] = sizes.get(name, 0) + math.prod(variable.shape)
-        outputs.setdefault(name, shape)
-        if name.startswith("token_mixing") and len(variable.shape) == 2:
-            outputs[name] = (shape[1], variable.shape[1])
-        elif name.startswith("channel_mixing") and len(variable.shape) == 2:
-            outputs[name] = (shape[0], variable.shape[1])
-    order = ("LayerNorm_0", "token", "LayerNorm_1", "channel")
-    names = sorted(sizes, key=lambda n: [n.startswith(o) for o in order][::-1])
-    return [
-        Layer(f"MixerBlock/{n}", times, outputs[n], sizes[n]) for n in names
-    ]
+    tokens, channels = shape
+    found = []
+    for name in _INNER:
+        variables = [v for v in block.variables if f"/{name}/" in v.path]
+        rows = channels if name.startswith("token_mixing") else tokens
+        output = (rows, int(variables[0].shape[-1]))
+        size = sum(math.prod(v.shape) for v in variables)
+        found.append(Layer(f"MixerBlock/{name}", times, output, size))
+    return found
 
 
 def total(layers: Sequence[Layer]) -> int:
