@@ -261,6 +261,14 @@ def test_an_expanded_file_loads_at_its_own_size(small, tmp_path):
     np.testing.assert_array_equal(again(x), model(x))
 
 
+def test_as_many_patches_in_another_grid(small):
+    """Weights of 2 x 2 patches do not fit 1 x 4, which are as many."""
+    _, path = small
+    options = {**OPTIONS, "input_shape": (4, 16, 3), "weights": path}
+    with pytest.raises(ValueError, match="cannot be expanded to 4 x 16"):
+        models.Mixer(SMALL, **options)
+
+
 def test_resampling_is_asked_for(small):
     values, path = small
     options = {**OPTIONS, "input_shape": (12, 20, 3), "weights": path}
@@ -441,7 +449,10 @@ def test_the_wrong_variant_names_both(small):
     _, path = small
     for changed, message in (
         ({"num_blocks": 3}, "The file: 2 blocks.*The model: 3 blocks"),
-        ({"tokens_mlp_dim": 5}, "tokens_mlp_dim 12.*tokens_mlp_dim 5"),
+        (
+            {"tokens_mlp_dim": 5},
+            " 4 tokens, tokens_mlp_dim 12.* 4 tokens, tokens_mlp_dim 5",
+        ),
         ({"hidden_dim": 32}, "width 24.*width 32"),
     ):
         wrong = dataclasses.replace(SMALL, **changed)
