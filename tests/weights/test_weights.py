@@ -15,7 +15,7 @@ import pytest
 
 import keras_mixer
 from keras_mixer import models, weights
-from keras_mixer.weights import merged, resolution
+from keras_mixer.weights import merged, resolution, timm_layout
 from tests import reference
 
 SMALL = models.Variant(4, 2, 24, 12, 48)
@@ -458,6 +458,19 @@ def test_the_wrong_variant_names_both(small):
         wrong = dataclasses.replace(SMALL, **changed)
         with pytest.raises(weights.WeightsError, match=message):
             models.Mixer(wrong, weights=path, **OPTIONS)
+
+
+def test_names_of_timm_and_back(small):
+    """As the tests write timm's layout, which they read from timm's code."""
+    values, _ = small
+    found, want = timm_layout.to_timm(values), timm(values)
+    assert found.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_array_equal(found[key], value)
+    back = dict(timm_layout.from_timm(k, v) for k, v in found.items())
+    assert back.keys() == values.keys()
+    for key, value in values.items():
+        np.testing.assert_array_equal(back[key], value)
 
 
 def test_bfloat16_files(small, tmp_path):
