@@ -37,6 +37,7 @@ _DAMAGED = (
     KeyError,
     TypeError,
     NotImplementedError,  # a zip of another compression, or of a later version
+    RuntimeError,  # an encrypted zip
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -398,15 +398,15 @@ def test_damage_is_one_clear_error(small, damage, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
-    [(10, 99, "compression"), (6, 99, "zip file version")],
+    [(10, 99, "compression"), (6, 99, "zip file version"), (8, 1, "encrypted")],
 )
 def test_a_zip_that_python_cannot_read(small, tmp_path, place, value, message):
     """`place` is in the central directory's entry of the first array."""
     path = tmp_path / "other.npz"
     data = bytearray(small[1].read_bytes())
     data[data.index(b"PK\x01\x02") + place] = value
-    if place == 10:  # of the local header, too
-        data[data.index(b"PK\x03\x04") + 8] = value
+    if place != 6:  # of the local header, too
+        data[data.index(b"PK\x03\x04") + place - 2] = value
     path.write_bytes(data)
     with pytest.raises(weights.WeightsError, match=message):
         weights.read(path)
