@@ -41,7 +41,7 @@ ROOMS = {
                 "preprocessing",
             )
         ),
-        ("models",),
+        ("models", "engines/test_draws.py", "engines/test_step.py"),
     ),
     "weights": Room(
         tuple(

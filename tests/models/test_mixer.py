@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -8,6 +9,8 @@ import pytest
 
 import keras_mixer
 from keras_mixer import models
+from keras_mixer.models import mixer
+from keras_mixer.weights import parameters
 from tests import reference
 
 # PAPER: Table 1; parameters with a head of 1000 classes at 224 x 224.
@@ -525,3 +528,21 @@ def test_patches_are_square():
         models.Variant((4, 8), 1, 8, 8, 8)
     model = models.Mixer(SMALL, input_shape=(8, 24, 3), classes=5)  # images not
     assert model.get_layer("tokens").output.shape == (None, 12, 24)
+
+
+def test_the_most_patches():
+    shape = (4096, 4096, 3)
+    assert mixer._image_shape(shape, None, 16, 3) == shape
+    with pytest.raises(ValueError, match="65,792 patches of 16 x 16"):
+        mixer._image_shape((4096, 4112, 3), None, 16, 3)
+
+
+def test_a_kept_head_has_the_names_of_its_classes():
+    options = {"input_shape": (8, 8, 3), "classes": 2}
+    variant = models.Variant(4, 1, 8, 4, 16)
+    values = parameters.from_model(models.Mixer(variant, **options), "a run")
+    found = dataclasses.replace(values, class_names=("ant", "bee"))
+    kept = models.Mixer(variant, weights=found, **options)
+    assert kept.class_names == ("ant", "bee")
+    fresh = models.Mixer(variant, weights=found, head="fresh", **options)
+    assert getattr(fresh, "class_names", None) is None
