@@ -41,7 +41,10 @@ ROOMS = {
                 "preprocessing",
             )
         ),
-        ("models", "engines/test_draws.py", "engines/test_step.py"),
+        (
+            *("models", "weights/test_weights.py"),
+            *("engines/test_draws.py", "engines/test_step.py"),
+        ),
     ),
     "weights": Room(
         tuple(
