@@ -344,7 +344,7 @@ def test_help_that_is_cut_off():
         assert process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 0
+    assert process.returncode in (0, 1)  # absl's, if all was written before
 
 
 def test_ctrl_c_is_one_line(run_here, monkeypatch):
