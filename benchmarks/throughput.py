@@ -391,16 +391,14 @@ def run_digits(program: str, seed: int) -> dict[str, float]:
     return {"wall_seconds": wall, "accuracy": result["accuracy"]}
 
 
-def _apart(
-    program: str, case: str, options: argparse.Namespace
-) -> dict[str, float]:
-    """Measures in a process of its own; {} if a package is missing."""
+def run_worker(script: str, program: str, *flags: str) -> dict[str, float]:
+    """Runs a script as the worker of a program, in a process of its own.
+
+    Returns:
+      The JSON of its last line; {} if a package is missing.
+    """
     done = subprocess.run(
-        [
-            *(sys.executable, __file__, f"--worker={program}"),
-            *(f"--described={case}", f"--mode={options.mode}"),
-            f"--seconds={options.seconds}",
-        ],
+        [sys.executable, script, f"--worker={program}", *flags],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -495,7 +493,13 @@ def main() -> None:
             {
                 program: run_digits(program, number)
                 if options.case == "digits_run"
-                else _apart(program, case, options)
+                else run_worker(
+                    __file__,
+                    program,
+                    f"--described={case}",
+                    f"--mode={options.mode}",
+                    f"--seconds={options.seconds}",
+                )
                 for program in programs
             }
         )

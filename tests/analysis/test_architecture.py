@@ -6,6 +6,7 @@ import pytest
 
 from keras_mixer import models
 from keras_mixer.analysis import architecture
+from tests.analysis.test_cost import PAPER
 from tests.analysis.test_program import program
 from tests.conftest import ROOT
 
@@ -18,10 +19,15 @@ def documented_parameters():
     return {name: int(number.replace(" ", "")) for name, number in rows}
 
 
+def test_the_readme_has_the_parameters():
+    want = {name: parameters for name, (parameters, _) in PAPER.items()}
+    assert documented_parameters() == want
+
+
 @pytest.mark.parametrize("name", models.VARIANTS)
 def test_the_parameters_are_those_of_the_variant(name):
     layers = architecture.read_layers(name, 224)
-    assert architecture.total(layers) == documented_parameters()[name]
+    assert architecture.total(layers) == PAPER[name][0]
 
 
 def test_the_shapes_are_those_of_equation_1():
