@@ -68,7 +68,7 @@ def draw(output: pathlib.Path, rows: list[dict[str, Any]], title: str) -> None:
 
     figure = pictures.new_figure(figsize=(15, 7))
     figure.suptitle(title, fontsize=10)
-    grid = figure.subplots(2, len(POINTS))
+    grid = figure.subplots(2, len(POINTS), squeeze=False)
     for column, axis in enumerate(POINTS):
         for engine in ENGINES:
             points = [
