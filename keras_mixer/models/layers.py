@@ -151,6 +151,30 @@ class _Layer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_mixer")
+class PatchEmbedding(keras.layers.Conv2D):
+    """One Dense layer for all patches of an image (paper, sect. 2).
+
+    Keras' convolution, with patches as its windows. Input: `[batch, height,
+    width, channels]`. Output: `[batch, height / P, width / P, filters]`.
+
+    Training computes it as a product. XLA's gradient of a convolution runs on
+    one core, a hundred times slower, in a loop over the parts of a batch.
+    """
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        if not training:
+            return super().call(inputs)
+        kernel = self.kernel  # [P, P, channels, filters]
+        size, _, channels, filters = kernel.shape
+        rows, columns = (side // size for side in inputs.shape[1:3])
+        x = ops.reshape(inputs, (-1, rows, size, columns, size, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        x = ops.reshape(x, (-1, size * size * channels))
+        x = ops.matmul(x, ops.reshape(kernel, (-1, filters))) + self.bias
+        return ops.reshape(x, (-1, rows, columns, filters))
+
+
+@keras.saving.register_keras_serializable(package="keras_mixer")
 class MlpBlock(_Layer):
     """Dense, GELU, Dense over the last axis (paper, sect. 2 and eq. 1).
 

@@ -214,7 +214,7 @@ def _build(
     half = policy.compute_dtype in ("bfloat16", "float16")
     top_dtype = "float32" if half else policy
     height, width = images.shape[1:3]
-    x = keras.layers.Conv2D(
+    x = layers.PatchEmbedding(
         variant.hidden_dim,
         variant.patch_size,
         strides=variant.patch_size,
