@@ -13,7 +13,9 @@ The numbers are in a JSON file beside the picture.
 
 import argparse
 import json
+import os
 import pathlib
+import subprocess
 import sys
 import time
 from typing import Any
@@ -61,6 +63,27 @@ def measure(engine: str, case: str, replicas: int, seconds: float) -> Any:
         "seconds": (time.perf_counter() - begun) / count,
         "peak_mib": throughput.peak_memory(),
     }
+
+
+def run_worker(engine: str, *flags: str) -> dict[str, float]:
+    """Measures a point in a process of its own.
+
+    Returns:
+      The JSON of its last line; {} if a package is missing.
+    """
+    done = subprocess.run(
+        [sys.executable, __file__, f"--worker={engine}", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(throughput.ROOT)},
+    )
+    last = done.stderr.strip().rpartition("\n")[2]
+    if last.startswith("ModuleNotFoundError"):
+        print(f"{engine}: not run, {last}", file=sys.stderr, flush=True)
+        return {}
+    if done.returncode:
+        sys.exit(done.stderr)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def draw(output: pathlib.Path, rows: list[dict[str, Any]], title: str) -> None:
@@ -120,8 +143,7 @@ def main() -> None:
             for engine in ENGINES:
                 key = (engine, case, replicas)
                 if key not in known:
-                    known[key] = throughput.run_worker(
-                        __file__,
+                    known[key] = run_worker(
                         engine,
                         f"--case={described}",
                         f"--replicas={replicas}",

@@ -3,8 +3,9 @@
 One batch of random images again and again, in float32. Training is an update
 with AdamW and clipping, which is what train.py does between two log lines, here
 without stochastic depth and mixup, which the others do not have. Inference is
-the forward pass with which eval.py counts. Each measurement is a process of its
-own.
+the forward pass with which eval.py counts. Each program is a process of its
+own. All of them stay, and take turns of some seconds each, because the speed of
+a machine changes from minute to minute.
 
     pip install -e '.[jax]' flax optax
     pip install torch --index-url https://download.pytorch.org/whl/cpu
@@ -14,11 +15,11 @@ own.
     python benchmarks/throughput.py --programs=tensorflow,tensorflow_bfloat16
     python benchmarks/throughput.py --case=digits_run    the recipe as a whole
 
-The table has a line for each program: images per second (median of the rounds);
-its ratio to the first program within a round, with the lowest and the highest;
-the share of the peak, which is the fastest product of two float32 matrices of
-2048 x 2048 in the same process; CPU seconds per 1000 images; seconds up to the
-end of the first call; and the peak memory.
+The table has a line for each program, of medians over the turns: images per
+second; the ratio to the first program within a round, with the two quartiles;
+the share of the peak, which is the fastest of three products of two float32
+matrices of 2048 x 2048 in the same process and turn; CPU seconds per 1000
+images; seconds up to the end of the first call; and the peak memory.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ import peers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LR, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
+SIDE = 2048  # of the matrices whose product is the peak
 
 Call = Callable[[int], Any]  # makes some updates, or passes
 
@@ -323,18 +325,14 @@ def _multiply(framework: str, values: np.ndarray) -> Callable[[], Any]:
     return lambda: (tensor @ tensor).numpy()
 
 
-def measure_peak(framework: str) -> float:
-    """Returns FLOP/s of the fastest of ten products of float32 matrices."""
-    side = 2048
-    values = np.random.default_rng(0).normal(size=(side, side))
-    multiply = _multiply(framework, values.astype(np.float32))
-    multiply()
+def time_product(multiply: Callable[[], Any]) -> float:
+    """Returns FLOP/s of the fastest of three products by `_multiply`."""
     seconds = []
-    for _ in range(10):
+    for _ in range(3):
         begun = time.perf_counter()
         multiply()
         seconds.append(time.perf_counter() - begun)
-    return 2 * side**3 / min(seconds)
+    return 2 * SIDE**3 / min(seconds)
 
 
 def peak_memory() -> float:
@@ -344,34 +342,106 @@ def peak_memory() -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(
-    program: str, case: Case, trains: bool, seconds: float
-) -> dict[str, float]:
-    """Measures a program in this process."""
+def serve(program: str, case: Case, trains: bool) -> None:
+    """Takes turns in this process: one for each line, which gives its seconds.
+
+    Prints a line of JSON when it is ready, and one for each turn.
+    """
     make, options, framework = PROGRAMS[program]
     begun = time.perf_counter()
     call = make(case, trains, **options)
     call(1)
     first = time.perf_counter() - begun
     call(2)
-    count = 50 if case.side < 100 else 2
-    cpu, begun, batches = time.process_time(), time.perf_counter(), 0
-    while time.perf_counter() - begun < seconds:
-        call(count)
-        batches += count
-    spent = time.perf_counter() - begun
-    cpu = time.process_time() - cpu
     memory = peak_memory()
-    images = batches * case.batch
+    values = np.random.default_rng(0).normal(size=(SIDE, SIDE))
+    multiply = _multiply(framework, values.astype(np.float32))
+    multiply()
     # The backward pass has two products for each one of the forward pass.
-    work = case.flops * (3 if trains else 1) * images / spent
-    return {
-        "images/s": images / spent,
-        "share of peak": work / measure_peak(framework),
-        "CPU s per 1000": cpu / images * 1000,
-        "first call, s": first,
-        "peak MiB": memory,
-    }
+    flops = case.flops * (3 if trains else 1)
+    few = 50 if case.side < 100 else 2  # batches between looks at the clock
+    print(json.dumps({"ready": program}), flush=True)
+    for line in sys.stdin:
+        call(1)  # its memory is in the caches again
+        cpu, begun, batches = time.process_time(), time.perf_counter(), 0
+        while time.perf_counter() - begun < float(line):
+            call(few)
+            batches += few
+        spent = time.perf_counter() - begun
+        cpu = time.process_time() - cpu
+        images = batches * case.batch
+        turn = {
+            "images/s": images / spent,
+            "share of peak": flops * images / spent / time_product(multiply),
+            "CPU s per 1000": cpu / images * 1000,
+            "first call, s": first,
+            "peak MiB": memory,
+        }
+        print(json.dumps(turn), flush=True)
+
+
+class Worker:
+    """A process in which a program takes turns; see `serve`.
+
+    `missing` is the error if a package that it needs is not installed.
+    """
+
+    def __init__(self, program: str, errors: pathlib.Path, *flags: str):
+        self.errors = errors
+        with errors.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, f"--worker={program}", *flags],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        self.missing = ""
+        self._read()
+
+    def _read(self) -> dict[str, float]:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        text = self.errors.read_text()
+        self.missing = text.strip().rpartition("\n")[2]
+        if not self.missing.startswith("ModuleNotFoundError"):
+            sys.exit(text)
+        return {}
+
+    def turn(self, seconds: float) -> dict[str, float]:
+        print(seconds, file=self.process.stdin, flush=True)
+        return self._read()
+
+
+def take_turns(
+    programs: Sequence[str],
+    rounds: int,
+    seconds: float,
+    errors: pathlib.Path,
+    *flags: str,
+) -> list[dict[str, dict[str, float]]]:
+    """Returns each round's turns by program; {} where a package is missing."""
+    workers = {}
+    for program in programs:
+        workers[program] = Worker(program, errors / program, *flags)
+        if missing := workers[program].missing:
+            print(f"{program}: not run, {missing}", file=sys.stderr, flush=True)
+    found = []
+    for number in range(rounds):
+        found.append(
+            {
+                program: {} if worker.missing else worker.turn(seconds)
+                for program, worker in workers.items()
+            }
+        )
+        speeds = {k: v.get("images/s") for k, v in found[-1].items()}
+        print(f"round {number + 1}: {speeds}", file=sys.stderr, flush=True)
+    for worker in workers.values():
+        worker.process.stdin.close()
+        worker.process.wait()
+    return found
 
 
 def run_digits(program: str, seed: int) -> dict[str, float]:
@@ -391,29 +461,8 @@ def run_digits(program: str, seed: int) -> dict[str, float]:
     return {"wall_seconds": wall, "accuracy": result["accuracy"]}
 
 
-def run_worker(script: str, program: str, *flags: str) -> dict[str, float]:
-    """Runs a script as the worker of a program, in a process of its own.
-
-    Returns:
-      The JSON of its last line; {} if a package is missing.
-    """
-    done = subprocess.run(
-        [sys.executable, script, f"--worker={program}", *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    last = done.stderr.strip().rpartition("\n")[2]
-    if last.startswith("ModuleNotFoundError"):
-        print(f"{program}: not run, {last}", file=sys.stderr, flush=True)
-        return {}
-    if done.returncode:
-        sys.exit(done.stderr)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 def _table(rounds: list[dict[str, dict[str, float]]]) -> str:
-    first, *_ = rounds[0]
+    first = next(iter(rounds[0]))
     keys = list(rounds[0][first])
     leading = keys[0]
     lines = [
@@ -429,9 +478,10 @@ def _table(rounds: list[dict[str, dict[str, float]]]) -> str:
             f"{statistics.median(r[program][key] for r in rounds):.4g}"
             for key in keys
         ]
-        ratio = f"{statistics.median(ratios):.3f}"
-        if program != first:
-            ratio += f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        ratio = f"{statistics.median(ratios):.2f}"
+        if program != first and len(ratios) > 1:
+            low, _, high = statistics.quantiles(ratios, method="inclusive")
+            ratio += f" ({low:.2f} to {high:.2f})"
         values.insert(1, ratio)
         lines.append(f"| {program} | {' | '.join(values)} |")
     return "\n".join(lines)
@@ -468,42 +518,32 @@ def main() -> None:
     add("--case", choices=(*CASES, "digits_run"), default="s32")
     add("--mode", choices=("train", "infer"), default="train")
     add("--programs", default=DEFAULT, help=f"of {', '.join(PROGRAMS)}")
-    add("--rounds", type=int, default=3)
-    add("--seconds", type=float, default=30, help="a measurement, at least")
+    add("--rounds", type=int, default=10)
+    add("--seconds", type=float, default=3, help="a turn, at least")
     add("--worker", choices=PROGRAMS, help=argparse.SUPPRESS)
     add("--described", help=argparse.SUPPRESS)
     options = parser.parse_args()
     trains = options.mode == "train"
     if options.worker:
-        case = read_case(options.described)
-        found = measure(options.worker, case, trains, options.seconds)
-        print(json.dumps(found))
+        serve(options.worker, read_case(options.described), trains)
         return
     programs = options.programs.split(",")
     if unknown := set(programs) - set(PROGRAMS):
         parser.error(f"--programs: unknown {', '.join(sorted(unknown))}")
     if options.case == "digits_run":
         programs = [p for p in programs if p in ("tensorflow", "jax")]
-    else:
-        case = describe(options.case)
     print(conditions(), flush=True)
-    rounds = []
-    for number in range(options.rounds):
-        rounds.append(
-            {
-                program: run_digits(program, number)
-                if options.case == "digits_run"
-                else run_worker(
-                    __file__,
-                    program,
-                    f"--described={case}",
-                    f"--mode={options.mode}",
-                    f"--seconds={options.seconds}",
-                )
-                for program in programs
-            }
+    if options.case == "digits_run":
+        rounds = [
+            {program: run_digits(program, seed) for program in programs}
+            for seed in range(options.rounds)
+        ]
+    else:
+        flags = (
+            f"--described={describe(options.case)}",
+            f"--mode={options.mode}",
         )
-        print(f"round {number + 1}: {rounds[-1]}", file=sys.stderr, flush=True)
+        rounds = take_turns(programs, options.rounds, options.seconds, *flags)
     print(_table(rounds))
 
 

@@ -22,6 +22,7 @@ class Plan:
     reason: str
     install: str  # the command that installs what is missing; "" if nothing is
     command: str  # the command that trains
+    precision: Choice  # the fastest model.precision
     finding: Finding  # on --engine, KERAS_BACKEND and what they choose
 
 
@@ -72,6 +73,22 @@ def best_engine(machine: Machine) -> Choice:
     return Choice("tensorflow", "there is a GPU")
 
 
+def best_precision(machine: Machine) -> Choice:
+    """Returns the `model.precision` that is fast here, and accurate enough."""
+    if machine.has_tpu():
+        return Choice("bfloat16", "TPUs multiply in it")
+    if machine.has_gpu():
+        found = [gpu.capability for gpu in machine.visible_gpus]
+        if found and all(c and c >= gpus.FIRST_WITH_BFLOAT16 for c in found):
+            return Choice("bfloat16", "the GPU has fast products in it")
+        return Choice(
+            "float32",
+            "bfloat16 is fast on GPUs of compute capability 8.0 or later, and "
+            "this one is older or unknown",
+        )
+    return Choice("float32", "XLA is slower in bfloat16 on CPUs")
+
+
 def make_plan(
     machine: Machine, asked: str = "auto", flags: Sequence[str] = ()
 ) -> Plan:
@@ -112,7 +129,8 @@ def make_plan(
     if kind == SLICE and chosen.name == "jax":
         train = _on_all_hosts(train)
         install = install and _on_all_hosts(install)
-    return Plan(kind, *chosen, install, train, finding)
+    precision = best_precision(machine)
+    return Plan(kind, *chosen, install, train, precision, finding)
 
 
 def _on_all_hosts(command: str) -> str:

@@ -19,7 +19,7 @@ Capability = tuple[int, int]  # compute capability: (8, 0) of an A100
 # the newest PTX of the CUDA that TensorFlow is built with: 8.5 of CUDA 12.5.
 _FIRST_FAILING_GPU: Capability = (12, 0)
 _LAST_FAILING_TENSORFLOW = (2, 21)
-_FIRST_GPU_WITH_BFLOAT16: Capability = (8, 0)
+FIRST_WITH_BFLOAT16: Capability = (8, 0)
 
 _JAX = "pip install 'jax[cuda12]', and train with --engine=jax"
 
@@ -118,7 +118,7 @@ def check_gpus(
     """
     known = [(gpu.name, gpu.capability) for gpu in gpus if gpu.capability]
     failing = _names(known, lambda found: found >= _FIRST_FAILING_GPU)
-    slow = _names(known, lambda found: found < _FIRST_GPU_WITH_BFLOAT16)
+    slow = _names(known, lambda found: found < FIRST_WITH_BFLOAT16)
     release = tuple(map(int, re.findall(r"\d+", tensorflow_version or "")[:2]))
     troubles = []
     if (

@@ -157,13 +157,22 @@ class PatchEmbedding(keras.layers.Conv2D):
     Keras' convolution, with patches as its windows. Input: `[batch, height,
     width, channels]`. Output: `[batch, height / P, width / P, filters]`.
 
-    Training computes it as a product. XLA's gradient of a convolution runs on
-    one core, a hundred times slower, in a loop over the parts of a batch.
+    In training CPUs compute a product: XLA's gradient of the convolution runs
+    on one core, a hundred times slower, in a loop over the parts of a batch.
     """
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         if not training:
             return super().call(inputs)
+        if keras.backend.backend() != "jax":
+            return self._multiply(inputs)
+        import jax
+
+        return jax.lax.platform_dependent(
+            inputs, cpu=self._multiply, default=super().call
+        )
+
+    def _multiply(self, inputs: Any) -> Any:
         kernel = self.kernel  # [P, P, channels, filters]
         size, _, channels, filters = kernel.shape
         rows, columns = (side // size for side in inputs.shape[1:3])
@@ -236,12 +245,21 @@ class MlpBlock(_Layer):
     def call(self, inputs: Any, training: bool = False) -> Any:
         return self.finish(self.dense_0(inputs), training=training)
 
-    def finish(self, hidden: Any, training: bool = False) -> Any:
-        """Returns the output, given that of the first Dense layer."""
+    def finish(
+        self,
+        hidden: Any,
+        training: bool = False,
+        project: Callable[[Any, Any], Any] | None = None,
+    ) -> Any:
+        """Returns the output, given that of the first Dense layer.
+
+        `project(x, dense)` calls the second one in its own way.
+        """
         x = ops.gelu(hidden, approximate=self.gelu_approximate)
         if self.dropout:
             x = self.dropout_layer(x, training=training)
-        x = self.dense_1(x)  # [..., features]
+        # [..., features]
+        x = project(x, self.dense_1) if project else self.dense_1(x)
         if self.dropout:
             x = self.dropout_layer(x, training=training)
         return x

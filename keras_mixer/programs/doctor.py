@@ -36,6 +36,11 @@ _SHOWN = (
     *("tensorflow-datasets", "keras-cv", "tensorboard"),
 )
 
+# docs/benchmarks.md, "Both engines on a CPU".
+_XLA_OF_TENSORFLOW = (
+    "an update takes less time and memory with it (train.xla=false: off)"
+)
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as the other programs do."""
@@ -161,6 +166,10 @@ def say_plan(plan: plan_lib.Plan) -> None:
     print("How to train here")
     print(f"  {'kind of machine':<15} {plan.kind}")
     print(f"  {'engine':<15} {plan.engine}, because {plan.reason}")
+    precision, reason = plan.precision
+    print(f"  {'precision':<15} model.precision={precision}, because {reason}")
+    xla = "JAX always compiles" if plan.engine == "jax" else _XLA_OF_TENSORFLOW
+    print(f"  {'XLA':<15} on, because {xla}")
     if plan.install:
         print(f"  {'install':<15} {plan.install}")
     print(f"  {'train':<15} {plan.command}", flush=True)
@@ -258,6 +267,7 @@ def examine(flags: argparse.Namespace) -> dict[str, Any]:
         "kind": plan.kind,
         "engine": plan.engine,
         "reason": plan.reason,
+        "precision": plan.precision.name,
         "install": plan.install,
         "command": plan.command,
         "versions": versions_of(machine),
