@@ -539,11 +539,15 @@ def main() -> None:
             for seed in range(options.rounds)
         ]
     else:
-        flags = (
-            f"--described={describe(options.case)}",
-            f"--mode={options.mode}",
-        )
-        rounds = take_turns(programs, options.rounds, options.seconds, *flags)
+        with tempfile.TemporaryDirectory() as folder:
+            rounds = take_turns(
+                programs,
+                options.rounds,
+                options.seconds,
+                pathlib.Path(folder),
+                f"--described={describe(options.case)}",
+                f"--mode={options.mode}",
+            )
     print(_table(rounds))
 
 

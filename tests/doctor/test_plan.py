@@ -329,3 +329,23 @@ def test_gpus_of_jax_alone():
     plan = plan_lib.make_plan(machine)
     assert plan.engine == "jax"
     assert plan.reason == "it has CUDA here, and TensorFlow has not"
+
+
+@pytest.mark.parametrize(
+    ("machine", "precision"),
+    [
+        (machines.TPU_VM, "bfloat16"),
+        (machines.COLAB_TPU, "bfloat16"),
+        (machines.CUDA, "bfloat16"),  # an A100
+        (
+            machines.machine_with_gpu("Tesla T4", (7, 5), {}),
+            "float32",
+        ),
+        (machines.machine_with_gpu("unknown", None, {}), "float32"),
+        (machines.CPU, "float32"),
+    ],
+)
+def test_bfloat16_where_the_chip_computes_in_it(machine, precision):
+    found = plan_lib.make_plan(machine).precision
+    assert found.name == precision
+    assert found.reason

@@ -92,12 +92,15 @@ def test_a_tpu_of_colab(fake, with_tpu, tmp_path, capsys):
     assert report["kind"] == "Colab TPU"
     assert report["engine"] == "jax"
     assert report["reason"] == "there is a TPU (/dev/vfio/0)"
+    assert report["precision"] == "bfloat16"
     assert report["install"] == ""
     assert report["command"] == "python train.py --engine=jax"
     assert {f["level"] for f in report["findings"]} == {"ok"}
     out = capsys.readouterr().out
     assert "kind of machine Colab TPU" in out
     assert "jax, because there is a TPU (/dev/vfio/0)" in out
+    assert "precision       model.precision=bfloat16, because TPUs" in out
+    assert "XLA             on, because JAX always compiles" in out
     assert "train           python train.py --engine=jax" in out
     assert "install  " not in out
 

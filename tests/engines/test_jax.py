@@ -50,6 +50,39 @@ print(engine.replicas, engine.hosts, engine.is_chief, engine.describe())
     ]
 
 
+def test_an_update_in_parts_has_no_convolution():
+    """As in `test_step.py`."""
+    code = """
+import keras_mixer
+from keras_mixer.engines import make
+from keras_mixer.training import assembly
+from tests.training.common import small
+engine = make.make_engine("jax")
+config = small("train.accumulate=2", "model.image_size=8")
+model, optimizer, _ = assembly.build_training(config, 10)
+update = engine.make_update(model, optimizer, config)
+import numpy as np
+batch = {
+    "image": np.zeros([4, 8, 8, 3], np.uint8),
+    "label": np.zeros([4], np.int32),
+    "index": np.arange(4, dtype=np.int32),
+}
+values = [
+    [v.value for v in variables]
+    for variables in (
+        model.trainable_variables,
+        optimizer.variables,
+        model.non_trainable_variables,
+    )
+]
+text = update.lower(*values, batch).compile().as_text()
+print("while(" in text, "convolution(" in text)
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "True False"
+
+
 @pytest.mark.slow
 def test_compiled_programs_are_kept(tmp_path):
     """The second process reads what the first one compiled."""

@@ -5,8 +5,12 @@ import pytest
 import tensorflow as tf
 
 from keras_mixer import data
-from keras_mixer.engines import step as step_lib
-from keras_mixer.engines.tensorflow import TensorFlowEngine
+from keras_mixer.engines import distribute, step as step_lib
+from keras_mixer.engines.tensorflow import (
+    TensorFlowEngine,
+    accumulated,
+    make_gradients,
+)
 from keras_mixer.models.preprocessing import to_value_range
 from keras_mixer.training import assembly
 from tests.training.common import RANDOM, small
@@ -91,6 +95,31 @@ def test_each_gradient_crosses_once(optimizer, accumulate, precision):
     # Besides, on several hosts: loss, gradient norm and the wish to stop.
     scalars = 3 * 4
     assert 0 <= sum(reduced) - replicas * gradients <= replicas * scalars
+
+
+def test_an_update_in_parts_has_no_convolution():
+    """XLA computes its gradient on one core in a loop, a hundred times slower.
+
+    `test_jax.py` has the same of JAX.
+    """
+    if not distribute.compiles():
+        pytest.skip("this TensorFlow has no XLA for CPUs")
+    config = small("train.accumulate=2", "model.image_size=8")
+    model, _, _ = assembly.build_training(config, 10)
+    step = accumulated(
+        make_gradients(model, config), 2, model.trainable_variables
+    )
+    compiled = tf.function(step, jit_compile=True)
+    batch = {
+        "image": tf.zeros([4, 8, 8, 3], tf.uint8),
+        "label": tf.zeros([4], tf.int64),
+        "index": tf.range(4, dtype=tf.int64),
+    }
+    text = compiled.experimental_get_compiler_ir(batch, tf.constant(0))(
+        stage="optimized_hlo"
+    )
+    assert "while(" in text
+    assert "convolution(" not in text
 
 
 @pytest.mark.parametrize("option", ["model.dropout", "model.stoch_depth"])

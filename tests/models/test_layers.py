@@ -1,8 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mixer import MixerBlock, MlpBlock, StochasticDepth
+from keras_mixer.models import layers
 from tests import reference
 
 
@@ -37,6 +39,30 @@ def test_mlp_dropout_only_while_training():
     np.testing.assert_array_equal(*still)
     assert (drawn[0] == 0).mean() == pytest.approx(0.5, abs=0.2)
     assert not np.array_equal(*drawn)
+
+
+def test_patches_are_embedded_as_by_a_convolution():
+    """While training, too: values and gradients, of images that are not square.
+
+    The oracle is the convolution's own gradient, in float64.
+    """
+    layer = layers.PatchEmbedding(6, 4, strides=4, dtype="float64")
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.standard_normal((3, 8, 12, 2)))
+    layer.build(images.shape)
+    for v in layer.variables:
+        v.assign(rng.standard_normal(v.shape))
+    toward = rng.standard_normal((3, 2, 3, 6))
+    found = []
+    for training in (False, True):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            y = layer(images, training=training)
+            total = tf.reduce_sum(y * toward)
+        weights = [v.value for v in layer.variables]
+        found.append([y, *tape.gradient(total, [images, *weights])])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
 @pytest.mark.parametrize("rescale", [False, True])
