@@ -110,7 +110,8 @@ def draw(output: pathlib.Path, rows: list[dict[str, Any]], title: str) -> None:
         for line in (0, 1):
             axes = grid[line][column]
             pictures.style(axes)
-            axes.set(xlabel=axis, ylim=(0, None), xlim=(0, None))
+            top = 1.06 * axes.dataLim.y1
+            axes.set(xlabel=axis, ylim=(0, top), xlim=(0, None))
             axes.xaxis.label.set_fontsize(8)
         grid[0][column].legend(fontsize=8)
     grid[0][0].set_ylabel("seconds per update")

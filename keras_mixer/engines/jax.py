@@ -113,7 +113,6 @@ class JaxEngine(Engine):
     def _on_replicas(
         self,
         function: Callable[..., Any],
-        model: keras.Model,
         *,
         arrays: int,
         **options: Any,
@@ -122,7 +121,6 @@ class JaxEngine(Engine):
 
         The last argument is the batch. What is returned is everywhere.
         """
-        is_large = self._is_cpu and model.count_params() >= _LARGE
         return jax.jit(
             jax.shard_map(
                 function,
@@ -131,7 +129,6 @@ class JaxEngine(Engine):
                 out_specs=_EVERYWHERE,
                 check_vma=False,
             ),
-            compiler_options=_cpu_options() if is_large else None,
             **options,
         )
 
@@ -144,11 +141,12 @@ class JaxEngine(Engine):
         batch) to (trainable variables, optimizer's variables, loss, norm). The
         first two are donated: their memory is that of the result.
         """
+        is_large = self._is_cpu and model.count_params() >= _LARGE
         return self._on_replicas(
             make_replica_step(model, optimizer, config, is_tpu=self.is_tpu),
-            model,
             arrays=3,
             donate_argnums=(0, 1),
+            compiler_options=_cpu_options() if is_large else None,
         )
 
     def make_train_steps(
@@ -205,7 +203,7 @@ class JaxEngine(Engine):
             with _with_values(model.variables, values):
                 return jax.lax.psum(function(batch), _AXIS)
 
-        compiled = self._on_replicas(sums_of, model, arrays=1)
+        compiled = self._on_replicas(sums_of, arrays=1)
 
         def sums(batches: Any, count: int) -> np.ndarray:
             values = self._replicated(model.variables)
@@ -235,7 +233,7 @@ class JaxEngine(Engine):
                 found = function(batch)
             return jax.lax.all_gather(found, _AXIS, tiled=True)
 
-        compiled = self._on_replicas(rows_of, model, arrays=1)
+        compiled = self._on_replicas(rows_of, arrays=1)
 
         def rows(batches: Any) -> dict[str, np.ndarray]:
             values = self._replicated(model.variables)
@@ -285,11 +283,11 @@ class JaxEngine(Engine):
 
 @functools.cache
 def _cpu_options() -> dict[str, str] | None:
-    """Returns XLA's options for large models on CPUs, if this jaxlib has them.
+    """Returns XLA's options to train large models on CPUs, if it has them.
 
-    YNNPACK computes the products of S/32 a sixth faster than Eigen, XLA's
-    default in jaxlib 0.10, and those of the digits' model a quarter slower
-    (docs/benchmarks.md).
+    YNNPACK trains S/32 a sixth faster than Eigen, XLA's default in jaxlib 0.10,
+    and the digits' model a quarter slower. Its inference is slower, too: XLA
+    gives it the numbers in GELU as tensors (docs/benchmarks.md).
     """
     options = {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"
