@@ -24,6 +24,7 @@ does to the training step that the TPU compiler makes. Where `supports` is false
 the layers are called.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -51,6 +52,18 @@ def _barrier(x: Any) -> Any:
     return jax.lax.optimization_barrier(x)
 
 
+def by_platform(
+    *arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]
+) -> Any:
+    """Returns what `cpu` or, on other platforms, `default` makes of arguments.
+
+    With JAX, where the program may be compiled for another platform than this.
+    """
+    import jax
+
+    return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
+
+
 def _sum_rows(x: Any) -> Any:
     """Returns the sum over all axes but the last, of a float32 tensor.
 
@@ -67,9 +80,7 @@ def _sum_rows(x: Any) -> Any:
 
     if keras.backend.backend() != "jax":
         return by_sum(x)
-    import jax
-
-    return jax.lax.platform_dependent(x, cpu=by_product, default=by_sum)
+    return by_platform(x, cpu=by_product, default=by_sum)
 
 
 def _weights(norm: Any, dense: Any) -> list[Any]:
@@ -206,7 +217,6 @@ def project_tokens(x: Any, dense: Any) -> Any:
     """
     if keras.backend.backend() != "jax" or not supports(dense):
         return dense(x)
-    import jax
 
     def plain(x: Any, dy: Any) -> Any:
         return ops.einsum("bcd,bcs->ds", x, dy)
@@ -220,9 +230,7 @@ def project_tokens(x: Any, dense: Any) -> Any:
         w = ops.cast(kernel, x.dtype)
 
         def gradient(dy: Any) -> Any:
-            dkernel = jax.lax.platform_dependent(
-                x, dy, cpu=turned, default=plain
-            )
+            dkernel = by_platform(x, dy, cpu=turned, default=plain)
             dx = ops.einsum("bcs,ds->bcd", dy, w)
             return dx, ops.cast(dkernel, kernel.dtype)
 

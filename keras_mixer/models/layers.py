@@ -166,9 +166,7 @@ class PatchEmbedding(keras.layers.Conv2D):
             return super().call(inputs)
         if keras.backend.backend() != "jax":
             return self._multiply(inputs)
-        import jax
-
-        return jax.lax.platform_dependent(
+        return fused.by_platform(
             inputs, cpu=self._multiply, default=super().call
         )
 
