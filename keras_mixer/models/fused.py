@@ -55,10 +55,12 @@ def _barrier(x: Any) -> Any:
 def by_platform(
     *arguments: Any, cpu: Callable[..., Any], default: Callable[..., Any]
 ) -> Any:
-    """Returns what `cpu` or, on other platforms, `default` makes of arguments.
+    """Returns what `cpu` or `default` makes of the arguments.
 
-    With JAX, where the program may be compiled for another platform than this.
+    It is `cpu` in JAX's programs for CPUs, which may be compiled elsewhere.
     """
+    if keras.backend.backend() != "jax":
+        return default(*arguments)
     import jax
 
     return jax.lax.platform_dependent(*arguments, cpu=cpu, default=default)
@@ -78,8 +80,6 @@ def _sum_rows(x: Any) -> Any:
         rows = ops.reshape(x, (-1, x.shape[-1]))
         return ops.matmul(ops.ones((1, rows.shape[0]), x.dtype), rows)[0]
 
-    if keras.backend.backend() != "jax":
-        return by_sum(x)
     return by_platform(x, cpu=by_product, default=by_sum)
 
 

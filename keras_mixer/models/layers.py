@@ -157,8 +157,9 @@ class PatchEmbedding(keras.layers.Conv2D):
     Keras' convolution, with patches as its windows. Input: `[batch, height,
     width, channels]`. Output: `[batch, height / P, width / P, filters]`.
 
-    In training CPUs compute a product: XLA's gradient of the convolution runs
-    on one core, a hundred times slower, in a loop over the parts of a batch.
+    Training computes a product, except with JAX on a GPU or TPU. On a CPU the
+    gradient of XLA's convolution runs on one core, a hundred times slower, in a
+    loop over the parts of a batch.
     """
 
     def call(self, inputs: Any, training: bool = False) -> Any:

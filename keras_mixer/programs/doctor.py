@@ -38,7 +38,8 @@ _SHOWN = (
 
 # docs/benchmarks.md, "Both engines on a CPU".
 _XLA_OF_TENSORFLOW = (
-    "an update takes less time and memory with it (train.xla=false: off)"
+    "it is the default: on a CPU an update takes less time and memory with it "
+    "(train.xla=false: off)"
 )
 
 
