@@ -253,12 +253,13 @@ def streams(
 
 @contextlib.contextmanager
 def class_folder(files: Sequence[bytes]) -> Iterator[str]:
-    """Writes the files as the one class of a data set; yields its name."""
+    """Writes the files as a data set of two classes; yields its name."""
     with tempfile.TemporaryDirectory() as folder:
-        place = pathlib.Path(folder, "train", "all")
-        place.mkdir(parents=True)
+        places = [pathlib.Path(folder, "train", name) for name in ("a", "b")]
+        for place in places:
+            place.mkdir(parents=True)
         for i, file in enumerate(files):
-            (place / f"{i:06}.jpg").write_bytes(file)
+            (places[i % 2] / f"{i:06}.jpg").write_bytes(file)
         yield f"folder:{folder}"
 
 
