@@ -232,8 +232,9 @@ def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
     """Scales the distance from PIL's SMOOTH; the border is left as it is."""
     rows = tf.cast(_rows(image), tf.float32)  # [height, width * 3]
     inner = rows[1:-1, 3:-3]
-    sums = rows[:-2] + rows[1:-1] + rows[2:]
-    sums = sums[:, :-6] + sums[:, 3:-3] + sums[:, 6:] + 4.0 * inner
+    # add_n goes over the image once.
+    sums = tf.add_n([rows[:-2], rows[1:-1], rows[2:]])
+    sums = tf.add_n([sums[:, :-6], sums[:, 3:-3], sums[:, 6:], 4.0 * inner])
     inner = _blend(tf.floor(sums / 13.0), inner, factor)
     # Also right for images of one or two rows or columns.
     shape = tf.shape(rows)
