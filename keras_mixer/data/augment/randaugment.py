@@ -95,23 +95,24 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
     return tf.reshape(equalized, tf.shape(image))
 
 
+def _nearest(values: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Rounds to whole numbers from -1 to `size`, the places just outside."""
+    # Clipped first: a graph would move the addition into a sum before it.
+    last = tf.cast(size, tf.float32)
+    values = tf.minimum(tf.maximum(values, -1.0), last)
+    # std::round takes halves away from 0, tf.round to even. This is the float
+    # below 0.5; with 0.5 itself, 0.49999997 would become 1.
+    return tf.cast(tf.floor(values + 0.49999997), tf.int32)
+
+
 def _at(image: tf.Tensor, column: tf.Tensor, row: tf.Tensor) -> tf.Tensor:
     """Takes the nearest pixel to each place; outside of the image it is grey.
 
     `column` and `row` are floats that broadcast to `[height, width]`.
     """
     height, width = tf.unstack(tf.shape(image)[:2])
-
-    def index(values: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-        """Rounds to 0 .. size + 1: those two are the grey frame."""
-        # Clipped first: a graph would move the addition into a sum before it.
-        last = tf.cast(size, tf.float32)
-        values = tf.minimum(tf.maximum(values, -1.0), last)
-        # std::round takes halves away from 0, tf.round to even. This is the
-        # float below 0.5; with 0.5 itself, 0.49999997 would become 1.
-        return tf.cast(tf.floor(values + 0.49999997), tf.int32) + 1
-
-    pixel = index(row, height) * (width + 2) + index(column, width)
+    column, row = _nearest(column, width) + 1, _nearest(row, height) + 1
+    pixel = row * (width + 2) + column
     framed = tf.pad(image, [[1, 1], [1, 1], [0, 0]], constant_values=_FILL)
     # gather_nd is faster than gather.
     return tf.gather_nd(tf.reshape(framed, [-1, 3]), pixel[..., None])
@@ -169,14 +170,14 @@ def shear(image: tf.Tensor, amount: tf.Tensor, axis: int) -> tf.Tensor:
 
 def translate(image: tf.Tensor, pixels: tf.Tensor, axis: int) -> tf.Tensor:
     """Moves up (axis 0) or to the left (axis 1), and fills with grey."""
-    size = tf.shape(image)[axis]
-    pixels = tf.clip_by_value(pixels, -size, size)
-    before, after = tf.maximum(-pixels, 0), tf.maximum(pixels, 0)
-    rows, unit = _rows(image), (1, 3)[axis]
+    rows = _rows(image)
+    size = tf.shape(rows)[axis]
+    steps = tf.clip_by_value(pixels * (1, 3)[axis], -size, size)
+    before, after = tf.maximum(-steps, 0), tf.maximum(steps, 0)
     kept = [slice(None), slice(None)]
-    kept[axis] = slice(unit * after, unit * (size - before))
+    kept[axis] = slice(after, size - before)
     paddings = [[0, 0], [0, 0]]
-    paddings[axis] = [unit * before, unit * after]
+    paddings[axis] = [before, after]
     moved = tf.pad(rows[tuple(kept)], paddings, constant_values=_FILL)
     return tf.reshape(moved, tf.shape(image))
 
@@ -321,6 +322,7 @@ def draw(seed: tf.Tensor, layers: int) -> tuple[tf.Tensor, tf.Tensor]:
 def _trace(operation: Operation, shape: tf.TensorShape) -> Callable:
     """Makes a graph of an operation on images of one shape."""
 
+    # tf.function names inputs after arguments, and warns of the name `_`.
     def operate(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         return operation(image, draws)
 

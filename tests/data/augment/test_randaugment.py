@@ -389,7 +389,7 @@ def test_same_seed_same_image_everywhere(noise, layers):
 
 
 def test_a_graph_does_not_inline_the_operations(noise):
-    """tf.data would visit the nodes of all 16: a quarter of the time."""
+    """tf.data would visit the nodes of all 16: a fifth of the time."""
 
     @tf.function
     def augment(seed):
