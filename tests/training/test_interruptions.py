@@ -49,8 +49,11 @@ def overrides(*changes):
 class Run:
     """A process of train.py, and what it has printed so far."""
 
+    started = []  # by the test that runs
+
     def __init__(self, workdir, *arguments, output, environment=None):
         self.output = output
+        self.workdir = workdir
         with output.open("w") as file:
             self.process = subprocess.Popen(
                 [
@@ -63,14 +66,23 @@ class Run:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "XLA_FLAGS": "", **(environment or {})},
             )
+        Run.started.append(self)
 
     def text(self):
         return self.output.read_text()
 
     def wait_for(self, *texts):
         """Returns when one of the texts was printed, or the process ended."""
+        self._wait_until(lambda: any(t in self.text() for t in texts))
+
+    def wait_for_checkpoint(self):
+        """Returns when a checkpoint is whole: a thread writes it."""
+        checkpoints = checkpoint.Checkpoints(self.workdir)
+        self._wait_until(lambda: checkpoints.steps)
+
+    def _wait_until(self, condition):
         deadline = time.monotonic() + PATIENCE
-        while not any(t in self.text() for t in texts):
+        while not condition():
             if self.process.poll() is not None:
                 return
             assert time.monotonic() < deadline, self.text()[-2000:]
@@ -83,6 +95,16 @@ class Run:
             self.process.kill()
             self.process.wait()
             raise AssertionError(self.text()[-3000:]) from None
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left():
+    """A test that fails leaves none to the tests after it."""
+    yield
+    while Run.started:
+        process = Run.started.pop().process
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +305,7 @@ def test_a_worker_is_killed(tmp_path, uninterrupted, victim):
     workers = start_workers(two, arguments, tmp_path, "first")
     workers[0].wait_for("Compiling the training step")
     workers[0].wait_for(f"step {140 if victim else 70}/")
+    workers[0].wait_for_checkpoint()
     time.sleep(random.Random(victim).uniform(0, 0.3))
     workers[victim].process.send_signal(signal.SIGKILL)
     assert workers[victim].end() == -signal.SIGKILL
