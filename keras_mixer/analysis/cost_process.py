@@ -115,6 +115,7 @@ def measure(
             f"model.variant={variant}",
             f"model.image_size={image_size}",
             f"model.tokens_mlp_dim={tokens_mlp_dim}",
+            "model.precision=float32",
             f"train.batch_size={batch}",
             "train.steps=1000",
             f"train.xla={str(xla).lower()}",

@@ -78,6 +78,8 @@ def plan(
     config = data.resolve(config, splits.train)
     patch = assembly.dimensions(config.model).patch_size
     model = dataclasses.replace(config.model, patch_size=patch)
+    if model.precision == "auto":  # the ResNet computes in float32
+        model = dataclasses.replace(model, precision="float32")
     trials = []
     for seed, kind, name in itertools.product(seeds, INPUTS, models):
         # XLA halves the speed of the gradients of convolutions on CPUs

@@ -300,7 +300,7 @@ def judge_gpus(machine: Machine) -> list[Finding]:
         found,
         engine=machine.engine,
         tensorflow_version=packages.tensorflow_for_gpus(machine),
-        precision="bfloat16",  # which some recipes and users ask for
+        precision="float32",  # auto takes bfloat16 only where it is fast
     )
     names = [f"{g.name}, driver {g.driver}" for g in found]
     return [Finding(*trouble) for trouble in troubles] or [

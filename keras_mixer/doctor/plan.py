@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from keras_mixer.doctor import packages
 from keras_mixer.doctor.checks import Finding, error, ok, warning
 from keras_mixer.doctor.machine import Machine
-from keras_mixer.engines import choice, gpus, hosts
+from keras_mixer.engines import choice, gpus, hosts, precision
 from keras_mixer.engines.choice import Choice
 
 SLICE = "host of a TPU slice"
@@ -22,7 +22,7 @@ class Plan:
     reason: str
     install: str  # the command that installs what is missing; "" if nothing is
     command: str  # the command that trains
-    precision: Choice  # the fastest model.precision
+    precision: Choice  # what model.precision=auto means here
     finding: Finding  # on --engine, KERAS_BACKEND and what they choose
 
 
@@ -73,22 +73,6 @@ def best_engine(machine: Machine) -> Choice:
     return Choice("tensorflow", "there is a GPU")
 
 
-def best_precision(machine: Machine) -> Choice:
-    """Returns the `model.precision` that is fast here, and accurate enough."""
-    if machine.has_tpu():
-        return Choice("bfloat16", "TPUs multiply in it")
-    if machine.has_gpu():
-        found = [gpu.capability for gpu in machine.visible_gpus]
-        if found and all(c and c >= gpus.FIRST_WITH_BFLOAT16 for c in found):
-            return Choice("bfloat16", "the GPU has fast products in it")
-        return Choice(
-            "float32",
-            "bfloat16 is fast on GPUs of compute capability 8.0 or later, and "
-            "this one is older or unknown",
-        )
-    return Choice("float32", "XLA is slower in bfloat16 on CPUs")
-
-
 def make_plan(
     machine: Machine, asked: str = "auto", flags: Sequence[str] = ()
 ) -> Plan:
@@ -129,8 +113,11 @@ def make_plan(
     if kind == SLICE and chosen.name == "jax":
         train = _on_all_hosts(train)
         install = install and _on_all_hosts(install)
-    precision = best_precision(machine)
-    return Plan(kind, *chosen, install, train, precision, finding)
+    fastest = precision.best_precision(
+        is_tpu=machine.has_tpu(),
+        gpus=machine.visible_gpus if machine.has_gpu() else None,
+    )
+    return Plan(kind, *chosen, install, train, fastest, finding)
 
 
 def _on_all_hosts(command: str) -> str:

@@ -73,7 +73,7 @@ def main(
     Returns:
       `engine` and `strategy` by name, the `reason` for the latter (of JAX both
       are empty), the `description`, and the `steps` that it trained in
-      each precision, on a TPU also in bfloat16, and whether there is `xla`.
+      float32 and in the fastest precision, and whether there is `xla`.
     """
     flags = [f"--tpu={tpu}"] if tpu else []
     if strategy != "auto":
@@ -92,7 +92,7 @@ def main(
 
         chosen = distribute.choose_strategy(strategy, cpu=virtual, tpu=tpu)
         xla = distribute.compiles()
-    precisions = ["float32", *(["bfloat16"] if made.is_tpu else [])]
+    precisions = dict.fromkeys(["float32", made.best_precision().name])
     return {
         "engine": made.name,
         "strategy": chosen.name,

@@ -10,7 +10,8 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from keras_mixer.engines import cpus, gpus
+from keras_mixer.engines import cpus, gpus, precision as precision_lib
+from keras_mixer.engines.choice import Choice
 from keras_mixer.engines.hosts import EngineError
 from keras_mixer.run import suggest
 from keras_mixer.run.config import Config
@@ -137,6 +138,13 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def watch(self) -> contextlib.AbstractContextManager[None]:
         """Turns the failure of another host into a WorkerLostError."""
+
+    def best_precision(self) -> Choice:
+        """Returns what `model.precision=auto` means on the devices."""
+        return precision_lib.best_precision(
+            is_tpu=self.is_tpu,
+            gpus=gpus.read_gpus() if self.is_gpu else None,
+        )
 
     def check_precision(self, precision: str) -> None:
         """Prints if a precision is slow on the devices.

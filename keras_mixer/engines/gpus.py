@@ -138,7 +138,7 @@ def check_gpus(
                 "in nvidia-smi>",
             )
         )
-    if slow and precision != "float32":
+    if slow and precision == "bfloat16":
         troubles.append(
             Trouble(
                 "warning",

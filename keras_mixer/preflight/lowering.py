@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from keras_mixer import data, models
-from keras_mixer.engines import choice, parts
+from keras_mixer.engines import choice, parts, precision
 from keras_mixer.engines.jax import JaxEngine
 from keras_mixer.run import config as config_lib
 from keras_mixer.run.config import Config, ConfigError
@@ -99,6 +99,9 @@ def resolve(
                 "images, model.image_size=224"
             )
         resolved = config_lib.override(resolved, [f"model.image_size={side}"])
+    if resolved.model.precision == "auto":
+        on_tpus = precision.best_precision(is_tpu=True, gpus=None).name
+        resolved = config_lib.override(resolved, [f"model.precision={on_tpus}"])
     return Subject(resolved, classes, examples)
 
 

@@ -29,10 +29,10 @@ _HELP = """Compiles a training step for a TPU that is not here, and reports.
 
 It is the step that train.py --engine=jax would run on all devices of the
 topology: model, loss, mixup, sum over the devices, clipping and optimizer of
-the recipe ({recipe} by default), in its precision. The TPU's own compiler
-compiles it (pip install '.[preflight]'); this needs no TPU. Small models take a
-minute, large ones several. If the batch does not fit, the program looks for the
-largest that does.
+the recipe ({recipe} by default), in bfloat16 unless model.precision says
+float32. The TPU's own compiler compiles it (pip install '.[preflight]'); this
+needs no TPU. Small models take a minute, large ones several. If the batch does
+not fit, the program looks for the largest that does.
 
 Topologies: {chips}, as v5e:2x4 or v4:2x2x1. On v2, v3 and v4 a device is one of
 a chip's two cores, on the others a chip.

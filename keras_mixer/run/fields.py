@@ -134,9 +134,10 @@ class ModelConfig(_Section):
     )
     dropout: float = _doc(0.0, "dropout rate inside the MLPs", _BELOW_1)
     gelu: Literal["tanh", "exact"] = _doc("tanh", "GELU, tanh or exact")
-    precision: Literal["float32", "bfloat16"] = _doc(
-        "float32",
-        "of the computation; weights, optimizer and logits stay float32",
+    precision: Literal["auto", "float32", "bfloat16"] = _doc(
+        "auto",
+        "auto trains in bfloat16 on TPUs and on GPUs from Ampere on, and in "
+        "float32 elsewhere; weights, optimizer and logits are float32",
     )
     remat: Literal["none", "tokens", "block"] = _doc(
         "none",

@@ -113,18 +113,6 @@ def photos() -> Config:
     )
 
 
-def _bfloat16(
-    variant: str, size: int, stoch_depth: float = 0.0
-) -> fields.ModelConfig:
-    """A released variant, computed in bfloat16 on TPUs."""
-    return fields.ModelConfig(
-        variant=variant,
-        image_size=size,
-        stoch_depth=stoch_depth,
-        precision="bfloat16",
-    )
-
-
 def _imagenet(
     recipe: str, variant: str, data: str = "", *, magnitude: int, p: float
 ) -> Config:
@@ -141,7 +129,9 @@ def _imagenet(
             val_split="train[99%:]" if data else None,
             eval_split="validation" if data else "train[99%:]",
         ),
-        model=_bfloat16(variant, 224, stoch_depth=0.1),
+        model=fields.ModelConfig(
+            variant=variant, image_size=224, stoch_depth=0.1
+        ),
         augment=fields.AugmentConfig(
             policy=f"inception_crop|flip|randaugment(2, {magnitude})",
             eval_policy="resize_small(256)|central_crop",
@@ -205,7 +195,7 @@ def _jft300m(recipe: str, *, variant: str, epochs: float, lr: float) -> Config:
     return Config(
         recipe=recipe,
         data=fields.DataConfig(name=""),
-        model=_bfloat16(variant, 224),
+        model=fields.ModelConfig(variant=variant, image_size=224),
         augment=fields.AugmentConfig(
             policy="inception_crop|flip",
             eval_policy="resize_small(256)|central_crop",
@@ -278,7 +268,7 @@ def _finetune(recipe: str, *, data: str, steps: int, size: int = 224) -> Config:
             name=data,
             eval_split="validation" if data == "imagenet2012" else "test",
         ),
-        model=_bfloat16("B/16", size),
+        model=fields.ModelConfig(variant="B/16", image_size=size),
         init=fields.InitConfig(weights="imagenet21k", head="fresh"),
         augment=fields.AugmentConfig(
             policy="resize|flip", eval_policy="resize"

@@ -84,6 +84,23 @@ def read_result(
         ) from error
 
 
+def read_begun(workdir: pathlib.Path) -> Config | None:
+    """Reads the config of a run that has begun; None if there is none.
+
+    Raises:
+      ConfigError: It is damaged.
+      WorkdirError: The workdir cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        begun = path.exists() and _has_begun(workdir)
+    except OSError as error:
+        raise WorkdirError(
+            f"Cannot read the workdir {workdir}: {error.strerror}"
+        ) from error
+    return config_lib.load(path) if begun else None
+
+
 def _explain(workdir: pathlib.Path, config: Config, changes: list[str]) -> str:
     """Says why a run cannot go on with another config, and what can be done."""
     if all(line.startswith(_OF_LENGTH) for line in changes):

@@ -19,6 +19,12 @@ from keras_mixer.run.fields import ModelConfig
 from keras_mixer.run.files import WorkdirError
 from keras_mixer.run.workdir import read_classes, read_config
 
+# Keras' dtype policy of each model.precision.
+_POLICIES = {
+    "auto": "float32",
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+}
 # (config, classes) -> a model of images in [-1, 1] that returns logits.
 BuildModel = Callable[[Config, int], keras.Model]
 
@@ -105,7 +111,8 @@ def build_mixer(
     """Builds the model of a resolved config; it returns logits.
 
     Args:
-      config: The resolved config.
+      config: The resolved config. What computes without a run, and leaves
+        model.precision at auto, computes in float32.
       num_classes: Width of the head.
       initial: Weights to start from; random by default.
 
@@ -135,9 +142,7 @@ def build_mixer(
         gelu_approximate=options.gelu == "tanh",
         head_bias_init=config.train.head_bias_init,
         remat=options.remat,
-        dtype={"float32": "float32", "bfloat16": "mixed_bfloat16"}[
-            options.precision
-        ],
+        dtype=_POLICIES[options.precision],
     )
     if last is not None:
         trained = {"head", *(["pre_head_layer_norm"] if last else [])}

@@ -84,6 +84,7 @@ class Run:
         if config.init.weights is not None:
             initial = weights_lib.get(config.init.weights, config.model.variant)
         config = assembly.resolve_model(config, initial)
+        config = _resolve_precision(config, engine, path, build_model)
         result = workdir_lib.read_result(
             path, config, splits.train.class_names, other_model
         )
@@ -206,6 +207,7 @@ class Run:
             *([options.variant] if is_named else []),
             f"{_short(count)} parameters{rest}",
             f"{options.side} px",
+            *(["bfloat16"] if options.precision == "bfloat16" else []),
             *([f"from {x}"] if (x := self.config.init.weights) else []),
         ]
         return (
@@ -213,6 +215,27 @@ class Run:
             f"{train.num_examples:,} images, {train.num_classes:,} classes; "
             f"{self.total_steps:,} steps of {self.config.train.batch_size:,}"
         )
+
+
+def _resolve_precision(
+    config: Config,
+    engine: Engine,
+    workdir: pathlib.Path,
+    build_model: assembly.BuildModel | None,
+) -> Config:
+    """Decides `model.precision=auto`, which `build_model` may ignore.
+
+    A run that goes on keeps its precision, wherever it does.
+    """
+    if config.model.precision != "auto":
+        return config
+    if begun := workdir_lib.read_begun(workdir):
+        chosen: str = begun.model.precision
+    elif build_model is None:
+        chosen = engine.best_precision().name
+    else:
+        return config
+    return config_lib.override(config, [f"model.precision={chosen}"])
 
 
 def _short(count: int) -> str:

@@ -4,6 +4,8 @@ import pytest
 
 from keras_mixer.doctor import smoke
 from keras_mixer.engines import hosts
+from keras_mixer.engines.choice import Choice
+from keras_mixer.engines.engine import Engine
 from keras_mixer.run import config, recipes
 
 
@@ -38,3 +40,19 @@ def test_a_strategy_that_is_not_there(monkeypatch):
             virtual_devices=None,
             tpu=None,
         )
+
+
+def test_the_precision_of_auto_is_tried(monkeypatch):
+    asked = []
+
+    def train_steps(engine, precision):
+        asked.append(precision)
+        return {}
+
+    monkeypatch.setattr(smoke, "train_steps", train_steps)
+    best = Choice("bfloat16", "the test says so")
+    monkeypatch.setattr(Engine, "best_precision", lambda engine: best)
+    smoke.main(
+        engine="auto", strategy="one_device", virtual_devices=None, tpu=None
+    )
+    assert asked == ["float32", "bfloat16"]

@@ -51,6 +51,19 @@ def test_the_spec_of_a_batch_is_that_of_the_data(overrides):
     assert spec == dict(batches.element_spec)
 
 
+def test_tpus_multiply_in_bfloat16():
+    for asked, found in (
+        ("auto", "bfloat16"),
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+    ):
+        config = config_lib.override(
+            recipes.digits(), [f"model.precision={asked}"]
+        )
+        subject = lowering.resolve(config, classes=None, examples=None)
+        assert subject.config.model.precision == found
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_recipes_are_resolved_without_their_data(name):
     subject = lowering.resolve(

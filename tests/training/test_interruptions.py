@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -49,7 +50,7 @@ def overrides(*changes):
 class Run:
     """A process of train.py, and what it has printed so far."""
 
-    started = []  # by the test that runs
+    started: ClassVar[list["Run"]] = []  # by the test that runs
 
     def __init__(self, workdir, *arguments, output, environment=None):
         self.output = output

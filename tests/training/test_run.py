@@ -4,10 +4,17 @@ import keras
 import pytest
 
 from keras_mixer import data
+from keras_mixer.analysis import resnet
 from keras_mixer.engines import distribute
+from keras_mixer.engines.choice import Choice
 from keras_mixer.engines.hosts import EngineError
-from keras_mixer.run import config as config_lib
-from keras_mixer.training import loop as trainer
+from keras_mixer.run import (
+    config as config_lib,
+    files,
+    workdir as workdir_lib,
+)
+from keras_mixer.run.files import WorkdirError
+from keras_mixer.training import assembly, loop as trainer
 from keras_mixer.training.run import Run
 from tests.training.common import small
 
@@ -62,6 +69,77 @@ def test_another_backend_is_refused(tmp_path, engine_of, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: other)
     with pytest.raises(EngineError, match=f"runs on '{other}'.*KERAS_BACKEND"):
         trainer.fit(small(), workdir=tmp_path / "a", engine=engine)
+
+
+def precision_of(workdir, engine, monkeypatch, fastest, *overrides, **others):
+    """Trains 4 updates or more where a precision is the fastest."""
+    choice = Choice(fastest, "the test says so")
+    monkeypatch.setattr(type(engine), "best_precision", lambda self: choice)
+    config = small("train.steps=4", *overrides)
+    trainer.fit(config, workdir=workdir, engine=engine, **others)
+    return workdir_lib.read_config(workdir).model.precision
+
+
+def test_auto_takes_the_fastest_precision(
+    tmp_path, engine_of, monkeypatch, capsys
+):
+    engine = engine_of(1)
+    for fastest in ("float32", "bfloat16"):
+        workdir = tmp_path / fastest
+        found = precision_of(workdir, engine, monkeypatch, fastest)
+        assert found == fastest
+        half = fastest == "bfloat16"
+        assert ("8 px, bfloat16; 200" in capsys.readouterr().out) == half
+        block = assembly.load_trained(workdir).model.get_layer("MixerBlock_0")
+        assert block.compute_dtype == fastest
+
+
+def test_a_precision_that_is_asked_for_stays(tmp_path, engine_of, monkeypatch):
+    asked = "model.precision=float32"
+    found = precision_of(tmp_path, engine_of(1), monkeypatch, "bfloat16", asked)
+    assert found == "float32"
+
+
+def test_a_run_goes_on_in_its_precision(tmp_path, engine_of, monkeypatch):
+    """As one that began on a TPU and goes on without one."""
+    engine, longer = engine_of(1), ("optim.schedule=constant", "train.steps=8")
+    for fastest, change in (("bfloat16", longer[:1]), ("float32", longer)):
+        found = precision_of(tmp_path, engine, monkeypatch, fastest, *change)
+        assert found == "bfloat16"
+    assert files.read_result(tmp_path)["step"] == 8
+    with pytest.raises(WorkdirError, match="'bfloat16' -> 'float32'"):
+        precision_of(
+            tmp_path,
+            engine,
+            monkeypatch,
+            "float32",
+            *longer,
+            "model.precision=float32",
+        )
+
+
+def test_another_model_has_its_own_precision(tmp_path, engine_of, monkeypatch):
+    found = precision_of(
+        tmp_path,
+        engine_of(1),
+        monkeypatch,
+        "bfloat16",
+        build_model=resnet.build,
+    )
+    assert found == "auto"
+
+
+def test_another_model_of_before_auto_goes_on(tmp_path, engine_of, monkeypatch):
+    for change in ("model.precision=float32", "train.seed=0"):
+        found = precision_of(
+            tmp_path,
+            engine_of(1),
+            monkeypatch,
+            "bfloat16",
+            change,
+            build_model=resnet.build,
+        )
+        assert found == "float32"
 
 
 @pytest.mark.parametrize(
