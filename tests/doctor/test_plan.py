@@ -38,7 +38,7 @@ KINDS = [
         "Colab GPU",
         "tensorflow",
         "pip install 'keras-cv>=0.9'",
-        {"requirements": "error", "capability": "warning"},
+        {"requirements": "error"},
     ),
     (
         machines.COLAB_CPU,
@@ -59,7 +59,7 @@ KINDS = [
         "Kaggle GPU",
         "tensorflow",
         "pip install 'keras-cv>=0.9'",
-        {"requirements": "error", "capability": "warning"},
+        {"requirements": "error"},
     ),
     (
         machines.TPU_VM,
