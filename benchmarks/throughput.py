@@ -107,17 +107,21 @@ def read_case(text: str) -> Case:
     return Case(**found | {"dims": types.SimpleNamespace(**found["dims"])})
 
 
-def ours(case: Case, trains: bool, engine: str, **options: Any) -> Call:
+def make_engine(name: str, **flags: Any) -> Any:
+    """Returns an engine on one device, or that of flags of `make_engine`."""
     from keras_mixer.engines import choice, make, memory
 
     memory.keep_freed_memory()
-    choice.use_engine(choice.Choice(engine, "the benchmark says so"))
-    replicas = options.get("replicas", 1)
-    made = make.make_engine(
-        engine,
-        one_device=replicas == 1,
-        virtual_devices=replicas if replicas > 1 else None,
-    )
+    choice.use_engine(choice.Choice(name, "the benchmark says so"))
+    return make.make_engine(name, **(flags or {"one_device": True}))
+
+
+def ours(case: Case, trains: bool, engine: str, **options: Any) -> Call:
+    return call_on(make_engine(engine), case, trains, **options)
+
+
+def call_on(made: Any, case: Case, trains: bool, **options: Any) -> Call:
+    """Returns a call of the trainer's step, or of a forward pass."""
     import tensorflow as tf
     from keras import ops
 
@@ -144,7 +148,7 @@ def ours(case: Case, trains: bool, engine: str, **options: Any) -> Call:
         ],
     )
     batch = case.make_batch()
-    share = {key: x[: case.batch // replicas] for key, x in batch.items()}
+    share = {key: x[: case.batch // made.replicas] for key, x in batch.items()}
     with made.scope():
         model, optimizer, _ = assembly.build_training(config, case.classes)
     batches = made.batches(
