@@ -387,7 +387,7 @@ def serve(program: str, case: Case, trains: bool) -> None:
 class Worker:
     """A process in which a program takes turns; see `serve`.
 
-    `missing` is the error if a package that it needs is not installed.
+    `missing` is the error if it cannot start, as without a package.
     """
 
     def __init__(self, program: str, errors: pathlib.Path, *flags: str):
@@ -402,21 +402,18 @@ class Worker:
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
         self.missing = ""
-        self._read()
+        if not self._read():
+            self.missing = errors.read_text().strip().rpartition("\n")[2]
 
     def _read(self) -> dict[str, float]:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return dict(json.loads(line))
-        text = self.errors.read_text()
-        self.missing = text.strip().rpartition("\n")[2]
-        if not self.missing.startswith("ModuleNotFoundError"):
-            sys.exit(text)
         return {}
 
     def turn(self, seconds: float) -> dict[str, float]:
         print(seconds, file=self.process.stdin, flush=True)
-        return self._read()
+        return self._read() or sys.exit(self.errors.read_text())
 
 
 def take_turns(
@@ -426,12 +423,14 @@ def take_turns(
     errors: pathlib.Path,
     *flags: str,
 ) -> list[dict[str, dict[str, float]]]:
-    """Returns each round's turns by program; {} where a package is missing."""
+    """Returns each round's turns by program; {} where one cannot start."""
     workers = {}
     for program in programs:
         workers[program] = Worker(program, errors / program, *flags)
         if missing := workers[program].missing:
             print(f"{program}: not run, {missing}", file=sys.stderr, flush=True)
+            if program == programs[0]:  # the others are compared with it
+                sys.exit(workers[program].errors.read_text())
     found = []
     for number in range(rounds):
         found.append(
