@@ -403,7 +403,8 @@ class Worker:
             )
         self.missing = ""
         if not self._read():
-            self.missing = errors.read_text().strip().rpartition("\n")[2]
+            last = errors.read_text().strip().rpartition("\n")[2]
+            self.missing = last or f"exit code {self.process.wait()}"
 
     def _read(self) -> dict[str, float]:
         for line in self.process.stdout:

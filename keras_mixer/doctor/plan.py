@@ -22,7 +22,7 @@ class Plan:
     reason: str
     install: str  # the command that installs what is missing; "" if nothing is
     command: str  # the command that trains
-    precision: Choice  # what model.precision=auto means here
+    precision: Choice  # the fastest model.precision of the machine
     finding: Finding  # on --engine, KERAS_BACKEND and what they choose
 
 

@@ -27,7 +27,7 @@ def warn_of_bfloat16(flags: frozenset[str]) -> None:
     print(
         "Warning: this CPU has no instructions for bfloat16 (avx512_bf16, "
         "amx_bf16) and emulates it: S/16 at 224 px did not make one update in "
-        "minutes. Way out: model.precision=float32",
+        "minutes. Way out: model.precision=float32 in a new run",
         flush=True,
     )
 

@@ -144,7 +144,7 @@ def check_gpus(
                 "warning",
                 f"{precision} is slow on {slow}: GPUs compute with it from "
                 "compute capability 8.0 on",
-                "model.precision=float32",
+                "model.precision=float32 in a new run",
             )
         )
     return troubles

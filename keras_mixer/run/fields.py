@@ -137,7 +137,7 @@ class ModelConfig(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = _doc(
         "auto",
         "auto trains in bfloat16 on TPUs and on GPUs from Ampere on, and in "
-        "float32 elsewhere; weights, optimizer and logits are float32",
+        "float32 elsewhere; weights and logits are float32",
     )
     remat: Literal["none", "tokens", "block"] = _doc(
         "none",

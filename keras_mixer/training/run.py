@@ -182,8 +182,9 @@ class Run:
         config = dataclasses.asdict(self.config)
         del config["data"]["data_dir"]  # may differ from host to host
         train = self.splits.train
+        precision = self.config.model.precision  # auto may differ, too
         for what, mine in (
-            ("config", config),
+            (f"config (here with model.precision={precision})", config),
             ("training split", (train.num_examples, train.class_names)),
             (f"step to go on from ({step} here)", step),
         ):

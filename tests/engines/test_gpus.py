@@ -59,7 +59,7 @@ def test_bfloat16_is_slow_on_old_gpus(engine):
     [trouble] = check(A100, T4, engine=engine)
     assert trouble.level == "warning"
     assert "bfloat16 is slow on Tesla T4 (7.5): " in trouble.text
-    assert trouble.way_out == "model.precision=float32"
+    assert trouble.way_out == "model.precision=float32 in a new run"
 
 
 def test_before_training(capsys):
