@@ -29,7 +29,7 @@ ENGINES = ("tensorflow", "jax")
 # The x of these points is counted.
 _FLOPS = "GFLOP per image (S/32, B/32, S/16, B/16; batch 8)"
 _HOSTS = "hosts on two cores (cifar10_scratch, batch 64)"
-# Hosts make the same number of updates, or they would wait for each other.
+# All hosts must make the same number of updates: each waits for the others.
 _UPDATES = 60
 # What is varied, and its points: x; name, side and batch; replicas or hosts.
 POINTS: dict[str, list[tuple[float, tuple[str, int, int], int]]] = {
@@ -72,10 +72,12 @@ def measure(engine: str, flags: argparse.Namespace) -> dict[str, float]:
     call(2)
     count, begun = 0, time.perf_counter()
     if flags.hosts > 1:
-        call(count := _UPDATES)
-    while time.perf_counter() - begun < flags.seconds and flags.hosts == 1:
-        call(2)
-        count += 2
+        count = _UPDATES
+        call(count)
+    else:
+        while time.perf_counter() - begun < flags.seconds:
+            call(2)
+            count += 2
     seconds = (time.perf_counter() - begun) / count
     made.part()
     return {"seconds": seconds, "peak_mib": throughput.peak_memory()}

@@ -108,7 +108,7 @@ def read_case(text: str) -> Case:
 
 
 def make_engine(name: str, **flags: Any) -> Any:
-    """Returns an engine on one device, or that of flags of `make_engine`."""
+    """Returns an engine, on one device unless flags of `make` are given."""
     from keras_mixer.engines import choice, make, memory
 
     memory.keep_freed_memory()

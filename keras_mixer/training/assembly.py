@@ -111,8 +111,8 @@ def build_mixer(
     """Builds the model of a resolved config; it returns logits.
 
     Args:
-      config: The resolved config. What computes without a run, and leaves
-        model.precision at auto, computes in float32.
+      config: The resolved config. Without a run model.precision may still be
+        auto; the model then computes in float32.
       num_classes: Width of the head.
       initial: Weights to start from; random by default.
 

@@ -226,17 +226,18 @@ def _resolve_precision(
 ) -> Config:
     """Decides `model.precision=auto`, which `build_model` may ignore.
 
-    A run that goes on keeps its precision, wherever it does.
+    A run that continues keeps its precision, on any machine.
     """
     if config.model.precision != "auto":
         return config
     if begun := workdir_lib.read_begun(workdir):
-        chosen: str = begun.model.precision
+        chosen: Any = begun.model.precision
     elif build_model is None:
         chosen = engine.best_precision().name
     else:
         return config
-    return config_lib.override(config, [f"model.precision={chosen}"])
+    model = dataclasses.replace(config.model, precision=chosen)
+    return dataclasses.replace(config, model=model)
 
 
 def _short(count: int) -> str:
